@@ -1,0 +1,56 @@
+# The companion's commands. `make` alone prints them.
+
+PROFILE ?= embedded
+MIRROR ?=
+BENCH ?=
+SLOW ?=
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+NAME := $(basename $(notdir $(PROFILE)))
+PROFILE_FILE := $(if $(filter %.yaml %.yml,$(PROFILE)),$(PROFILE),notebooks/profiles/$(PROFILE).yaml)
+RUN := data/runs/$(NAME)
+export MIRROR
+export PYTHONWARNINGS := ignore:IProgress
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help reproduce test lab data publish bench clean env
+
+help: ## Print this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | column -t -s '|'
+	@echo
+	@echo "  PROFILE=$(PROFILE)  (a name in notebooks/profiles, or the path of a YAML file)   MIRROR=folder of downloads"
+
+reproduce: data ## Run the notebooks of PROFILE, as far as something changed
+	@$(PYTHON) -m lib.graph $(NAME) > $(RUN)/graph.mk
+	@$(MAKE) --no-print-directory -f $(RUN)/graph.mk all PYTHON=$(PYTHON) PROFILE_FILE=$(PROFILE_FILE)
+	@echo "$(NAME) is up to date: notebooks and results in $(RUN), figures in figures/$(NAME)"
+
+test: env ## Run the fast tests (SLOW=1: all of them)
+	$(PYTHON) -m pytest $(if $(SLOW),,-m "not slow") tests
+
+lab: env ## Open the notebooks in JupyterLab
+	$(VENV)/bin/jupyter lab notebooks
+
+data: env ## Fetch the data of PROFILE and check them (MIRROR=folder: from there, without network)
+	@$(PYTHON) -m lib.runner --fetch --profile $(PROFILE)
+	@mkdir -p $(RUN)
+
+publish: ## Run the embedded profile, and copy the executed notebooks beside their .py
+	$(MAKE) reproduce PROFILE=embedded
+	$(PYTHON) -m lib.runner --publish
+
+bench: env ## Measure afresh into data/bench (BENCH=activations: one of them)
+	$(PYTHON) -m bench $(BENCH)
+
+clean: ## Delete what PROFILE's runs made (not the downloads, not the environment)
+	rm -rf $(RUN)
+
+env: $(VENV)/installed
+
+$(VENV)/installed: requirements.lock pyproject.toml
+	python3 -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version if sys.version_info < (3, 11) else 0)'
+	test -x $(PYTHON) || python3 -m venv $(VENV)
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@

@@ -1,0 +1,30 @@
+"""``python -m bench [name]``: run one benchmark, or all."""
+
+import importlib
+import pkgutil
+import statistics
+import sys
+from pathlib import Path
+
+import bench
+from lib.files import DATA, write_json
+from lib.records import environment
+
+
+def main(chosen: list[str]) -> None:
+    """Run the benchmarks and write their lists of medians, with minimum and maximum over the rounds."""
+    names = sorted(module.name for module in pkgutil.iter_modules([str(Path(bench.__file__).parent)]) if module.name != "__main__")
+    unknown = set(chosen) - set(names)
+    if unknown:
+        sys.exit(f"error: unknown benchmark {sorted(unknown)}; there are {names}")
+    for name in chosen or names:
+        rows = []
+        for metric, unit, values in importlib.import_module(f"bench.{name}").measure():
+            row = {"name": metric, "value": statistics.median(values), "unit": unit, "n": len(values)}
+            rows.append(row | {"min": min(values), "max": max(values), "profile": "embedded"} | environment())
+            print(f"{name}: {metric} = {row['value']:.4g} {unit} (min {min(values):.4g}, max {max(values):.4g}, n = {len(values)})")
+        write_json(DATA / "bench" / f"{name}.json", rows)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,154 @@
+"""Every figure of the notebooks: labelled axes with units, intervals, and a caption with profile and n."""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+LABELS = {0: "harmless", 1: "harmful"}
+SPLITS = {"train": "training", "val": "validation", "ood": "out of distribution"}
+COLOURS = {"harmless": "#4477aa", "harmful": "#cc3311"}
+CYCLE = ["#4477aa", "#ee7733", "#228833", "#aa3377", "#66ccee", "#bbbbbb"]
+
+
+def _panels(n: int, width: float = 4.2, height: float = 3.4, rows: int = 1, **options) -> tuple[Figure, list[Axes]]:
+    sns.set_theme(context="notebook", style="whitegrid", palette=CYCLE, font_scale=0.85)
+    figure, axes = plt.subplots(rows, n, figsize=(width * n, height * rows), squeeze=False, layout="constrained", **options)
+    return figure, list(axes.flat)
+
+
+def save(figure: Figure, folder: Path, name: str, caption: str) -> Figure:
+    """Write ``folder/name.png`` with the caption below the axes, and return the figure for display."""
+    figure.supxlabel(caption, fontsize=8, color="0.35")
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / f"{name}.png", dpi=120, metadata={"Software": None})
+    plt.close(figure)
+    return figure
+
+
+def composition(prompts: pd.DataFrame) -> Figure:
+    """Number of prompts by split, transform and label."""
+    splits = [split for split in SPLITS if (prompts["split"] == split).any()]
+    figure, axes = _panels(len(splits), width=4.0, height=3.2)
+    for ax, split in zip(axes, splits, strict=True):
+        rows = prompts[prompts["split"] == split]
+        counts = rows.groupby(["transform", "label"], sort=False).size().unstack(fill_value=0).rename(columns=LABELS)
+        counts.iloc[::-1].plot.barh(stacked=True, ax=ax, color=COLOURS, width=0.75, legend=ax is axes[0])
+        ax.set(title=f"{SPLITS[split]} (n = {len(rows):,})", xlabel="prompts", ylabel="")
+        ax.grid(axis="y", visible=False)
+    axes[0].legend(title=None, frameon=True)
+    return figure
+
+
+def lengths(prompts: pd.DataFrame) -> Figure:
+    """Distribution of prompt lengths in words, by split and label."""
+    splits = [split for split in SPLITS if (prompts["split"] == split).any()]
+    figure, axes = _panels(len(splits), width=3.6, height=2.9, sharey=True)
+    table = prompts.assign(words=prompts["text"].str.split().str.len(), label=prompts["label"].map(LABELS))
+    top = table["words"].quantile(0.995)
+    for ax, split in zip(axes, splits, strict=True):
+        rows = table[table["split"] == split]
+        sns.histplot(rows, x="words", hue="label", hue_order=list(COLOURS), palette=COLOURS, element="step", stat="density",
+                     common_norm=False, bins=np.linspace(0, top, 40), ax=ax, legend=ax is axes[0])  # fmt: skip
+        ax.set(title=SPLITS[split], xlabel="length (words)", ylabel="density (1 / word)")
+    axes[0].get_legend().set_title(None)
+    return figure
+
+
+def nearest_neighbours(base: pd.DataFrame, threshold: float) -> Figure:
+    """Distribution of each base prompt's largest cosine to the splits before it."""
+    figure, (ax,) = _panels(1, width=5.5, height=3.0)
+    table = base[base["split"] != "train"].assign(split=base["split"].map(SPLITS))
+    sns.histplot(table, x="cosine", hue="split", element="step", stat="percent", common_norm=False, binwidth=0.025, ax=ax)
+    ax.axvline(threshold, color="black", linestyle="--", linewidth=1)
+    ax.annotate("removed above", (threshold, 0.95), (-4, 0), xycoords=("data", "axes fraction"), ha="right", va="top",
+                textcoords="offset points", fontsize=8)  # fmt: skip
+    ax.set(xlabel="largest MiniLM cosine to an earlier split's prompt", ylabel="base prompts (%)", xlim=(0, 1))
+    ax.get_legend().set_title(None)
+    return figure
+
+
+def points(
+    table: pd.DataFrame, y: str, panel: str, hue: str | None = None, reference: pd.DataFrame | None = None,
+    xlabel: str = "AUROC", xlim: tuple[float, float] | None = None, reference_label: str = "dense probe",
+) -> Figure:  # fmt: skip
+    """Values with their 95 % intervals, a row per ``y``; ``reference`` gives one dotted line with a band per panel."""
+    panels, names = list(dict.fromkeys(table[panel])), list(dict.fromkeys(table[y]))
+    hues = list(dict.fromkeys(table[hue])) if hue else [None]
+    figure, axes = _panels(len(panels), width=max(3.2, 9.6 / len(panels)), height=1.1 + 0.3 * len(names) * len(hues) ** 0.5, sharey=True)
+    offsets = np.linspace(0.22, -0.22, len(hues)) if len(hues) > 1 else [0.0]
+    for ax, value in zip(axes, panels, strict=True):
+        rows = table[table[panel] == value].dropna(subset=["value"])
+        for colour, offset, group in zip(CYCLE, offsets, hues, strict=False):
+            part = rows[rows[hue] == group] if hue else rows
+            position = len(names) - 1 - part[y].map(names.index).to_numpy() + offset
+            ax.errorbar(part["value"], position, xerr=_spread(part), fmt="o", color=colour, capsize=2.5, markersize=5, label=group)
+        if reference is not None:
+            _reference(ax, reference[reference[panel] == value], reference_label, vertical=True)
+        ax.set(title=SPLITS.get(value, value), xlabel=xlabel, xlim=xlim, ylim=(-0.6, len(names) - 0.4))
+        ax.set_yticks(range(len(names)), names[::-1])
+    if hue or reference is not None:
+        figure.legend(*axes[-1].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=8)
+    return figure
+
+
+def curves(
+    table: pd.DataFrame, x: str, panel: str, hue: str, xlabel: str, ylabel: str = "AUROC",
+    reference: pd.DataFrame | None = None, reference_label: str = "TF-IDF", logx: bool = False, share_y: bool = True,
+) -> Figure:  # fmt: skip
+    """Lines with 95 % bands, a panel per value of ``panel``; ``reference`` as in :func:`points`."""
+    panels = list(dict.fromkeys(table[panel]))
+    figure, axes = _panels(len(panels), width=3.7, height=3.4, sharey=share_y)
+    for ax, value in zip(axes, panels, strict=True):
+        for colour, (group, rows) in zip(CYCLE, table[table[panel] == value].groupby(hue, sort=False), strict=False):
+            rows = rows.dropna(subset=["value"]).sort_values(x)
+            ax.plot(rows[x], rows["value"], marker="o", markersize=4, color=colour, label=group)
+            ax.fill_between(rows[x], rows["low"], rows["high"], color=colour, alpha=0.15, linewidth=0)
+        if reference is not None:
+            _reference(ax, reference[reference[panel] == value], reference_label, vertical=False)
+        ax.set(title=SPLITS.get(value, value), xlabel=xlabel, ylabel=ylabel, xscale="log" if logx else "linear")
+        ax.label_outer()
+    figure.legend(*axes[-1].get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize=8)
+    return figure
+
+
+def _spread(rows: pd.DataFrame) -> np.ndarray:
+    return np.clip([rows["value"] - rows["low"], rows["high"] - rows["value"]], 0, None)
+
+
+def _reference(ax: Axes, rows: pd.DataFrame, label: str, vertical: bool) -> None:
+    for row in rows.itertuples():
+        line, band = (ax.axvline, ax.axvspan) if vertical else (ax.axhline, ax.axhspan)
+        line(row.value, color="black", linestyle=":", linewidth=1.5, label=label)
+        band(row.low, row.high, color="black", alpha=0.08, linewidth=0)
+
+
+def norms(table: pd.DataFrame, layers: list[int]) -> Figure:
+    """Left: token norm by layer (median and quartiles over prompts); right: harvest speed by prompt length."""
+    figure, (left, right) = _panels(2, width=4.4, height=3.2)
+    values = [np.concatenate(table[f"norm.{layer}"].to_list()) for layer in layers]
+    low, middle, high = np.array([np.percentile(v, [25, 50, 75]) for v in values]).T
+    left.errorbar(layers, middle, yerr=[middle - low, high - middle], marker="o", capsize=3)
+    left.set(xlabel="layer (residual stream after block)", ylabel="token norm ‖x‖₂ (model units)", title="norms", xticks=layers)
+    left.set_ylim(bottom=0)
+    right.plot(table["length"], table["tokens_per_s"] / 1000, marker="o")
+    right.set(xlabel="mean prompt length of the shard (tokens)", ylabel="thousand tokens / s", title="harvest, all layers")
+    right.set_ylim(bottom=0)
+    return figure
+
+
+def projection(points_by_split: dict[str, pd.DataFrame]) -> Figure:
+    """Prompts on the mean-difference direction and the largest orthogonal principal component."""
+    figure, axes = _panels(len(points_by_split), width=4.2, height=3.8, sharex=True, sharey=True)
+    for ax, (split, table) in zip(axes, points_by_split.items(), strict=True):
+        rows = table.assign(label=table["label"].map(LABELS))
+        sns.scatterplot(rows, x="direction", y="component", hue="label", hue_order=list(COLOURS), palette=COLOURS, style="kind",
+                        style_order=["plain", "jailbreak", "innocuous"], s=12, alpha=0.55, linewidth=0, ax=ax, legend="brief" if ax is axes[-1] else False)  # fmt: skip
+        ax.set(title=SPLITS[split], xlabel="mean-difference direction (model units)", ylabel="first orthogonal component (model units)")
+        ax.label_outer()
+    sns.move_legend(axes[-1], "center left", bbox_to_anchor=(1, 0.5), title=None, frameon=False)
+    return figure

@@ -1,0 +1,126 @@
+"""What a notebook run found: one JSON record and one tidy parquet table per notebook and profile."""
+
+import json
+import platform
+import resource
+import subprocess
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import yaml
+
+from lib import graph
+from lib.files import DATA, ROOT, file_hash, replacing, run_dir, write_json
+
+PACKAGES = ("torch", "transformers", "transformer-lens", "sae-lens", "scikit-learn", "numpy", "pandas")
+
+
+class Run(NamedTuple):
+    """A notebook at work: its name, profile, parameters, folders and the clock at its start."""
+
+    notebook: str
+    profile: str
+    parameters: dict[str, Any]
+    folder: Path
+    figures: Path
+    started: float
+
+
+def start(notebook: str, scope: dict[str, Any]) -> Run:
+    """Begin a record. ``scope`` is the notebook's ``globals()``: the parameters are read from there by name."""
+    names = graph.parameters(graph.NOTEBOOKS / f"{notebook}.py")
+    profile = scope["profile"]
+    parameters = {name: scope[name] for name in names}
+    return Run(notebook, profile, parameters, run_dir(profile), ROOT / "figures" / profile, time.perf_counter())
+
+
+def write(run: Run, table: pd.DataFrame, headline: pd.DataFrame, inputs: list[Path], outputs: dict[str, Path]) -> Path:
+    """Write ``results/<notebook>.parquet`` (all of ``table``) and ``.json`` (``headline`` and how it came about).
+
+    ``inputs`` and ``outputs`` are files, or stores, which stand with the hash of their manifest's shards. The small
+    file ``.outputs`` changes only if an output changes: make takes it as the notebook's product.
+    """
+    results = run.folder / "results"
+    hashes = {name: _content_hash(path) for name, path in outputs.items()}
+    record = {
+        "notebook": run.notebook,
+        "profile": run.profile,
+        "parameters": run.parameters,
+        "metrics": json.loads(headline.to_json(orient="records", double_precision=12)),
+        "inputs": {_relative(path): _content_hash(path) for path in inputs},
+        "outputs": {name: {"path": _relative(path), "sha256": hashes[name]} for name, path in outputs.items()},
+        **environment(),
+        "wall_time_s": round(time.perf_counter() - run.started, 1),
+        "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+    }
+    with replacing(results / f"{run.notebook}.parquet") as temporary:
+        table.to_parquet(temporary, index=False)
+    write_json(results / f"{run.notebook}.json", record)
+    write_json(results / f"{run.notebook}.outputs", hashes, only_if_changed=True)
+    return results / f"{run.notebook}.json"
+
+
+def read(run: Run, notebook: str) -> dict[str, Any]:
+    """The record of an upstream notebook of the same profile.
+
+    Raises:
+        ValueError: that notebook has not been run.
+    """
+    path = run.folder / "results" / f"{notebook}.json"
+    if not path.exists():
+        raise ValueError(f"{notebook} has not been run for profile {run.profile!r}: make reproduce PROFILE={run.profile}")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def output(run: Run, notebook: str, name: str) -> Path:
+    """Path of a named output of an upstream notebook."""
+    return ROOT / read(run, notebook)["outputs"][name]["path"]
+
+
+def claims() -> dict[str, Any]:
+    """The paper's claims and numbers, ``data/claims.yaml``."""
+    return yaml.safe_load((DATA / "claims.yaml").read_text(encoding="utf-8"))
+
+
+def text(estimate: Any, digits: int = 3) -> str:
+    """``value [low, high]`` of an Estimate or a results row, or ``n/a``."""
+    if estimate.value is None or pd.isna(estimate.value):
+        return "n/a"
+    return f"{estimate.value:.{digits}f} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
+
+
+def environment() -> dict[str, Any]:
+    """Versions, hardware and git commit of this run; a commit ends in ``+`` if files differ from it."""
+    import torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return {
+        "commit": _commit(),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "hardware": {"machine": platform.machine(), "threads": torch.get_num_threads(), "device": device},
+    }
+
+
+def _commit() -> str | None:
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _content_hash(path: Path) -> str:
+    if path.is_dir():  # a store: the hashes of its shards, without the times that its manifest notes
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        return graph.text_hash(json.dumps([manifest["parameters"], manifest["shards"]], sort_keys=True))
+    return file_hash(path)
+
+
+def _relative(path: Path) -> str:
+    resolved = path.resolve()
+    return str(resolved.relative_to(ROOT)) if resolved.is_relative_to(ROOT) else path.name

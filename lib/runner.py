@@ -1,0 +1,177 @@
+"""Headless notebooks: papermill plus what it lacks (checked parameters, outputs that appear only on success).
+
+``python -m lib.runner 05_probing --profile notebooks/profiles/public.yaml -p layer 3`` runs one notebook;
+``python -m lib.runner --publish`` puts the executed embedded notebooks beside their ``.py``.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lib import graph, sources
+from lib.files import ROOT, replacing, run_dir, write_text
+
+PROFILES = graph.NOTEBOOKS / "profiles"
+
+
+def profile_path(profile: str) -> Path:
+    """The YAML file of a profile, given by name or by path.
+
+    Raises:
+        ValueError: no such profile.
+    """
+    path = Path(profile) if profile.endswith((".yaml", ".yml")) else PROFILES / f"{profile}.yaml"
+    if not path.exists():
+        names = sorted(file.stem for file in PROFILES.glob("*.yaml"))
+        raise ValueError(f"unknown profile {profile!r}; there are {names}, or give the path of a YAML file")
+    return path
+
+
+def read_profile(path: Path) -> dict[str, Any]:
+    """The flat parameters of a profile; ``profile`` is the file's name.
+
+    Raises:
+        ValueError: not a flat YAML mapping, or another ``profile`` in it.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} is not a YAML file: {error}") from error
+    if not isinstance(values, dict) or any(isinstance(value, dict) for value in values.values()):
+        raise ValueError(f"{path} must be flat: one 'parameter: value' a line")
+    if values.get("profile", path.stem) != path.stem:
+        raise ValueError(f"{path} sets profile: {values['profile']!r}; it must be the file's name, {path.stem!r}, or left out")
+    return {"profile": path.stem} | values
+
+
+def select(notebook: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """The values that this notebook declares and that differ from its defaults.
+
+    Raises:
+        ValueError: a name that no notebook declares, or a value of another type than the default.
+    """
+    known = {name for path in graph.notebooks() for name in graph.parameters(path)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ValueError(f"unknown parameter {unknown}; the notebooks declare {sorted(known)}")
+    defaults = graph.parameters(notebook)
+    chosen = {name: value for name, value in values.items() if name in defaults and value != defaults[name]}
+    for name, value in chosen.items():
+        default = defaults[name]
+        if not (isinstance(value, type(default)) or (isinstance(default, float) and type(value) is int)):
+            raise ValueError(f"parameter {name}: {value!r} is {type(value).__name__}, the default is {default!r}")
+    return chosen
+
+
+def execute(notebook: Path, values: dict[str, Any]) -> Path:
+    """Run a notebook; the executed one appears as ``data/runs/<profile>/notebooks/<name>.ipynb`` on success only.
+
+    A failed run leaves ``<name>.failed.ipynb`` with the traceback, and nothing under the final name.
+    """
+    import jupytext
+    import papermill
+
+    chosen = select(notebook, values)
+    folder = run_dir(values["profile"]) / "notebooks"
+    folder.mkdir(parents=True, exist_ok=True)
+    final, failed = folder / f"{notebook.stem}.ipynb", folder / f"{notebook.stem}.failed.ipynb"
+    final.unlink(missing_ok=True)
+    failed.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=f".{notebook.stem}-") as scratch:
+        source, target = Path(scratch) / notebook.with_suffix(".ipynb").name, Path(scratch) / "executed.ipynb"
+        jupytext.write(jupytext.read(notebook), source)
+        try:
+            papermill.execute_notebook(source, target, chosen, cwd=graph.NOTEBOOKS, kernel_name="python3",
+                                       progress_bar={"desc": notebook.stem})  # fmt: skip
+        except BaseException:
+            if target.exists():
+                _tidy(target, failed)
+            raise
+        _tidy(target, final)
+    return final
+
+
+def _tidy(source: Path, target: Path) -> None:
+    """Rename into place with progress bars reduced to their last state and without the machine's paths."""
+    import nbformat
+    from nbconvert.preprocessors import CoalesceStreamsPreprocessor
+
+    notebook = nbformat.read(source, as_version=4)
+    notebook, _ = CoalesceStreamsPreprocessor().preprocess(notebook, {})
+    notebook.metadata.pop("papermill", None)
+    for cell in notebook.cells:
+        for key in ("papermill", "execution"):
+            cell.metadata.pop(key, None)
+    write_text(target, nbformat.writes(notebook).replace(f"{ROOT}{os.sep}", "").replace(str(ROOT), ".") + "\n")
+
+
+def fetch(values: dict[str, Any]) -> None:
+    """Fetch the public files that a profile reads, with their checksums (from the environment's MIRROR, if set)."""
+    for path in graph.notebooks():
+        select(path, values)
+    if values.get("dataset") == "public" and not values.get("train_csv"):
+        for name in sources.registry():
+            sources.fetch(name)
+
+
+def publish() -> None:
+    """Copy the executed embedded notebooks beside their ``.py``; all must be there and hold no error."""
+    import nbformat
+
+    for path in graph.notebooks():
+        executed = run_dir("embedded") / "notebooks" / f"{path.stem}.ipynb"
+        if not executed.exists():
+            raise ValueError(f"{executed} is missing; run make reproduce first")
+        notebook = nbformat.read(executed, as_version=4)
+        with replacing(path.with_suffix(".ipynb")) as temporary:
+            nbformat.write(notebook, temporary)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m lib.runner", description=__doc__.splitlines()[0])
+    parser.add_argument("notebook", nargs="?", help="name without suffix, such as 05_probing")
+    parser.add_argument("--profile", default="embedded", help="name of a profile, or path of a YAML file")
+    parser.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
+    parser.add_argument("--publish", action="store_true", help="copy executed embedded notebooks beside their .py")
+    parser.add_argument("--fetch", action="store_true", help="check the profile and fetch its public files")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Command line: a wrong argument ends with one sentence, not with a traceback."""
+    arguments = _arguments()
+    try:
+        if arguments.publish:
+            return publish()
+        values = read_profile(profile_path(arguments.profile))
+        values |= {name: yaml.safe_load(value) for name, value in arguments.parameter}
+        if arguments.fetch:
+            return fetch(values)
+        names = [path.stem for path in graph.notebooks()]
+        if arguments.notebook not in names:
+            raise ValueError(f"unknown notebook {arguments.notebook!r}; there are {names}")
+        notebook = graph.NOTEBOOKS / f"{arguments.notebook}.py"
+        select(notebook, values)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    return _run(notebook, values)
+
+
+def _run(notebook: Path, values: dict[str, Any]) -> None:
+    from papermill.exceptions import PapermillExecutionError
+
+    try:
+        execute(notebook, values)
+    except PapermillExecutionError as error:
+        failed = run_dir(values["profile"]) / "notebooks" / f"{notebook.stem}.failed.ipynb"
+        sys.exit(f"error in {notebook.stem}, cell {error.exec_count}: {error.ename}: {error.evalue}\n"
+                 f"the notebook with its traceback: {failed.relative_to(ROOT)}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

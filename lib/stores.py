@@ -1,0 +1,110 @@
+"""A store is a folder of safetensors shards with a manifest: checksummed, and resumed after an interruption.
+
+``manifest.json``: ``parameters`` (they alone decide the folder's name), ``shards`` (SHA-256 by file name),
+``seconds`` (wall time by file name), ``n_shards`` and ``finished``. A shard is written under a temporary name and renamed; the
+manifest follows it. So a shard that the manifest does not list is made again.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load, save_file
+from tqdm import tqdm
+
+from lib.files import file_hash, replacing, value_hash, write_json
+
+Shard = dict[str, torch.Tensor]
+
+
+def store_path(parent: Path, kind: str, parameters: dict[str, Any]) -> Path:
+    """``parent/kind-<hash of the parameters>``: a changed parameter gives another folder."""
+    return parent / f"{kind}-{value_hash(parameters)}"
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a store.
+
+    Raises:
+        ValueError: none there, or not a manifest.
+    """
+    path = folder / "manifest.json"
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest["shards"], manifest["parameters"], manifest["finished"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a readable manifest ({error}); delete the folder to harvest again") from error
+    return manifest
+
+
+def build(folder: Path, parameters: dict[str, Any], n_shards: int, make: Callable[[int], Shard], unit: str) -> Path:
+    """Make the shards that ``folder`` does not hold yet; returns the folder.
+
+    ``make(i)`` must depend on ``i`` and ``parameters`` only, so that a resumed store equals an uninterrupted one.
+
+    Raises:
+        ValueError: the folder holds other parameters, or a tensor is not finite.
+    """
+    path = folder / "manifest.json"
+    if path.exists():
+        manifest = read_manifest(folder)
+        if manifest["parameters"] != parameters:
+            raise ValueError(f"{folder} holds another store ({manifest['parameters']}); delete it or choose another")
+    else:
+        manifest = {"parameters": parameters, "n_shards": n_shards, "shards": {}, "seconds": {}, "finished": False}
+    todo = [i for i in range(n_shards) if not _has(folder, manifest, i)]
+    for i in tqdm(todo, desc=folder.name, unit=unit, disable=not todo):
+        started = time.perf_counter()
+        manifest["shards"][_name(i)] = _write_shard(folder / _name(i), make(i))
+        manifest["seconds"][_name(i)] = round(time.perf_counter() - started, 3)
+        manifest["finished"] = len(manifest["shards"]) == n_shards
+        write_json(path, manifest)
+    return folder
+
+
+def _name(i: int) -> str:
+    return f"shard-{i:05d}.safetensors"
+
+
+def _has(folder: Path, manifest: dict, i: int) -> bool:
+    return _name(i) in manifest["shards"] and (folder / _name(i)).exists()
+
+
+def _write_shard(path: Path, tensors: Shard) -> str:
+    for key, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise ValueError(f"{path}: {key} has values that are not finite; nothing was saved")
+    with replacing(path) as temporary:
+        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary)
+        return file_hash(temporary)
+
+
+def read_shard(folder: Path, i: int, manifest: dict[str, Any] | None = None) -> Shard:
+    """The tensors of shard ``i``, after its checksum was compared with the manifest's.
+
+    Raises:
+        ValueError: missing or damaged shard, named in the message.
+    """
+    manifest = manifest or read_manifest(folder)
+    path = folder / _name(i)
+    if not path.exists():
+        raise ValueError(f"{path} is missing; run the harvest again, it makes missing shards only")
+    if file_hash(path) != manifest["shards"].get(_name(i)):
+        raise ValueError(f"{path} is damaged (its SHA-256 is not the manifest's); delete it and run the harvest again")
+    return load(path.read_bytes())
+
+
+def read_all(folder: Path) -> list[Shard]:
+    """All shards of a finished store, in order.
+
+    Raises:
+        ValueError: the store is not finished, or a shard is missing or damaged.
+    """
+    manifest = read_manifest(folder)
+    if not manifest["finished"]:
+        done = len(manifest["shards"])
+        raise ValueError(f"{folder} has {done} of {manifest['n_shards']} shards; run the harvest again to finish it")
+    return [read_shard(folder, i, manifest) for i in range(manifest["n_shards"])]

@@ -1,0 +1,183 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 01 · Data sets: harmful intent, also behind a jailbreak
+#
+# Prepares claims C1–C8 and shows the problem behind C13.
+#
+# The paper asks whether SAE latents give better *out-of-distribution* probes than dense linear probes for one task:
+# telling from a user's prompt whether the intent is harmful. The label stays "harmful" when a jailbreak hides the
+# request, and it is "harmless" when a harmful text is only an object of something innocent ("How many words are in
+# the following text: …"). This notebook builds the labelled prompts: base prompts are drawn, their formatting is
+# normalised, they are split, and each is put into the wrappers of its split.
+#
+# **Content note.** The harmful class consists of short requests at the level of AdvBench; there are no answers.
+
+# %%
+import numpy as np
+import pandas as pd
+from IPython.display import Markdown
+
+from lib import datasets, figures, metrics, probes, records, sources
+
+# %% [markdown]
+# ## Parameters
+# The defaults are the `embedded` profile. With `train_csv` (columns `text,label`) your own data take the place of the
+# shipped ones; augmentation is then off unless you set `augment="on"`.
+
+# %% tags=["parameters"]
+profile = "embedded"
+dataset = "embedded"  # embedded | public
+toxic_looking = "xstest"  # benign prompts that look toxic, in public: xstest | or_bench (from the hub)
+train_csv = ""  # your own data: text,label (label 1 = positive class)
+ood_csv = ""  # your own out-of-distribution data, same columns
+normalize = True  # remove formatting that tells the label
+augment = "auto"  # auto | on | off: wrap prompts in jailbreaks and innocuous transformations
+n_harmful = 400  # base prompts at most, in distribution
+n_harmless = 1130
+n_ood_harmful = 440
+n_ood_toxic_looking = 420
+n_ood_chat = 405
+benign_jailbreak_share = 1.0  # fraction of harmless prompts that are also wrapped in a jailbreak
+val_share = 0.2  # fraction of in-distribution base prompts
+max_cosine = 0.9  # near-duplicates across splits above this MiniLM cosine are removed
+n_bootstrap = 1000
+seed = 0
+
+# %% [markdown]
+# ## Base prompts
+# In distribution, the harmful requests are formal imperatives and questions (HarmBench in the public profile) and the
+# harmless ones ordinary instructions (Alpaca). Out of distribution, the harmful requests have another style (AdvBench),
+# and the harmless ones are prompts that look toxic and are not (XSTest in the place of OR-Bench, which needs the
+# Hugging Face hub) and plain chat requests.
+
+# %%
+run = records.start("01_datasets", globals())
+base = sources.base_prompts(dataset, toxic_looking, train_csv, ood_csv)
+base.groupby(["pool", "source", "label"], sort=False).agg(
+    prompts=("text", "size"),
+    questions=("text", lambda t: t.map(datasets.is_question).mean()),
+    words=("text", lambda t: t.str.split().str.len().mean()),
+    example=("text", lambda t: t.iloc[0][:70]),
+).round(2)
+
+# %% [markdown]
+# ## Draw, normalise, split
+# Normalising removes closing punctuation and brackets, straightens quotes, and makes the first letter a capital. The
+# harmless class is drawn with the harmful class's share of questions. Base prompts, not their variants, are divided
+# into training and validation, so variants of one prompt never cross splits.
+
+# %%
+rng = np.random.default_rng(seed)
+limits = {"harmful": n_harmful, "harmbench": n_harmful, "harmless": n_harmless, "alpaca": n_harmless}
+limits |= {"ood_harmful": n_ood_harmful, "advbench": n_ood_harmful, "ood_chat": n_ood_chat, "alpaca_eval": n_ood_chat}
+limits |= {"ood_toxic_looking": n_ood_toxic_looking, toxic_looking: n_ood_toxic_looking}
+raw = datasets.split_base(datasets.draw(base, limits, False, rng), val_share, rng)
+drawn = datasets.draw(base, limits, normalize and not train_csv, rng)
+if normalize:
+    drawn = drawn.assign(text=drawn["text"].map(datasets.normalise)).drop_duplicates("text")
+clean = datasets.split_base(drawn, val_share, rng)
+clean.groupby(["split", "label"], sort=False).size().unstack()
+
+# %% [markdown]
+# ## What formatting alone gives away
+# A probe that sees only the surface form (closing marks, brackets, quotes, capital first letter, question form, commas,
+# number of words) should be near chance. **What to look for:** the AUROC of this probe falls towards 0.5 with
+# normalisation. What is left is mostly length. **What would refute that normalising helps:** the same AUROC before and after.
+
+# %%
+rows = []
+for name, table in {"raw": raw, "normalised" if normalize else "raw, drawn again": clean}.items():
+    form = datasets.surface_form(table["text"].tolist()).to_numpy()
+    train = (table["split"] == "train").to_numpy()
+    y, ids = table["label"].to_numpy(), table["base_id"].to_numpy()
+    scores = probes.fit_logistic(form[train], y[train], ids[train]).decision_function(form)
+    for split in ("val", "ood"):
+        part = (table["split"] == split).to_numpy()
+        weights = metrics.bootstrap_weights(ids[part], n_bootstrap, seed)
+        found = metrics.estimate(y[part], scores[part], ids[part], metrics.auroc, weights)
+        rows.append(metrics.row("formatting_auroc", found, formatting=name, split=split))
+formatting = pd.DataFrame(rows)
+caption = f"Probe on surface form only. Profile {profile}, base prompts, 95 % bootstrap over base prompts."
+chance = pd.DataFrame({"split": ["val", "ood"], "value": 0.5, "low": 0.5, "high": 0.5})
+figure = figures.points(formatting, "formatting", "split", reference=chance, reference_label="chance", xlim=(0.3, 1.02))
+figures.save(figure, run.figures, "01_formatting", caption)
+
+# %% [markdown]
+# ## Near-duplicates across splits
+# Prompts that say the same in two splits would make validation and OOD look easier than they are. For each base prompt
+# the largest cosine of MiniLM sentence embeddings to the earlier splits; those above the threshold are removed (in your
+# own CSV they are only shown).
+
+# %%
+clean["cosine"] = datasets.cross_split_cosine(clean)
+near = clean["cosine"] > max_cosine
+caption = f"Profile {profile}; {near.sum()} of {len(clean):,} base prompts above {max_cosine}."
+figure = figures.save(figures.nearest_neighbours(clean, max_cosine), run.figures, "01_near_duplicates", caption)
+clean = clean if train_csv else clean[~near]
+figure
+
+# %% [markdown]
+# ## Augmentation
+# A harmful prompt appears as it is, in every jailbreak of its split (label 1), and in every innocuous transformation
+# (label 0): hard positives and hard negatives. So that the wrapper is not the label, harmless prompts are wrapped in the
+# jailbreaks too. Wrappers of the OOD split are never seen in training.
+
+# %%
+wrap = augment == "on" or (augment == "auto" and not train_csv)
+templates = datasets.load_templates("embedded" if train_csv else dataset)
+prompts = datasets.augment(clean, templates, benign_jailbreak_share, rng) if wrap else datasets.plain(clean)
+prompts = datasets.check(prompts)
+example = prompts[prompts["base_id"] == prompts["base_id"].iloc[0]]
+example[["transform", "label", "text"]].assign(text=lambda t: t["text"].str[:110])
+
+# %%
+caption = f"Profile {profile}; {prompts['base_id'].nunique():,} base prompts."
+figures.save(figures.composition(prompts), run.figures, "01_composition", caption)
+
+# %%
+caption = f"Profile {profile}; n = {len(prompts):,} prompts after augmentation."
+figures.save(figures.lengths(prompts), run.figures, "01_lengths", caption)
+
+# %% [markdown]
+# ## Sizes beside the paper's
+
+# %%
+paper = records.claims()["setting"]["prompts"]
+sizes = prompts.groupby("split").agg(prompts=("text", "size"), harmful=("label", "mean"), base_prompts=("base_id", "nunique"))
+sizes.loc[[s for s in datasets.SPLITS if s in sizes.index]].assign(paper=pd.Series(paper)).round(3)
+
+# %% [markdown]
+# ## Takeaway
+
+# %%
+value = {(r.formatting, r.split): records.text(r, 2) for r in formatting.itertuples()}
+lines = [f"- {name}, {figures.SPLITS[split]}: AUROC {text}" for (name, split), text in value.items()]
+Markdown(
+    f"{len(prompts):,} prompts from {prompts['base_id'].nunique():,} base prompts. "
+    "Surface form alone separates the classes with\n\n" + "\n".join(lines)
+    + "\n\nLength and question form are left as they are, so a score above 0.5 remains; the TF-IDF baseline of notebook 05 "
+    "says what words alone give. The embedded prompts were written for this project and are smaller in topic than the "
+    "paper's sets; XSTest stands in for OR-Bench in the public profile, and the paper's internal chat set cannot be had."
+)
+
+# %%
+path = run.folder / "prompts.parquet"
+datasets.save(prompts, path)
+counts = [
+    {"metric": "prompts", "split": split, "value": float(n), "n": int(n), "unit": "prompts"}
+    for split, n in prompts["split"].value_counts(sort=False).items()
+]
+table = pd.concat([formatting, pd.DataFrame(counts)], ignore_index=True)
+records.write(run, table, table, inputs=[], outputs={"prompts": path}).name

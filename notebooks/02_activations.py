@@ -1,0 +1,114 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 02 · Activations: the residual stream of every prompt
+#
+# Prepares claims C1–C8.
+#
+# The paper probes the residual stream of Gemma 2 9B IT after block 20, aggregated over a prompt's tokens in two ways:
+# the maximum over the sequence, per coordinate, or a fixed position at the end of the user's turn. Here every layer of
+# the model is harvested in one forward pass per batch, with three aggregations: max, mean, and the fixed position
+# (for MiniLM, an encoder without chat turns, the closing [SEP] token).
+
+# %%
+import pandas as pd
+from IPython.display import Markdown
+
+from lib import activations, datasets, figures, models, probes, records
+
+# %% [markdown]
+# ## Parameters
+
+# %% tags=["parameters"]
+profile = "embedded"
+model = "all-MiniLM-L6-v2"  # packaged MiniLM, a Hugging Face id, or a local folder
+device = "cpu"
+dtype = "float32"  # of the forward pass: float32 | bfloat16 | float16
+layers = "all"  # or a list such as [2, 3, 4]
+show_layer = 3  # layer of the projection plot
+seed = 0
+
+# %% [markdown]
+# ## Inputs
+
+# %%
+run = records.start("02_activations", globals())
+prompts_path = records.output(run, "01_datasets", "prompts")
+prompts = datasets.load(prompts_path)
+bridge = models.load_model(model, device, dtype)
+wanted = models.check_layers(bridge, list(range(bridge.cfg.n_layers)) if layers == "all" else layers)
+print(f"{len(prompts):,} prompts; {model}: {bridge.cfg.n_layers} layers, d_model {bridge.cfg.d_model}, context {bridge.cfg.n_ctx}")
+
+# %% [markdown]
+# ## Method
+# Let $x_{l,t} \in \mathbb{R}^{d}$ be the residual stream after block $l$ at token $t$ of a prompt with $T$ tokens. The
+# pooled activations are
+#
+# $$\text{max: } \max_t x_{l,t,i} \qquad \text{mean: } \tfrac1T \textstyle\sum_t x_{l,t,i} \qquad \text{fixed: } x_{l,T,i}$$
+#
+# Batches are bucketed by length, padded positions never count, and the forward pass stops at the last wanted layer.
+# The result is a folder of checksummed shards, named by a hash of everything that determines it: run this again and
+# nothing is computed; interrupt it and it goes on where it was.
+
+# %%
+store = activations.harvest_pooled(
+    bridge, models.identity(model), prompts["text"].tolist(), wanted, run.folder / "activations"
+)
+shards = activations.describe(store)
+shards[["length", "tokens", "seconds", "tokens_per_s"]].round(1)
+
+# %% [markdown]
+# ## Norms and throughput
+# **What to look for:** norms of one order of magnitude over the layers; a jump would mean that a few coordinates dominate
+# max pooling. Speed falls for the longest prompts, where attention costs more.
+
+# %%
+caption = f"Profile {profile}, {model}, {shards['tokens'].sum():,} tokens. Left: median over prompts, bars are quartiles."
+figures.save(figures.norms(shards, wanted), run.figures, "02_norms", caption)
+
+# %% [markdown]
+# ## A first look at the classes
+# The plane is spanned by the difference of the class means of the *training* split and the largest principal component
+# beside it; validation and OOD prompts are laid onto the same plane. **What to look for:** classes apart along the
+# horizontal axis in validation, closer together out of distribution, and hard negatives (a harmful text inside an
+# innocuous wrapper) close to the harmful prompts.
+
+# %%
+layer = show_layer if show_layer in wanted else wanted[-1]
+pooled = activations.load_pooled(store)[layer, "mean"]
+train = (prompts["split"] == "train").to_numpy()
+mean, plane = probes.projection_plane(pooled[train], prompts["label"].to_numpy()[train])
+direction, component = ((pooled - mean) @ plane.T).T
+where = prompts.assign(direction=direction, component=component, kind=datasets.kind(prompts))
+shown = where.groupby("split").sample(n=900, random_state=seed, replace=True).drop_duplicates("prompt_id")
+parts = {split: shown[shown["split"] == split] for split in datasets.SPLITS if (shown["split"] == split).any()}
+caption = f"Profile {profile}, {model}, residual stream after block {layer}, mean over tokens; about 900 prompts a panel."
+figures.save(figures.projection(parts), run.figures, "02_projection", caption)
+
+# %% [markdown]
+# ## Takeaway
+
+# %%
+speed = shards["tokens"].sum() / shards["seconds"].sum()
+Markdown(
+    f"{shards['tokens'].sum():,} tokens of {len(prompts):,} prompts at {speed:,.0f} tokens/s, layers {wanted[0]} to {wanted[-1]} in one pass "
+    f"(with all poolings; hardware in the record). The store is `{store.name}`."
+)
+
+# %%
+table = pd.DataFrame([
+    {"metric": "harvest_tokens_per_s", "value": float(speed), "n": len(shards), "unit": "tokens/s"},
+    {"metric": "tokens", "value": float(shards["tokens"].sum()), "n": len(prompts), "unit": "tokens"},
+])
+records.write(run, table, table, inputs=[prompts_path], outputs={"pooled": store}).name

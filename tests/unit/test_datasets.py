@@ -1,0 +1,125 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from lib import datasets, sources
+
+
+@pytest.mark.parametrize(
+    "raw, clean",
+    [
+        ("  what is  this?! ", "What is this"),
+        ("Write a poem (keep it short)", "Write a poem"),
+        ("Sort these [4, 1, 9]", "Sort these"),
+        ("say “hi” – now.", 'Say "hi" - now'),
+        ("Nested (a) (b).", "Nested"),
+        ("Keep (this) word", "Keep (this) word"),
+        ("?!", "?!"),
+    ],
+)
+def test_normalise(raw, clean):
+    assert datasets.normalise(raw) == clean
+    assert datasets.normalise(clean) == clean
+
+
+def base_table(n=50):
+    rng = np.random.default_rng(1)
+    texts = [f"{'what is' if rng.random() < 0.3 else 'write'} {i}" for i in range(3 * n)]
+    return pd.DataFrame({
+        "base_id": [f"b{i}" for i in range(3 * n)], "text": texts,
+        "label": [1] * n + [0] * n + [i % 2 for i in range(n)],
+        "pool": ["id"] * 2 * n + ["ood"] * n, "source": ["bad"] * n + ["good"] * n + ["far"] * n,
+    })  # fmt: skip
+
+
+def test_draw_matches_the_share_of_questions_and_the_limits():
+    base = base_table(200)
+    base.loc[base["source"] == "good", "text"] = [f"{'how' if i % 4 else 'do'} {i}" if i % 4 else f"list {i}" for i in range(200)]
+    drawn = datasets.draw(base, {"good": 60, "bad": 100}, True, np.random.default_rng(0))
+    asks = drawn["text"].map(datasets.is_question).groupby(drawn["source"]).mean()
+    target = base.loc[base["source"] == "bad", "text"].map(datasets.is_question).mean()
+    assert drawn["source"].value_counts()[["good", "bad"]].tolist() == [60, 100]
+    assert abs(asks["good"] - target) < 1 / 60
+
+
+def test_variants_of_a_base_prompt_never_cross_splits():
+    rng = np.random.default_rng(0)
+    split = datasets.split_base(base_table(), 0.2, rng)
+    prompts = datasets.check(datasets.augment(split, datasets.load_templates("embedded"), 1.0, rng))
+    assert (prompts.groupby("base_id")["split"].nunique() == 1).all()
+    sizes = split["split"].value_counts()
+    assert sizes["val"] == 20 and sizes["ood"] == 50
+
+
+def test_augmentation_by_hand():
+    split = datasets.split_base(base_table(), 0.2, np.random.default_rng(0))
+    prompts = datasets.augment(split, datasets.load_templates("embedded"), 1.0, np.random.default_rng(0))
+    of = {base_id: rows for base_id, rows in prompts.groupby("base_id")}
+    harmful = of["b0"].set_index("transform")["label"].to_dict()
+    assert harmful == {"plain": 1, "aim": 1, "role_play": 1, "gcg_suffix": 1, "cocky_genius": 1, "count_words": 0, "ignore_one": 0}
+    assert len(of["b60"]) == 2 and (of["b60"]["label"] == 0).all()
+    assert set(of["b101"]["transform"]) == {"plain", "evil_confidant", "pliny_google", "all_caps", "find_synonyms"}
+    text = split.set_index("base_id")["text"]
+    assert all(text[row.base_id] in row.text for row in prompts.itertuples()), "every variant holds its base prompt"
+    numbered = of["b0"].set_index("transform").loc["ignore_one", "text"]
+    number = int(numbered.split("Ignore number ")[1].split(" ")[0])
+    assert f"{number}. {text['b0']}" in numbered and "5. " in numbered
+
+
+def test_benign_share_is_a_fraction_and_a_parameter():
+    split = datasets.split_base(base_table(400), 0.2, np.random.default_rng(0))
+    wrapped = {}
+    for share in (0.0, 0.5):
+        prompts = datasets.augment(split, datasets.load_templates("embedded"), share, np.random.default_rng(0))
+        wrapped[share] = (prompts.loc[(prompts["source"] == "good"), "transform"] != "plain").sum() / 400
+    assert wrapped[0.0] == 0 and abs(wrapped[0.5] - 0.5) < 0.1
+    with pytest.raises(ValueError, match="benign_jailbreak_share 1.5"):
+        datasets.augment(split, datasets.load_templates("embedded"), 1.5, np.random.default_rng(0))
+
+
+def test_a_prompt_with_braces_is_not_expanded():
+    templates = datasets.load_templates("embedded")
+    text = datasets.apply_template("say: {prompt}", "print {items} {prompt}", templates, np.random.default_rng(0))
+    assert text == "say: print {items} {prompt}"
+
+
+def test_check_names_what_is_wrong():
+    prompts = datasets.plain(datasets.split_base(base_table(), 0.2, np.random.default_rng(0)))
+    assert datasets.check(prompts) is prompts
+    wrong = {
+        "no column": prompts.drop(columns="label"),
+        "unknown split": prompts.assign(split="test"),
+        "labels": prompts.assign(label=3),
+        "empty text": prompts.assign(text=" "),
+        "train split has fewer": prompts.assign(label=np.where(prompts["split"] == "train", 0, prompts["label"])),
+        "stands twice": prompts.assign(prompt_id="x"),
+        "text '.*' is in more than one split": prompts.assign(text=np.where(prompts["base_id"].isin(["b0", "b110"]), "same", prompts["text"])),
+    }
+    for message, table in wrong.items():
+        with pytest.raises(ValueError, match=message):
+            datasets.check(table)
+
+
+def test_no_near_duplicates_across_splits_of_the_embedded_set():
+    base = sources.base_prompts("embedded")
+    split = datasets.split_base(base.assign(text=base["text"].map(datasets.normalise)), 0.2, np.random.default_rng(0))
+    cosine = datasets.cross_split_cosine(split)
+    worst = int(cosine.argmax())
+    assert cosine[worst] <= 0.9, f"{split['text'].iloc[worst]!r} is nearly the same as a prompt of an earlier split"
+
+
+def test_cross_split_cosine_finds_a_planted_copy():
+    table = pd.DataFrame({"text": ["Bake a cake.", "Fix my bike.", "Bake a cake!", "Name a star."], "split": ["train", "train", "val", "ood"]})
+    cosine = datasets.cross_split_cosine(table)
+    assert cosine[:2].tolist() == [0, 0] and cosine[2] > 0.9 > cosine[3]
+
+
+def test_save_keeps_an_equal_file_and_load_says_who_writes_it(tmp_path):
+    prompts = datasets.plain(datasets.split_base(base_table(), 0.2, np.random.default_rng(0)))
+    path = tmp_path / "prompts.parquet"
+    datasets.save(prompts, path)
+    before = path.stat().st_mtime_ns
+    datasets.save(prompts, path)
+    assert path.stat().st_mtime_ns == before and datasets.load(path).equals(prompts)
+    with pytest.raises(ValueError, match="01_datasets writes it"):
+        datasets.load(tmp_path / "none.parquet")

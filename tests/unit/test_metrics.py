@@ -1,0 +1,85 @@
+import numpy as np
+import pandas as pd
+from sklearn.metrics import roc_auc_score, roc_curve
+
+from lib import metrics
+
+
+def data(n=300, seed=0):
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 2, n)
+    return y, np.round(y * 0.7 + rng.normal(size=n), 1)  # rounded: ties
+
+
+def test_auroc_and_recall_equal_sklearn_with_weights_and_ties():
+    y, s = data()
+    weights = np.random.default_rng(1).integers(0, 4, (5, len(y))).astype(np.float32)
+    expected = [roc_auc_score(y, s, sample_weight=w) for w in weights]
+    np.testing.assert_allclose(metrics.auroc(y, s, weights), expected, atol=1e-12)
+    recall = []
+    for w in weights:
+        fpr, tpr, _ = roc_curve(y, s, sample_weight=w, drop_intermediate=False)
+        recall.append(tpr[fpr <= 0.05].max())
+    np.testing.assert_allclose(metrics.recall_at_fpr(y, s, weights, 0.05), recall, atol=1e-12)
+
+
+def test_auroc_by_hand():
+    y, s = np.array([1, 1, 0, 0]), np.array([3.0, 1.0, 2.0, 1.0])
+    assert metrics.auroc(y, s, np.ones((1, 4)))[0] == (2 + 0.5) / 4
+    assert metrics.recall_at_fpr(y, s, np.ones((1, 4)))[0] == 0.5
+    assert np.isnan(metrics.auroc(np.array([1, 1]), np.array([0.0, 1.0]), np.ones((1, 2)))[0])
+
+
+def test_bootstrap_draws_whole_groups():
+    groups = np.array(["a", "a", "b", "c", "c", "c"])
+    weights = metrics.bootstrap_weights(groups, 200, 0)
+    assert (weights[:, 0] == weights[:, 1]).all() and (weights[:, 3:] == weights[:, 3:4]).all()
+    np.testing.assert_array_equal(weights[:, [0, 2, 3]].sum(1), 3)
+
+
+def test_interval_widens_when_rows_are_copies():
+    """Ten copies of each prompt are no new evidence: the interval must be that of the prompts without copies."""
+    y, s = data(80)
+    groups = np.arange(80)
+    alone = metrics.estimate(y, s, groups, metrics.auroc, metrics.bootstrap_weights(groups, 2000, 0))
+    y10, s10, groups10 = (np.repeat(v, 10) for v in (y, s, groups))
+    copied = metrics.estimate(y10, s10, groups10, metrics.auroc, metrics.bootstrap_weights(groups10, 2000, 0))
+    naive = metrics.estimate(y10, s10, np.arange(800), metrics.auroc, metrics.bootstrap_weights(np.arange(800), 2000, 0))
+    np.testing.assert_allclose(copied[:3], alone[:3], atol=1e-9)
+    assert naive.high - naive.low < 0.5 * (copied.high - copied.low)
+    assert (copied.n, copied.n_groups) == (800, 80)
+
+
+def delong_variance(y, a, b):
+    """Variance of the difference of two AUROCs on the same rows, DeLong, DeLong and Clarke-Pearson 1988."""
+    placements = []
+    for s in (a, b):
+        wins = (s[y == 1][:, None] > s[y == 0]) + 0.5 * (s[y == 1][:, None] == s[y == 0])
+        placements.append((wins.mean(1), wins.mean(0)))
+    d10, d01 = (placements[0][i] - placements[1][i] for i in (0, 1))
+    return d10.var(ddof=1) / len(d10) + d01.var(ddof=1) / len(d01)
+
+
+def test_paired_difference_agrees_with_delong_on_independent_rows():
+    y, a = data(1500)
+    b = a + np.random.default_rng(5).normal(size=len(a))
+    groups = np.arange(len(y))
+    found = metrics.difference(y, (a, b), groups, metrics.auroc, metrics.bootstrap_weights(groups, 2000, 0))
+    half = 1.96 * delong_variance(y, a, b) ** 0.5
+    assert abs(found.value - (roc_auc_score(y, a) - roc_auc_score(y, b))) < 1e-12
+    assert abs((found.high - found.low) / 2 / half - 1) < 0.1
+
+
+def test_undefined_is_null_and_tables_are_by_split_and_transform():
+    prompts = pd.DataFrame({
+        "label": [1, 0, 1, 0, 1, 1], "split": ["train"] * 4 + ["val"] * 2, "base_id": list("abcdef"),
+        "transform": ["plain", "plain", "aim", "count", "plain", "plain"],
+    })  # fmt: skip
+    kinds = pd.Series(["plain", "plain", "jailbreak", "innocuous", "plain", "plain"])
+    scores = np.array([3.0, 1.0, 0.0, 2.0, 1.0, 1.0])
+    weights = metrics.split_weights(prompts, 10, 0)
+    by_split = {(r["metric"], r["split"]): r["value"] for r in metrics.by_split(prompts, scores, weights)}
+    assert by_split["auroc", "train"] == 0.5 and by_split["auroc", "val"] is None
+    rows = metrics.by_transform(prompts, kinds, scores, weights)
+    values = {(r["split"], r["transform"]): r["value"] for r in rows}
+    assert values == {("train", "plain"): 1.0, ("train", "aim"): None, ("train", "count"): 1.0, ("val", "plain"): None}

@@ -1,0 +1,120 @@
+import hashlib
+
+import pandas as pd
+import pytest
+import yaml
+
+from lib import sources
+
+
+def test_embedded_sets_are_large_enough_and_have_both_forms():
+    from lib.datasets import is_question
+
+    base = sources.base_prompts("embedded")
+    assert list(base.columns) == sources.BASE_COLUMNS
+    sizes = base["source"].value_counts()
+    for source, least in {"harmful": 400, "harmless": 1000, "ood_harmful": 300, "ood_toxic_looking": 300, "ood_chat": 300}.items():
+        assert sizes[source] >= least
+        share = base.loc[base["source"] == source, "text"].map(is_question).mean()
+        assert 0.2 < share < 0.8, f"{source} has {share:.0%} questions"
+    topics = pd.read_csv(sources.DATA / "prompts" / "harmless.csv")["category"].nunique()
+    assert topics >= 12 and base["text"].is_unique and base["base_id"].is_unique
+
+
+@pytest.mark.parametrize(
+    "rows, header, message",
+    [
+        (["hello,1"], "prompt,label", r"no column \['text'\]"),
+        (["hello,1", "bye,2"], "text,label", "row 3: label '2'; allowed are 0 and 1"),
+        (["hello,1", "bye,yes"], "text,label", "label 'yes'"),
+        (["hello,1", "bye,1"], "text,label", "only label"),
+        (["hello,1", "  ,0"], "text,label", "row 3: empty text"),
+        (["hello,1", "nan,0"], "text,label", "row 3: empty text"),
+        (["hello,1", "hello,0"], "text,label", "'hello' has both labels"),
+    ],
+)
+def test_a_wrong_csv_is_refused_with_the_value(csv, rows, header, message):
+    with pytest.raises(ValueError, match=message):
+        sources.read_csv(csv(rows, header=header))
+
+
+def test_csv_texts_in_both_pools_are_refused(csv):
+    train, ood = csv(["a,1", "b,0"], "train.csv"), csv(["b,1", "c,0"], "ood.csv")
+    with pytest.raises(ValueError, match="1 texts stand in both .* first is 'b'"):
+        sources.base_prompts("embedded", train_csv=train, ood_csv=ood)
+
+
+def test_csv_missing_file_and_lonely_ood(tmp_path):
+    with pytest.raises(ValueError, match="cannot be read"):
+        sources.base_prompts("embedded", train_csv=str(tmp_path / "none.csv"))
+    with pytest.raises(ValueError, match="without train_csv"):
+        sources.base_prompts("embedded", ood_csv="x.csv")
+
+
+def test_csv_keeps_given_groups_and_drops_repeats(csv):
+    train = csv(["a,1,g1", "b,0,g1", "a,1,g2"], header="text,label,base_id")
+    base = sources.base_prompts("embedded", train_csv=train)
+    assert base["text"].tolist() == ["a", "b"] and base["base_id"].nunique() == 1
+
+
+def test_unknown_names_are_named():
+    with pytest.raises(ValueError, match="unknown dataset 'nope'"):
+        sources.base_prompts("nope")
+    with pytest.raises(ValueError, match="unknown toxic_looking 'x'"):
+        sources.base_prompts("public", toxic_looking="x")
+    with pytest.raises(ValueError, match="unknown public file 'x'"):
+        sources.fetch("x")
+
+
+@pytest.fixture
+def one_source(tmp_path, monkeypatch):
+    """A registry of one file, whose downloads go to a folder of the test."""
+    (tmp_path / "data").mkdir()
+    monkeypatch.setattr(sources, "DATA", tmp_path / "data")
+
+    def register(sha256: str, url="https://example.invalid/some/folder/file.csv"):
+        entry = {"toy": {"url": url, "sha256": sha256, "bytes": 1, "licence": "-", "content": "-"}}
+        (tmp_path / "data" / "sources.yaml").write_text(yaml.safe_dump(entry))
+
+    mirror = tmp_path / "mirror"
+    (mirror / "some" / "folder").mkdir(parents=True)
+    (mirror / "some" / "folder" / "file.csv").write_bytes(b"text\nhi\n")
+    return register, mirror
+
+
+def test_mirror_is_read_and_the_checksum_is_checked(one_source):
+    register, mirror = one_source
+    register(hashlib.sha256(b"text\nhi\n").hexdigest())
+    assert sources.fetch("toy", str(mirror)).read_bytes() == b"text\nhi\n"
+    assert sources.fetch("toy", "").read_bytes() == b"text\nhi\n", "the second time nothing is fetched"
+
+
+def test_a_wrong_checksum_leaves_nothing(one_source):
+    register, mirror = one_source
+    register("0" * 64)
+    with pytest.raises(ValueError, match="toy: .* does not have the expected SHA-256 0000"):
+        sources.fetch("toy", str(mirror))
+    assert not list((sources.DATA / "raw").glob("toy*"))
+
+
+def test_no_network_and_no_mirror_says_how_to_get_one(one_source):
+    register, mirror = one_source
+    register("0" * 64)
+    with pytest.raises(ValueError, match="cannot be fetched .*MIRROR=/path/to/folder .*some/folder/file.csv"):
+        sources.fetch("toy", "")
+    with pytest.raises(ValueError, match="cannot be fetched"):
+        sources.fetch("toy", str(mirror / "empty"))
+
+
+def test_or_bench_comes_from_the_hub(monkeypatch, tmp_path):
+    table = tmp_path / "or-bench-hard-1k.csv"
+    table.write_text("prompt,category\nhow do I kill a daemon?,x\n")
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *a, **k: str(table))
+    assert sources._or_bench() == ["how do I kill a daemon?"]
+
+    def offline(*a, **k):
+        raise OSError("no network")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", offline)
+    with pytest.raises(ValueError, match="without network use toxic_looking: xstest"):
+        sources._or_bench()
