@@ -106,6 +106,10 @@ def load_templates(dataset: str) -> dict:
         for name, text in jailbreakchat_templates().items():
             pool = "train" if name in templates["jailbreaks"]["train"] else "ood"
             templates["jailbreaks"][pool][name] = text
+    for group in ("jailbreaks", "innocuous"):
+        for name, text in (item for pool in templates[group].values() for item in pool.items()):
+            if not re.search(r"\{(prompt|items)\}", text):
+                raise ValueError(f"the wrapper {name!r} has no place for the prompt, {{prompt}} or {{items}}")
     return templates
 
 
@@ -191,7 +195,7 @@ def check(prompts: pd.DataFrame) -> pd.DataFrame:
     for column in ("base_id", "text"):
         crossing = prompts.groupby(column)["split"].nunique()
         if (crossing > 1).any():
-            raise ValueError(f"{column} {crossing.idxmax()!r} is in more than one split; it may be in one only")
+            raise ValueError(f"{column} {crossing.idxmax()[:100]!r} is in more than one split; it may be in one only")
     return prompts
 
 

@@ -79,7 +79,8 @@ def points(
     """Values with their 95 % intervals, a row per ``y``; ``reference`` gives one dotted line with a band per panel."""
     panels, names = list(dict.fromkeys(table[panel])), list(dict.fromkeys(table[y]))
     hues = list(dict.fromkeys(table[hue])) if hue else [None]
-    figure, axes = _panels(len(panels), width=max(3.2, 9.6 / len(panels)), height=1.1 + 0.3 * len(names) * len(hues) ** 0.5, sharey=True)
+    figure, axes = _panels(len(panels), width=max(3.2, 9.6 / len(panels)), height=1.1 + 0.3 * len(names) * len(hues) ** 0.5,
+                           sharex=True, sharey=True)  # fmt: skip
     offsets = np.linspace(0.22, -0.22, len(hues)) if len(hues) > 1 else [0.0]
     for ax, value in zip(axes, panels, strict=True):
         rows = table[table[panel] == value].dropna(subset=["value"])
@@ -111,7 +112,8 @@ def curves(
         if reference is not None:
             _reference(ax, reference[reference[panel] == value], reference_label, vertical=False)
         ax.set(title=SPLITS.get(value, value), xlabel=xlabel, ylabel=ylabel, xscale="log" if logx else "linear")
-        ax.label_outer()
+        if share_y:
+            ax.label_outer()
     figure.legend(*axes[-1].get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize=8)
     return figure
 

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 Labels = Int[np.ndarray, " rows"]
 Scores = Float[np.ndarray, " rows"]
 Weights = Float[np.ndarray, "replicates rows"]
+SplitWeights = dict[str, Float[np.ndarray, "replicates _"]]
 Metric = Callable[[Labels, Scores, Weights], np.ndarray]
 
 
@@ -44,7 +45,7 @@ def bootstrap_weights(groups: np.ndarray, replicates: int, seed: int) -> Weights
     return counts.astype(np.float32)[:, member]
 
 
-def split_weights(prompts: pd.DataFrame, replicates: int, seed: int) -> dict[str, Weights]:
+def split_weights(prompts: pd.DataFrame, replicates: int, seed: int) -> SplitWeights:
     """Bootstrap weights over the base prompts of each split of a prompt table."""
     return {
         split: bootstrap_weights(rows["base_id"].to_numpy(), replicates, seed)
@@ -52,7 +53,7 @@ def split_weights(prompts: pd.DataFrame, replicates: int, seed: int) -> dict[str
     }
 
 
-def by_split(prompts: pd.DataFrame, scores: Scores, weights: dict[str, Weights], **dimensions: Any) -> list[dict]:
+def by_split(prompts: pd.DataFrame, scores: Scores, weights: SplitWeights, **dimensions: Any) -> list[dict]:
     """AUROC and recall at 1 % false positives of one probe on every split of a prompt table."""
     rows = []
     for split, draws in weights.items():
@@ -65,7 +66,7 @@ def by_split(prompts: pd.DataFrame, scores: Scores, weights: dict[str, Weights],
 
 
 def by_transform(
-    prompts: pd.DataFrame, kinds: pd.Series, scores: Scores, weights: dict[str, Weights], **dimensions: Any
+    prompts: pd.DataFrame, kinds: pd.Series, scores: Scores, weights: SplitWeights, **dimensions: Any
 ) -> list[dict]:
     """AUROC by transform. A jailbreak (or ``plain``): its harmful against its own harmless prompts, so that the
     wrapper cannot help. An innocuous transformation: plain harmful prompts against the transformed ones.

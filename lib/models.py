@@ -115,14 +115,14 @@ def split_tokens(bridge: TransformerBridge, texts: list[str], context: int) -> l
     """Token ids of documents cut into windows of at most ``context`` tokens, special ones included.
 
     Each window gets the model's special tokens; nothing of a document is dropped.
+
+    Raises:
+        ValueError: a context beyond the model's, or with room for special tokens only.
     """
     tokenizer = bridge.tokenizer
-    room = min(context, bridge.cfg.n_ctx) - tokenizer.num_special_tokens_to_add()
-    if room < 1:
-        raise ValueError(f"context {context} leaves no room beside the model's special tokens")
-    bare = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-    windows = [ids[start : start + room] for ids in bare for start in range(0, len(ids), room)]
-    return [tokenizer.build_inputs_with_special_tokens(window) for window in windows]
+    if not tokenizer.num_special_tokens_to_add() < context <= bridge.cfg.n_ctx:
+        raise ValueError(f"context {context} must leave room beside special tokens and be at most {bridge.cfg.n_ctx}")
+    return tokenizer(texts, truncation=True, max_length=context, return_overflowing_tokens=True)["input_ids"]
 
 
 def special_ids(bridge: TransformerBridge) -> torch.Tensor:

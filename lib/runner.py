@@ -116,7 +116,7 @@ def fetch(values: dict[str, Any]) -> None:
         select(path, values)
     if values.get("dataset") == "public" and not values.get("train_csv"):
         for name in sources.registry():
-            sources.fetch(name)
+            print(f"{name}: {sources.fetch(name).relative_to(ROOT)}, checksum right")
 
 
 def publish() -> None:

@@ -49,6 +49,7 @@ def fetch(name: str, mirror: str | None = None) -> Path:
     url, sha256 = known[name]["url"], known[name]["sha256"]
     mirror = mirror if mirror is not None else os.environ.get("MIRROR", "")
     downloader = _copier(Path(mirror).expanduser()) if mirror else pooch.HTTPDownloader(timeout=60)
+    pooch.get_logger().setLevel("WARNING")
     target = f"{name}{''.join(Path(urllib.parse.urlparse(url).path).suffixes[-2:])}"
     try:
         return Path(pooch.retrieve(url, sha256, target, DATA / "raw", downloader=downloader))
@@ -149,7 +150,7 @@ def jailbreakchat_templates() -> dict[str, str]:
     """The AIM and evil-confidant templates as they circulate on jailbreakchat, with ``{prompt}``."""
     rows = json.loads(fetch("jailbreakchat").read_text(encoding="utf-8"))["attack"]["Gptfuzzer"]
     marked = {"aim": rows[2], "evil_confidant": rows[34]}
-    return {name: text.replace("[INSERT PROMPT HERE]", "{prompt}") for name, text in marked.items()}
+    return {name: text.replace("{query}", "{prompt}") for name, text in marked.items()}
 
 
 def read_csv(path: str) -> pd.DataFrame:

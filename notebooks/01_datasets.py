@@ -39,11 +39,11 @@ from lib import datasets, figures, metrics, probes, records, sources
 # %% tags=["parameters"]
 profile = "embedded"
 dataset = "embedded"  # embedded | public
-toxic_looking = "xstest"  # benign prompts that look toxic, in public: xstest | or_bench (from the hub)
-train_csv = ""  # your own data: text,label (label 1 = positive class)
+toxic_looking = "xstest"  # benign prompts that look toxic, in public, xstest | or_bench (from the hub)
+train_csv = ""  # your own data, columns text and label (1 = positive class)
 ood_csv = ""  # your own out-of-distribution data, same columns
 normalize = True  # remove formatting that tells the label
-augment = "auto"  # auto | on | off: wrap prompts in jailbreaks and innocuous transformations
+augment = "auto"  # auto | on | off, wrap prompts in jailbreaks and innocuous transformations
 n_harmful = 400  # base prompts at most, in distribution
 n_harmless = 1130
 n_ood_harmful = 440
@@ -100,15 +100,12 @@ clean.groupby(["split", "label"], sort=False).size().unstack()
 rows = []
 for name, table in {"raw": raw, "normalised" if normalize else "raw, drawn again": clean}.items():
     form = datasets.surface_form(table["text"].tolist()).to_numpy()
-    train = (table["split"] == "train").to_numpy()
-    y, ids = table["label"].to_numpy(), table["base_id"].to_numpy()
+    train, y, ids = (table["split"] == "train").to_numpy(), table["label"].to_numpy(), table["base_id"].to_numpy()
     scores = probes.fit_logistic(form[train], y[train], ids[train]).decision_function(form)
-    for split in ("val", "ood"):
-        part = (table["split"] == split).to_numpy()
-        weights = metrics.bootstrap_weights(ids[part], n_bootstrap, seed)
-        found = metrics.estimate(y[part], scores[part], ids[part], metrics.auroc, weights)
-        rows.append(metrics.row("formatting_auroc", found, formatting=name, split=split))
-formatting = pd.DataFrame(rows)
+    rows += metrics.by_split(table, scores, metrics.split_weights(table, n_bootstrap, seed), formatting=name)
+formatting = pd.DataFrame(rows).query("metric == 'auroc' and split != 'train' and n > 0").assign(metric="formatting_auroc")
+
+# %%
 caption = f"Probe on surface form only. Profile {profile}, base prompts, 95 % bootstrap over base prompts."
 chance = pd.DataFrame({"split": ["val", "ood"], "value": 0.5, "low": 0.5, "high": 0.5})
 figure = figures.points(formatting, "formatting", "split", reference=chance, reference_label="chance", xlim=(0.3, 1.02))

@@ -22,12 +22,11 @@ def planted(n=600, d=40, seed=0, signal=2.5):
 
 def test_planted_direction_is_found():
     x, y, groups, direction = planted()
-    assert probes.mean_difference(x, y) @ direction > 0.9
-    model = probes.fit_logistic(x, y, groups).best_estimator_
+    assert probes.mean_difference(x[:300], y[:300]) @ direction > 0.9
+    model = probes.fit_logistic(x[:300], y[:300], groups[:300]).best_estimator_
     w = model[-1].coef_[0] / model[0].scale_
     assert w @ direction / np.linalg.norm(w) > 0.9
-    fresh, y_fresh, _, _ = planted(seed=1)
-    assert score(y_fresh, fresh @ direction) > 0.9
+    assert score(y[300:], model.decision_function(x[300:])) > 0.9
 
 
 def test_shuffled_labels_are_at_chance():

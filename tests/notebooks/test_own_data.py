@@ -1,0 +1,63 @@
+"""Bring your own CSV, from the command line to the record."""
+
+import json
+import random
+
+import pandas as pd
+import pytest
+
+from lib import graph, runner
+from lib.files import ROOT, run_dir
+
+
+@pytest.fixture
+def profile(tmp_path):
+    """A profile with a user's CSV files: fruit against tools; its run folder is removed afterwards."""
+    import shutil
+
+    rng = random.Random(0)
+    words = {1: ["apple", "pear", "cherry", "plum"], 0: ["hammer", "drill", "saw", "chisel"]}
+    for name, n, verb in (("train", 160, "buy"), ("ood", 60, "paint")):
+        rows = [(f"please {verb} {rng.choice(words[i % 2])} number {i} <script>alert(1)</script>", i % 2) for i in range(n)]
+        pd.DataFrame(rows, columns=["text", "label"]).to_csv(tmp_path / f"{name}.csv", index=False)
+    path = tmp_path / "own-data-test.yaml"
+    path.write_text(f"train_csv: {tmp_path / 'train.csv'}\nood_csv: {tmp_path / 'ood.csv'}\nlayers: [1, 2]\nn_bootstrap: 50\n")
+    yield path
+    shutil.rmtree(run_dir("own-data-test"), ignore_errors=True)
+    shutil.rmtree(ROOT / "figures" / "own-data-test", ignore_errors=True)
+
+
+@pytest.mark.slow
+def test_own_csv_end_to_end(profile):
+    values = runner.read_profile(profile)
+    for notebook in graph.notebooks():
+        runner.execute(notebook, values)
+    results = run_dir("own-data-test") / "results"
+    prompts = pd.read_parquet(run_dir("own-data-test") / "prompts.parquet")
+    assert prompts["split"].value_counts().to_dict() == {"train": 128, "ood": 60, "val": 32}
+    assert set(prompts["transform"]) == {"plain"}
+    metrics = json.loads((results / "05_probing.json").read_text())["metrics"]
+    dense = {m["split"]: m["value"] for m in metrics if m["probe"] == "dense" and m["metric"] == "auroc"}
+    assert dense["val"] > 0.9 and dense["ood"] > 0.7
+    html = (run_dir("own-data-test") / "notebooks" / "01_datasets.ipynb").read_text()
+    assert "<script>alert" not in html
+
+
+@pytest.mark.slow
+def test_without_ood_the_values_are_null(profile, tmp_path):
+    values = runner.read_profile(profile) | {"ood_csv": "", "attention_probe": False}
+    for notebook in graph.notebooks():
+        runner.execute(notebook, values)
+    record = json.loads((run_dir("own-data-test") / "results" / "05_probing.json").read_text())
+    assert {m["split"] for m in record["metrics"]} == {"train", "val"}
+
+
+def test_a_wrong_csv_ends_with_its_sentence(tmp_path, capsys, monkeypatch):
+    (tmp_path / "bad.csv").write_text("text,label\nhello,5\n")
+    values = {"profile": "own-data-test", "train_csv": str(tmp_path / "bad.csv")}
+    with pytest.raises(SystemExit) as stop:
+        runner._run(graph.NOTEBOOKS / "01_datasets.py", values)
+    assert "label '5'; allowed are 0 and 1" in str(stop.value) and "01_datasets.failed.ipynb" in str(stop.value)
+    import shutil
+
+    shutil.rmtree(run_dir("own-data-test"))

@@ -1,0 +1,187 @@
+"""The runner and the make graph on stub notebooks in an empty project."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lib import graph, runner
+from lib.files import ROOT
+
+HEAD = "# ---\n# jupyter:\n#   kernelspec:\n#     display_name: Python 3\n#     language: python\n#     name: python3\n# ---\n"
+STUB = HEAD + """
+# %% [markdown]
+# # {number} · stub
+
+# %%
+from lib import files, records
+{extra_import}
+
+# %% tags=["parameters"]
+profile = "embedded"
+layer = 3
+share = 0.5
+
+# %%
+run = records.start("{name}", globals())
+{body}
+
+# %%
+import pandas as pd
+table = pd.DataFrame([{{"metric": "m", "value": 1.0}}])
+product = run.folder / "{name}.txt"
+files.write_text(product, "{content}", only_if_changed=True)
+records.write(run, table, table, inputs=[], outputs={{"product": product}})
+"""
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A copy of lib and the Makefile with two stub notebooks: 02 reads 01, and only 02 draws."""
+    shutil.copytree(ROOT / "lib", tmp_path / "lib", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "data" / "prompts").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "python").symlink_to(sys.executable)
+    (tmp_path / ".venv" / "installed").touch()
+    profiles = tmp_path / "notebooks" / "profiles"
+    profiles.mkdir(parents=True)
+    (profiles / "embedded.yaml").write_text("profile: embedded\n")
+    write(tmp_path, "01_first", "a")
+    write(tmp_path, "02_second", "b", extra_import="from lib import figures", body='records.read(run, "01_first")')
+    return tmp_path
+
+
+def write(project, name, content, extra_import="", body=""):
+    text = STUB.format(number=name[:2], name=name, content=content, extra_import=extra_import, body=body)
+    (project / "notebooks" / f"{name}.py").write_text(text)
+
+
+def make(project, *arguments, check=True):
+    environment = os.environ | {"PYTHONPATH": str(project)}
+    done = subprocess.run(["make", *arguments], cwd=project, capture_output=True, text=True, env=environment)
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return [line.split("lib.runner ")[1].split()[0] for line in done.stdout.splitlines() if "lib.runner 0" in line], done
+
+
+def touch(path: Path):
+    later = time.time() + 1
+    os.utime(path, (later, later))
+
+
+def settle(project):
+    """Set the clock of everything that exists to the past, in the order it had."""
+    for path in sorted(project.rglob("*"), key=lambda p: p.stat().st_mtime_ns):
+        if path.is_file() and not path.is_symlink():
+            stat = path.stat()
+            os.utime(path, ns=(stat.st_atime_ns - 10**11, stat.st_mtime_ns - 10**11))
+
+
+def test_the_make_graph(project):
+    assert make(project, "reproduce")[0] == ["01_first", "02_second"]
+    record = json.loads((project / "data/runs/embedded/results/01_first.json").read_text())
+    assert record["parameters"] == {"profile": "embedded", "layer": 3, "share": 0.5}
+    assert record["outputs"]["product"]["path"] == "data/runs/embedded/01_first.txt"
+    assert make(project, "reproduce")[0] == [], "a second run has nothing to do"
+
+    settle(project)
+    touch(project / "lib" / "figures.py")
+    assert make(project, "reproduce")[0] == ["02_second"], "only the notebook that draws"
+
+    settle(project)
+    touch(project / "notebooks" / "01_first.py")
+    assert make(project, "reproduce")[0] == ["01_first"], "its product is the same, so 02 need not run"
+
+    settle(project)
+    write(project, "01_first", "changed")
+    assert make(project, "reproduce", "-j2")[0] == ["01_first", "02_second"]
+
+    settle(project)
+    touch(project / "notebooks" / "profiles" / "embedded.yaml")
+    assert make(project, "reproduce")[0] == ["01_first", "02_second"]
+
+
+def test_a_failed_notebook_leaves_nothing_under_its_final_name(project):
+    make(project, "reproduce")
+    settle(project)
+    write(project, "02_second", "b", extra_import="from lib import figures", body='records.read(run, "01_first"); 1 / 0')
+    ran, done = make(project, "reproduce", check=False)
+    assert ran == ["02_second"] and done.returncode != 0
+    assert "error in 02_second, cell 3: ZeroDivisionError: division by zero" in done.stderr
+    folder = project / "data/runs/embedded/notebooks"
+    assert sorted(path.name for path in folder.iterdir()) == ["01_first.ipynb", "02_second.failed.ipynb"]
+    failed = (folder / "02_second.failed.ipynb").read_text()
+    assert "ZeroDivisionError" in failed and str(project) not in failed
+    write(project, "02_second", "b", extra_import="from lib import figures", body='records.read(run, "01_first")')
+    assert make(project, "reproduce")[0] == ["02_second"]
+    assert not (folder / "02_second.failed.ipynb").exists()
+
+
+def test_unknown_profile_and_parameter_are_one_sentence(project):
+    _, done = make(project, "reproduce", "PROFILE=nope", check=False)
+    assert "error: unknown profile 'nope'; there are ['embedded']" in done.stderr and "Traceback" not in done.stderr
+    (project / "notebooks/profiles/mine.yaml").write_text("layre: 2\n")
+    _, done = make(project, "reproduce", "PROFILE=mine", check=False)
+    assert "error: unknown parameter ['layre']; the notebooks declare ['layer', 'profile', 'share']" in done.stderr
+    assert not (project / "data/runs/mine").exists()
+
+
+def test_a_profile_reaches_the_notebooks(project):
+    (project / "notebooks/profiles/mine.yaml").write_text("layer: 5\n")
+    make(project, "reproduce", "PROFILE=mine")
+    record = json.loads((project / "data/runs/mine/results/02_second.json").read_text())
+    assert record["parameters"]["layer"] == 5 and record["profile"] == "mine"
+
+
+def test_plain_papermill_runs_a_notebook(project):
+    import jupytext
+
+    source = project / "notebooks" / "01_first.ipynb"
+    jupytext.write(jupytext.read(source.with_suffix(".py")), source)
+    command = [sys.executable, "-m", "papermill", str(source), str(project / "out.ipynb"), "-k", "python3",
+               "-f", str(project / "notebooks/profiles/embedded.yaml"), "-p", "layer", "1"]  # fmt: skip
+    subprocess.run(command, check=True, capture_output=True, env=os.environ | {"PYTHONPATH": str(project)})
+    record = json.loads((project / "data/runs/embedded/results/01_first.json").read_text())
+    assert record["parameters"]["layer"] == 1
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"layers": 3, "seed": 0, "nope": 1}, r"unknown parameter \['nope'\]; the notebooks declare \['"),
+        ({"seed": "zero"}, "parameter seed: 'zero' is str, the default is 0"),
+        ({"val_share": "a"}, "val_share: 'a' is str"),
+    ],
+)
+def test_select_refuses(values, message):
+    with pytest.raises(ValueError, match=message):
+        runner.select(graph.NOTEBOOKS / "01_datasets.py", values)
+
+
+def test_select_passes_only_what_differs():
+    values = {"profile": "embedded", "seed": 1, "val_share": 1, "model": "x"}
+    assert runner.select(graph.NOTEBOOKS / "01_datasets.py", values) == {"seed": 1, "val_share": 1}
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "a: {b: 1}\n", "a: [1\n", "profile: other\n"])
+def test_a_profile_must_be_flat_yaml(tmp_path, text):
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=str(path)):
+        runner.read_profile(path)
+
+
+def test_parameters_must_be_literals(tmp_path):
+    path = tmp_path / "01_x.py"
+    path.write_text(HEAD + '\n# %% tags=["parameters"]\na = 1\nb = [x for x in a]\n\n# %%\n')
+    with pytest.raises(ValueError, match="is not a literal"):
+        graph.parameters(path)
+    path.write_text(HEAD)
+    with pytest.raises(ValueError, match="no cell tagged parameters"):
+        graph.parameters(path)

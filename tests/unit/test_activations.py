@@ -1,0 +1,123 @@
+import numpy as np
+import pytest
+import torch
+
+from lib import activations, models, stores
+
+TEXTS = ["a short one", "this is a rather longer text about nothing at all", "word", "two words", "the end of the list"] * 4
+
+
+def test_pooling_by_hand_ignores_padding():
+    resid = torch.tensor([[[1.0, -3.0], [2.0, -5.0], [99.0, 99.0]]])
+    mask = torch.tensor([[True, True, False]])
+    assert activations.pool(resid, mask, "max").tolist() == [[2.0, -3.0]]
+    assert activations.pool(resid, mask, "mean").tolist() == [[1.5, -4.0]]
+    assert activations.pool(resid, mask, "fixed").tolist() == [[2.0, -5.0]]
+    left = torch.tensor([[False, True, True]])
+    assert activations.pool(resid.roll(1, 1), left, "fixed").tolist() == [[2.0, -5.0]]
+    with pytest.raises(ValueError, match="unknown pooling 'median'"):
+        activations.pool(resid, mask, "median")
+
+
+def test_batches_respect_the_budget_and_keep_everything():
+    lengths = sorted(np.random.default_rng(0).integers(1, 50, 300).tolist())
+    found = list(activations.batches(lengths, 200))
+    assert [i for batch in found for i in batch] == list(range(300))
+    assert all(len(batch) * max(lengths[i] for i in batch) <= 200 for batch in found)
+    assert list(activations.batches([500], 200)) == [[0]], "a text longer than the budget is a batch of its own"
+
+
+def test_pooled_store_does_not_depend_on_batching_or_order(minilm, tmp_path):
+    identity = {"model": "m", "revision": "r"}
+    one = activations.harvest_pooled(minilm, identity, TEXTS, [1, 4], tmp_path / "a")
+    many = activations.harvest_pooled(minilm, identity, TEXTS, [4, 1], tmp_path / "b", shard_prompts=3)
+    first, second = activations.load_pooled(one), activations.load_pooled(many)
+    assert set(first) == {(layer, pooling) for layer in (1, 4) for pooling in activations.POOLINGS}
+    for key in first:
+        np.testing.assert_allclose(first[key], second[key], atol=1e-5)
+        np.testing.assert_allclose(first[key][:5], first[key][5:10], atol=1e-5)
+    table = activations.describe(many)
+    assert table["tokens"].sum() == sum(map(len, models.tokenise(minilm, TEXTS)))
+
+
+def test_harvest_resumes_to_the_same_bytes(minilm, tmp_path, monkeypatch):
+    arguments = (minilm, {"model": "m"}, TEXTS, [0])
+    whole = activations.harvest_pooled(*arguments, tmp_path / "whole", shard_prompts=4)
+    real, calls = activations.resid_post_at, []
+
+    def dies(*a):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*a)
+
+    monkeypatch.setattr(activations, "resid_post_at", dies)
+    with pytest.raises(KeyboardInterrupt):
+        activations.harvest_pooled(*arguments, tmp_path / "cut", shard_prompts=4)
+    cut = activations.harvest_pooled(*arguments, tmp_path / "cut", shard_prompts=4)
+    assert len(calls) == 6, "five shards, one of them twice"
+    assert stores.read_manifest(cut)["shards"] == stores.read_manifest(whole)["shards"]
+
+
+def test_token_store_for_training_leaves_special_tokens_out_and_shuffles(minilm, tmp_path):
+    token_ids = models.split_tokens(minilm, TEXTS, 8)
+    common = (minilm, {"model": "m"}, "hash", token_ids, 2, tmp_path)
+    plain = activations.harvest_tokens(*common, special=True)
+    mixed = activations.harvest_tokens(*common, special=False, shuffle_seed=1, shard_tokens=60, dtype="float32")
+    everything = stores.read_all(plain)[0]
+    training = [shard for shard in stores.read_all(mixed)]
+    assert len(training) > 1
+    cls, sep = minilm.tokenizer.cls_token_id, minilm.tokenizer.sep_token_id
+    ids = torch.cat([shard["token_id"] for shard in training])
+    assert not torch.isin(ids, torch.tensor([cls, sep])).any()
+    assert len(ids) == len(everything["token_id"]) - 2 * len(token_ids)
+    where = {(s, p): i for i, (s, p) in enumerate(zip(everything["sequence"].tolist(), everything["position"].tolist(), strict=True))}
+    for shard in training:
+        rows = [where[s, p] for s, p in zip(shard["sequence"].tolist(), shard["position"].tolist(), strict=True)]
+        torch.testing.assert_close(shard["activations"], everything["activations"][rows].float(), atol=5e-3, rtol=1e-2)
+        assert rows != sorted(rows)
+    with pytest.raises(ValueError, match="is shuffled"):
+        activations.load_prompt_tokens(mixed)
+
+
+def test_prompt_tokens_are_grouped_by_prompt(minilm, tmp_path):
+    tokens = activations.prompt_tokens(minilm, {"model": "m"}, TEXTS, 3, tmp_path)
+    pooled = activations.load_pooled(activations.harvest_pooled(minilm, {"model": "m"}, TEXTS, [3], tmp_path))
+    for i in (0, 7, 19):
+        own = tokens.activations[tokens.starts[i] : tokens.starts[i + 1]].float()
+        np.testing.assert_allclose(own.amax(0), pooled[3, "max"][i], atol=5e-3)
+        np.testing.assert_allclose(own[-1], pooled[3, "fixed"][i], atol=5e-3)
+
+
+def test_layers_and_dtypes_are_checked(minilm, tmp_path):
+    for layers in ([6], [-1], []):
+        with pytest.raises(ValueError, match="out of range; the model has layers 0 to 5"):
+            activations.harvest_pooled(minilm, {}, TEXTS, layers, tmp_path)
+    with pytest.raises(ValueError, match="dtype 'int8'"):
+        activations.harvest_tokens(minilm, {}, "h", [[1]], 0, tmp_path, special=True, dtype="int8")
+
+
+def test_a_text_longer_than_the_context_keeps_its_end(minilm):
+    long = "start " * 600 + "finish line"
+    with pytest.warns(UserWarning, match="1 of 2 texts are longer than 512 tokens; their end is kept"):
+        short, cut = models.tokenise(minilm, ["hello", long])
+    words = minilm.tokenizer.convert_ids_to_tokens(cut)
+    assert len(cut) == 512 and words[0] == "[CLS]" and words[-3:] == ["finish", "line", "[SEP]"]
+    assert minilm.tokenizer.truncation_side == "right"
+
+
+def test_windows_lose_no_token(minilm):
+    text = " ".join(f"w{i}" for i in range(50))
+    windows = models.split_tokens(minilm, [text], 16)
+    bare = minilm.tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert [t for window in windows for t in window[1:-1]] == bare
+    assert all(len(window) <= 16 and window[0] == minilm.tokenizer.cls_token_id for window in windows)
+    with pytest.raises(ValueError, match="context 2 must leave room"):
+        models.split_tokens(minilm, [text], 2)
+
+
+def test_unknown_models_and_dtypes_are_named(tmp_path):
+    with pytest.raises(ValueError, match="unknown dtype 'float8'"):
+        models.load_model(models.MINILM, dtype="float8")
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        models.load_model(str(tmp_path / "nothing"))

@@ -1,0 +1,73 @@
+"""The house style that a machine can hold: one-way imports, small modules, parameters as literals, short cells."""
+
+import ast
+import re
+
+import jupytext
+import nbformat
+import pytest
+
+from lib import graph
+
+ORDER = re.findall(r"^(\w+)  +\w", (graph.LIB / "__init__.py").read_text(), flags=re.M)
+MODULES = sorted(graph.LIB.glob("[!_]*.py"))
+NOTEBOOKS = graph.notebooks()
+
+
+def test_the_package_page_lists_every_module():
+    assert sorted(ORDER) == [path.stem for path in MODULES]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_imports_point_one_way(path):
+    later = {name for name in graph.imported(path) if ORDER.index(name) >= ORDER.index(path.stem)}
+    assert not later, f"{path.stem} imports {later}, which stand at or after it in lib/__init__.py"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_modules_are_small_documented_and_do_nothing_at_import(path):
+    source = path.read_text()
+    assert source.count("\n") <= 300
+    tree = ast.parse(source)
+    assert ast.get_docstring(tree)
+    public = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef) and not n.name.startswith("_")]
+    nested = {id(inner) for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) for inner in ast.walk(n) if inner is not n}
+    undocumented = [n.name for n in public if id(n) not in nested and not ast.get_docstring(n)]
+    assert not undocumented
+    calls = [ast.unparse(n) for n in tree.body if isinstance(n, ast.Expr) and isinstance(n.value, ast.Call)]
+    assert not calls
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_are_short_cells_without_functions(path):
+    notebook = jupytext.read(path)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            lines = [line for line in cell.source.splitlines() if line.strip() and not line.strip().startswith("#")]
+            is_parameters = "parameters" in cell.metadata.get("tags", [])
+            assert len(lines) <= 15 or is_parameters, f"a cell of {len(lines)} lines, from {lines[0]!r}"
+            assert not re.search(r"^\s*(def|class) ", cell.source, flags=re.M)
+    assert notebook.cells[0].source.startswith(f"# {path.stem[:2]} · ")
+    assert "records.write(run" in notebook.cells[-1].source
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_parameters_are_literals_and_a_name_means_the_same_everywhere(path):
+    defaults = {name: value for other in NOTEBOOKS for name, value in graph.parameters(other).items()}
+    for name, value in graph.parameters(path).items():
+        assert defaults[name] == value, f"{name} has two defaults"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_committed_notebook_is_executed_and_in_step(path):
+    executed = path.with_suffix(".ipynb")
+    source, published = jupytext.read(path), nbformat.read(executed, as_version=4)
+    assert [(c.cell_type, c.source) for c in source.cells] == [(c.cell_type, c.source) for c in published.cells], "make publish"
+    outputs = [output for cell in published.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert outputs and all(output.output_type != "error" for output in outputs)
+    assert executed.stat().st_size < 1_500_000
+
+
+def test_no_number_of_the_paper_is_typed_into_a_notebook():
+    for path in NOTEBOOKS:
+        assert not re.search(r"\b(4,?046|1,?014|3,?850|0\.999|0\.048|0\.00087)\b", path.read_text())
