@@ -142,7 +142,7 @@ def _or_bench() -> list[str]:
 
 def chat_instructions() -> list[str]:
     """The AlpacaEval instructions, in the order of the file."""
-    rows = json.loads(fetch("alpaca_eval_gemma_2b").read_text(encoding="utf-8"))
+    rows = json.loads(fetch("alpaca_eval_gemma_2b_it").read_text(encoding="utf-8"))
     return [row["instruction"] for row in rows]
 
 

@@ -34,8 +34,8 @@ from lib import activations, datasets, figures, models, probes, records
 profile = "embedded"
 model = "all-MiniLM-L6-v2"  # packaged MiniLM, a Hugging Face id, or a local folder
 device = "cpu"
-dtype = "float32"  # of the forward pass: float32 | bfloat16 | float16
-layers = "all"  # or a list such as [2, 3, 4]
+dtype = "float32"  # of the forward pass, float32 | bfloat16 | float16
+layers = []  # blocks to read, such as [2, 3, 4]; empty means all
 show_layer = 3  # layer of the projection plot
 seed = 0
 
@@ -47,7 +47,7 @@ run = records.start("02_activations", globals())
 prompts_path = records.output(run, "01_datasets", "prompts")
 prompts = datasets.load(prompts_path)
 bridge = models.load_model(model, device, dtype)
-wanted = models.check_layers(bridge, list(range(bridge.cfg.n_layers)) if layers == "all" else layers)
+wanted = models.check_layers(bridge, layers or list(range(bridge.cfg.n_layers)))
 print(f"{len(prompts):,} prompts; {model}: {bridge.cfg.n_layers} layers, d_model {bridge.cfg.d_model}, context {bridge.cfg.n_ctx}")
 
 # %% [markdown]

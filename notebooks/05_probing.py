@@ -34,7 +34,7 @@ from lib import activations, datasets, figures, metrics, models, probes, records
 # %% tags=["parameters"]
 profile = "embedded"
 c_grid = [1e-4, 1e-3, 1e-2, 1e-1, 1.0]  # inverse L2 strengths; chosen by cross-validation on the training split
-attention_probe = True  # needs the activations of every token: a second harvest of one layer
+attention_probe = True  # needs the activations of every token, a second harvest of one layer
 device = "cpu"
 n_bootstrap = 1000  # replicates over base prompts
 seed = 0
@@ -157,7 +157,6 @@ lines = [
     f"| {figures.SPLITS[s]} | {records.text(dense[s])} | {records.text(words[s])} | {paper.get(s)} |"
     for s in datasets.SPLITS if s in dense
 ]
-at_edge = chosen_c in (min(c_grid), max(c_grid))
 Markdown(
     f"Dense probe at layer {layer}, {pooling} pooling (chosen on validation), AUROC with 95 % interval:\n\n"
     "| split | dense | TF-IDF | the paper's dense probe |\n|---|---|---|---|\n" + "\n".join(lines)

@@ -47,9 +47,7 @@ def project(tmp_path):
     for name in ("Makefile", "requirements.lock", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / "data" / "prompts").mkdir(parents=True)
-    (tmp_path / ".venv" / "bin").mkdir(parents=True)
-    (tmp_path / ".venv" / "bin" / "python").symlink_to(sys.executable)
-    (tmp_path / ".venv" / "installed").touch()
+    (tmp_path / ".venv").symlink_to(sys.prefix)
     profiles = tmp_path / "notebooks" / "profiles"
     profiles.mkdir(parents=True)
     (profiles / "embedded.yaml").write_text("profile: embedded\n")
@@ -65,7 +63,7 @@ def write(project, name, content, extra_import="", body=""):
 
 def make(project, *arguments, check=True):
     environment = os.environ | {"PYTHONPATH": str(project)}
-    done = subprocess.run(["make", *arguments], cwd=project, capture_output=True, text=True, env=environment)
+    done = subprocess.run(["make", "-o", ".venv/installed", *arguments], cwd=project, capture_output=True, text=True, env=environment)
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return [line.split("lib.runner ")[1].split()[0] for line in done.stdout.splitlines() if "lib.runner 0" in line], done
 
@@ -78,7 +76,7 @@ def touch(path: Path):
 def settle(project):
     """Set the clock of everything that exists to the past, in the order it had."""
     for path in sorted(project.rglob("*"), key=lambda p: p.stat().st_mtime_ns):
-        if path.is_file() and not path.is_symlink():
+        if path.is_file() and ".venv" not in path.parts:
             stat = path.stat()
             os.utime(path, ns=(stat.st_atime_ns - 10**11, stat.st_mtime_ns - 10**11))
 

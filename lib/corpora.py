@@ -1,0 +1,131 @@
+"""Texts that SAEs are trained on: pretraining-like prose, docstrings of installed packages, and chat rollouts.
+
+A corpus is a list of passages, a few paragraphs each. Passages, not windows, are held out, so that no passage
+is on both sides.
+"""
+
+import gzip
+import importlib.util
+import json
+import re
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from lib.sources import N_CHAT_OOD, chat_instructions, fetch, registry
+
+CORPORA = ("docstrings", "pretraining", "rollouts")
+PASSAGE = 1200  # characters, at least, unless the document ends
+PROSE_PACKAGES = ("numpy", "sklearn", "pandas", "matplotlib", "torch", "transformers", "networkx", "sympy", "jupyterlab",
+                  "nbconvert", "papermill", "seaborn", "pooch", "tqdm", "openai", "jinja2", "aiohttp", "sae_lens")  # fmt: skip
+ZIPPED = {"brown": r"brown/c[a-r]\d\d$", "webtext": r"\.txt$", "abc": r"\.txt$", "state_union": r"\.txt$",
+          "movie_reviews": r"\.txt$"}  # fmt: skip
+
+
+def corpus(name: str) -> list[str]:
+    """The passages of a corpus, without repeats.
+
+    ``docstrings``: prose paragraphs of the docstrings of installed packages. ``pretraining``: Brown, WikiText, news,
+    speeches, web text, film reviews. ``rollouts``: AlpacaEval answers of seven models, without the instructions that
+    notebook 01 keeps for OOD, and hh-rlhf dialogues.
+
+    Raises:
+        ValueError: unknown name, or a public file that cannot be fetched.
+    """
+    if name not in CORPORA:
+        raise ValueError(f"unknown corpus {name!r}; allowed are {CORPORA}")
+    makers = {"docstrings": _docstrings, "pretraining": _pretraining, "rollouts": _rollouts}
+    return list(dict.fromkeys(makers[name]()))
+
+
+def hold_out(passages: list[str], share: float, seed: int) -> tuple[list[str], list[str]]:
+    """Divide passages at random into training and held-out ones (``share`` of them, at least one)."""
+    if len(passages) < 2:
+        raise ValueError(f"{len(passages)} passages cannot be divided into training and held-out ones; give at least 2")
+    order = np.random.default_rng(seed).permutation(len(passages))
+    n = max(1, round(share * len(passages)))
+    return [passages[i] for i in order[n:]], [passages[i] for i in order[:n]]
+
+
+def passages(paragraphs: Iterable[str], least: int = PASSAGE) -> list[str]:
+    """Join consecutive paragraphs until a passage has ``least`` characters; nothing is lost."""
+    found: list[str] = []
+    part: list[str] = []
+    for paragraph in paragraphs:
+        part.append(paragraph)
+        if sum(map(len, part)) >= least:
+            found.append(" ".join(part))
+            part = []
+    return found + ([" ".join(part)] if part else [])
+
+
+def detokenise(text: str) -> str:
+    """Undo the spaces that corpora put around punctuation."""
+    text = re.sub(r" @([-,.])@ ", r"\1", text).replace("``", '"').replace("''", '"')
+    text = re.sub(r" ([,.;:?!%)\]])", r"\1", text)
+    return re.sub(r"([(\[]) ", r"\1", text.replace(" n't", "n't").replace(" 's", "'s"))
+
+
+def _docstrings() -> list[str]:
+    found = []
+    for name in PROSE_PACKAGES:
+        spec = importlib.util.find_spec(name)
+        if spec is None or not spec.submodule_search_locations:
+            continue
+        for path in sorted(Path(spec.submodule_search_locations[0]).rglob("*.py")):
+            found += _prose(path.read_text(encoding="utf-8", errors="ignore"))
+    return passages(dict.fromkeys(found), 600)
+
+
+def _prose(source: str) -> list[str]:
+    """Paragraphs of triple-quoted strings that read like prose: a sentence of ten words or more, hardly any code."""
+    found = []
+    for block in re.findall(r'"""(.*?)"""', source, flags=re.DOTALL):
+        for paragraph in re.split(r"\n\s*\n", block):
+            text = " ".join(paragraph.split())
+            letters = sum(c.isalpha() or c in " ,.'" for c in text)
+            if len(text.split()) >= 10 and text[0].isupper() and text.endswith(".") and letters > 0.96 * len(text):
+                found.append(text)
+    return found
+
+
+def _pretraining() -> list[str]:
+    found = []
+    for name, pattern in ZIPPED.items():
+        with zipfile.ZipFile(fetch(name)) as archive:  # read in memory, nothing is unpacked
+            members = [member for member in archive.namelist() if re.search(pattern, member)]
+            for member in members:
+                text = archive.read(member).decode("utf-8", errors="ignore")
+                found += passages(_untagged(text) if name == "brown" else _lines(text))
+    for name in ("wikitext_valid", "wikitext_test"):
+        found += passages(_lines(fetch(name).read_text(encoding="utf-8").replace("<unk>", "")))
+    return found
+
+
+def _lines(text: str) -> list[str]:
+    return [detokenise(" ".join(line.split())) for line in text.splitlines() if len(line.split()) > 3]
+
+
+def _untagged(text: str) -> list[str]:
+    """Lines of the Brown corpus without the part-of-speech tags."""
+    return _lines("\n".join(" ".join(word.rsplit("/", 1)[0] for word in line.split()) for line in text.splitlines()))
+
+
+def chat_turn(user: str, assistant: str = "") -> str:
+    """A dialogue turn as text, for models without a chat template."""
+    return f"User: {user.strip()}\n\nAssistant: {assistant.strip()}".removesuffix("\n\nAssistant: ")
+
+
+def _rollouts() -> list[str]:
+    kept_for_ood = set(chat_instructions()[:N_CHAT_OOD])
+    found = []
+    for name in registry():
+        if name.startswith("alpaca_eval_"):
+            rows = json.loads(fetch(name).read_text(encoding="utf-8"))
+            found += [chat_turn(row["instruction"], row["output"]) for row in rows if row["instruction"] not in kept_for_ood]
+    with gzip.open(fetch("hh_rlhf"), "rt", encoding="utf-8") as lines:
+        for line in lines:
+            found.append(json.loads(line)["chosen"].strip().replace("Human:", "User:"))
+    return found
