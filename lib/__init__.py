@@ -1,18 +1,24 @@
 """The companion's library, one module per noun of the data flow.
 
-files        paths of the project, hashes, and writes that never leave half a file
-graph        which file makes which, for make
-sources      where base prompts come from: shipped files, pinned downloads, a user's CSV
-corpora      texts that SAEs are trained on
-datasets     base prompts -> normalised, augmented, split prompt table
-models       any Hugging Face or packaged model as a TransformerBridge
-stores       folders of checksummed safetensors shards that resume
-activations  residual-stream activations: pooled per prompt, or per token
-metrics      AUROC, recall at a false-positive rate, bootstrap over base prompts
-probes       dense probes and their lexical baseline
-figures      every figure of the notebooks
-records      what a notebook run found, as JSON and parquet
-runner       headless notebooks: papermill, profiles, atomic outputs
+files         paths of the project, hashes, and writes that never leave half a file
+graph         which file makes which, for make
+sources       where base prompts come from: shipped files, pinned downloads, a user's CSV
+corpora       texts that SAEs are trained on
+datasets      base prompts -> normalised, augmented, split prompt table
+models        any Hugging Face or packaged model as a TransformerBridge
+stores        folders of checksummed safetensors shards that resume
+activations   residual-stream activations: pooled per prompt, or per token
+jumprelu      sparse-exact JumpReLU steps and the sparsity penalties
+sae           SAEs as SAELens objects: saved, loaded, checked, measured
+trainers      JumpReLU and SAELens' architectures behind one interface
+sae_training  the training loop, checkpoints and resume
+metrics       AUROC, recall at a false-positive rate, bootstrap over base prompts
+pareto        SAE architectures compared at matched L0
+probes        dense probes and their lexical baseline
+figures       every figure of the notebooks
+records       what a notebook run found, as JSON and parquet
+pretrained    the shipped base SAE, made anew
+runner        headless notebooks: papermill, profiles, atomic outputs
 
 Imports point one way, a module uses only modules above it; tests/unit/test_structure.py holds them to it.
 """

@@ -129,3 +129,10 @@ def _rollouts() -> list[str]:
         for line in lines:
             found.append(json.loads(line)["chosen"].strip().replace("Human:", "User:"))
     return found
+
+
+def first_tokens(windows: list[list[int]], limit: int, seed: int) -> list[list[int]]:
+    """Windows in random order, as many as hold ``limit`` tokens together (0: all)."""
+    order = np.random.default_rng(seed).permutation(len(windows))
+    ends = np.cumsum([len(windows[i]) for i in order])
+    return [windows[i] for i, end in zip(order, ends, strict=True) if not limit or end <= limit]

@@ -154,3 +154,28 @@ def projection(points_by_split: dict[str, pd.DataFrame]) -> Figure:
         ax.label_outer()
     sns.move_legend(axes[-1], "center left", bbox_to_anchor=(1, 0.5), title=None, frameon=False)
     return figure
+
+
+def frequency_histograms(frequencies: dict[str, np.ndarray], line: float) -> Figure:
+    """Histogram of the latents' firing frequencies (log scale), a panel per SAE, with the high-frequency line."""
+    figure, axes = _panels(len(frequencies), width=2.7, height=2.7, sharex=True, sharey=True)
+    for ax, colour, (name, frequency) in zip(axes, CYCLE, frequencies.items(), strict=False):
+        alive = frequency[frequency > 0]
+        ax.hist(np.log10(alive), bins=np.linspace(-5, 0, 41), color=colour)
+        ax.axvline(np.log10(line), color="black", linestyle="--", linewidth=1)
+        ax.set(title=f"{name}\n{(frequency > line).sum()} above {line:.0%}, {(frequency == 0).sum()} dead", xlabel="log₁₀ firing frequency")
+        ax.set(ylabel="latents", yscale="log")
+        ax.label_outer()
+    return figure
+
+
+def training_curves(curves: dict[str, pd.DataFrame]) -> Figure:
+    """FVU, L0, dead and high-frequency latents of the training batches against tokens seen."""
+    names = {"fvu": "FVU (fraction of variance)", "l0": "L0 (latents per token)", "dead": "dead latents", "high_frequency": "latents above 10 %"}
+    figure, axes = _panels(len(names), width=2.9, height=2.8)
+    for ax, (column, label) in zip(axes, names.items(), strict=True):
+        for colour, (name, curve) in zip(CYCLE, curves.items(), strict=False):
+            ax.plot(curve["tokens"] / 1000, curve[column], color=colour, label=name)
+        ax.set(xlabel="training tokens (thousands)", ylabel=label, yscale="log" if column == "l0" else "linear")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize=8)
+    return figure

@@ -1,0 +1,138 @@
+"""Sparse autoencoders as SAELens objects: made from trained weights, saved, loaded, checked and measured.
+
+Inference everywhere uses ``sae_lens.SAE`` (``W_enc, W_dec, b_enc, b_dec, threshold``; ``encode``, ``decode``), so a
+Gemma Scope SAE is usable wherever ours is.
+"""
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from safetensors.torch import save_file
+from sae_lens import SAE
+from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
+from sae_lens.saes.sae import SAEMetadata
+from torch import Tensor
+
+from lib.files import write_json
+from lib.jumprelu import Parameters
+
+HIGH_FREQUENCY = 0.1  # a latent is high-frequency if it fires on more than this fraction of tokens
+BATCH_TOKENS = 4096
+
+
+def from_parameters(
+    p: Parameters, mean: Float[Tensor, " d_model"], scale: float, metadata: dict[str, Any]
+) -> JumpReLUSAE:
+    """The SAE on unscaled activations that equals ``p`` on (x − mean) / scale.
+
+    W_enc and W_dec stay (decoder rows unit); b_enc' = scale·b_enc − mean·W_enc, θ' = scale·θ,
+    b_dec' = mean + scale·b_dec. No bias is taken off the input (``apply_b_dec_to_input`` false, as Gemma Scope).
+    """
+    d_sae, d_model = p.enc.shape
+    config = JumpReLUSAEConfig(d_in=d_model, d_sae=d_sae, apply_b_dec_to_input=False, metadata=SAEMetadata(**metadata))
+    sae = JumpReLUSAE(config)
+    sae.load_state_dict({
+        "W_enc": p.enc.T.contiguous(), "W_dec": p.dec, "threshold": scale * p.threshold,
+        "b_enc": scale * p.b_enc - p.enc @ mean, "b_dec": mean + scale * p.b_dec,
+    })  # fmt: skip
+    return sae
+
+
+def save(sae: SAE, folder: Path, training: dict[str, Any], dtype: torch.dtype = torch.float32) -> Path:
+    """Write the SAELens folder (``cfg.json``, ``sae_weights.safetensors``) and ``training.json``, all or nothing.
+
+    Raises:
+        ValueError: a weight is not finite.
+    """
+    bad = [name for name, tensor in sae.state_dict().items() if not torch.isfinite(tensor).all()]
+    if bad:
+        raise ValueError(f"{folder}: {bad} has values that are not finite; nothing was saved")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    try:
+        sae.save_model(scratch)
+        weights = {name: tensor.to(dtype).contiguous() for name, tensor in sae.state_dict().items()}
+        save_file(weights, scratch / "sae_weights.safetensors")
+        write_json(scratch / "training.json", training)
+        scratch.chmod(0o755)
+        shutil.rmtree(folder, ignore_errors=True)
+        scratch.rename(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return folder
+
+
+def load(place: str | Path, device: str = "cpu") -> SAE:
+    """An SAE from a SAELens folder, or ``release:sae_id`` from the registry of ``SAE.from_pretrained``.
+
+    Raises:
+        ValueError: no such folder or release, or a damaged folder, named in the message.
+    """
+    if ":" in str(place) and not Path(place).exists():
+        release, sae_id = str(place).split(":", 1)
+        try:
+            return SAE.from_pretrained(release, sae_id, device=device)
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(f"the SAE {place!r} cannot be had from the registry or its hub: {error}") from error
+    folder = Path(place)
+    if not (folder / "cfg.json").exists():
+        raise ValueError(f"{folder} is no SAE folder (cfg.json, sae_weights.safetensors), nor 'release:sae_id'")
+    try:
+        return SAE.load_from_disk(folder, device=device, dtype="float32")
+    except Exception as error:
+        raise ValueError(f"{folder} is damaged or not a SAELens folder: {type(error).__name__}: {error}") from error
+
+
+def training_record(folder: Path) -> dict[str, Any]:
+    """``training.json`` of an SAE that was trained here."""
+    return json.loads((folder / "training.json").read_text(encoding="utf-8"))
+
+
+def check_fits(sae: SAE, d_model: int, hook_name: str | None = None, model: str | None = None) -> None:
+    """Raise ``ValueError`` if an SAE is of another width, layer or model than the activations."""
+    if sae.cfg.d_in != d_model:
+        raise ValueError(f"the SAE reads d_in {sae.cfg.d_in}, the activations have d_model {d_model}")
+    for name, ours in (("hook_name", hook_name), ("model_name", model)):
+        theirs = sae.cfg.metadata.get(name)
+        if ours and theirs and theirs != ours:
+            raise ValueError(f"the SAE was trained on {name} {theirs!r}, the activations are of {ours!r}")
+
+
+@torch.inference_mode()
+def evaluate(sae: SAE, x: Float[Tensor, "tokens d_model"]) -> dict[str, Any]:
+    """Metrics of an SAE on held-out tokens.
+
+    fvu = Σ‖x − x̂‖² / Σ‖x − mean‖²; l0 = mean number of active latents a token; dead = share of latents that never
+    fire; high_frequency, above_1pct = latents that fire on more than 10 % and 1 % of tokens; high_frequency_mass =
+    their (10 %) share of all firings; frequency = firing frequency of each latent (fraction of tokens).
+    """
+    error, count = 0.0, torch.zeros(sae.cfg.d_sae, dtype=torch.float64)
+    mean = x.float().mean(0)
+    total = 0.0
+    for chunk in x.split(BATCH_TOKENS):
+        chunk = chunk.float()
+        latents = sae.encode(chunk)
+        latents = latents.to_dense() if latents.is_sparse else latents
+        error += (chunk - sae.decode(latents)).square().sum().item()
+        total += (chunk - mean).square().sum().item()
+        count += (latents > 0).sum(0)
+    frequency = (count / len(x)).numpy()
+    return {"fvu": error / total} | frequency_summary(frequency) | {"frequency": frequency}
+
+
+def frequency_summary(frequency: Float[np.ndarray, " d_sae"]) -> dict[str, float]:
+    """L0, dead share, and how much the high-frequency latents hold (see :func:`evaluate`)."""
+    high = frequency > HIGH_FREQUENCY
+    return {
+        "l0": float(frequency.sum()),
+        "dead": float((frequency == 0).mean()),
+        "high_frequency": int(high.sum()),
+        "above_1pct": int((frequency > 0.01).sum()),
+        "high_frequency_mass": float(frequency[high].sum() / max(frequency.sum(), 1e-12)),
+    }

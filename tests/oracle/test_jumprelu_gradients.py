@@ -1,0 +1,130 @@
+"""Sparse steps equal dense autograd, and the threshold gradients equal the closed form written by hand."""
+
+import pytest
+import torch
+
+from lib.jumprelu import PENALTIES, Parameters, _dense_products, find_entries, penalty, penalty_slope, sparse_step
+from lib import jumprelu
+
+D_SAE, D_MODEL, TOKENS = 64, 24, 200
+
+
+def parameters(seed=0, dtype=torch.float64):
+    g = torch.Generator().manual_seed(seed)
+    dec = torch.nn.functional.normalize(torch.randn(D_SAE, D_MODEL, generator=g, dtype=dtype), dim=1)
+    enc = dec + 0.1 * torch.randn(D_SAE, D_MODEL, generator=g, dtype=dtype)
+    rest = [0.1 * torch.randn(n, generator=g, dtype=dtype) for n in (D_SAE, D_MODEL)]
+    return Parameters(enc, dec, *rest, threshold=1 + torch.rand(D_SAE, generator=g, dtype=dtype))
+
+
+class DenseJumpReLU(torch.autograd.Function):
+    """pre · H(pre − θ), with the straight-through gradient of arXiv 2407.14435."""
+
+    @staticmethod
+    def forward(ctx, pre, threshold, bandwidth):
+        ctx.save_for_backward(pre, threshold)
+        ctx.bandwidth = bandwidth
+        return pre * (pre > threshold)
+
+    @staticmethod
+    def backward(ctx, grad):
+        pre, threshold = ctx.saved_tensors
+        kernel = ((pre - threshold).abs() < ctx.bandwidth / 2).to(pre)
+        return grad * (pre > threshold), -(threshold / ctx.bandwidth * kernel * grad).sum(0), None
+
+
+class DenseStep(torch.autograd.Function):
+    """H(pre − θ) with its straight-through gradient to the threshold."""
+
+    @staticmethod
+    def forward(ctx, pre, threshold, bandwidth):
+        ctx.save_for_backward(pre, threshold)
+        ctx.bandwidth = bandwidth
+        return (pre > threshold).to(pre)
+
+    @staticmethod
+    def backward(ctx, grad):
+        pre, threshold = ctx.saved_tensors
+        kernel = ((pre - threshold).abs() < ctx.bandwidth / 2).to(pre)
+        return None, -(kernel * grad / ctx.bandwidth).sum(0), None
+
+
+@pytest.mark.parametrize("kind", PENALTIES)
+@pytest.mark.parametrize("bandwidth", [0.05, 0.7])
+@pytest.mark.parametrize("dense", [False, True])
+def test_every_gradient_equals_dense_autograd(kind, bandwidth, dense, monkeypatch):
+    monkeypatch.setattr(jumprelu, "DENSE_ABOVE", -1.0 if dense else 2.0)
+    x = torch.randn(TOKENS, D_MODEL, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    p = parameters()
+    found = sparse_step(x, p, 0.01, bandwidth, kind, 0.1)
+    q = Parameters(*(tensor.clone().requires_grad_() for tensor in p))
+    pre = x @ q.enc.T + q.b_enc
+    recon = DenseJumpReLU.apply(pre, q.threshold, bandwidth) @ q.dec + q.b_dec
+    frequency = DenseStep.apply(pre, q.threshold, bandwidth).mean(0)
+    loss = (recon - x).square().mean() + 0.01 * penalty(frequency, kind, 0.1)
+    loss.backward()
+    assert abs(found.loss - loss.item()) < 1e-10 and found.l0 > 1
+    for name, ours, theirs in zip(Parameters._fields, found.gradients, q, strict=True):
+        error = (ours - theirs.grad).norm() / theirs.grad.norm()
+        assert theirs.grad.norm() > 0 and error < 1e-5, f"{name}: relative error {error:.1e}"
+
+
+def test_single_precision_too():
+    x = torch.randn(TOKENS, D_MODEL, generator=torch.Generator().manual_seed(1))
+    single = sparse_step(x, parameters(dtype=torch.float32), 0.01, 0.3)
+    p = parameters(dtype=torch.float32)
+    double = sparse_step(x.double(), Parameters(*(t.double() for t in p)), 0.01, 0.3)
+    for ours, theirs in zip(single.gradients, double.gradients, strict=True):
+        assert (ours - theirs).norm() / theirs.norm() < 1e-5
+
+
+def test_reconstruction_gradients_equal_finite_differences():
+    """The smooth part: moving W_enc, W_dec and the biases a little, with the active set as it is."""
+    x = torch.randn(20, D_MODEL, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    p = parameters()
+    found = sparse_step(x, p, 0.0, 0.1)
+    for name in ("enc", "dec", "b_enc", "b_dec"):
+        direction = torch.randn_like(getattr(p, name))
+        ahead, behind = (
+            sparse_step(x, p._replace(**{name: getattr(p, name) + step * direction}), 0.0, 0.1).loss for step in (1e-7, -1e-7)
+        )
+        expected = (getattr(found.gradients, name) * direction).sum().item()
+        assert abs((ahead - behind) / 2e-7 - expected) < 1e-5 * max(1.0, abs(expected)), name
+
+
+def test_penalty_by_hand():
+    f = torch.tensor([0.0, 0.05, 0.3])
+    assert penalty(f, "l0", 0.1).item() == pytest.approx(0.35)
+    assert penalty(f, "quadratic_frequency", 0.1).item() == pytest.approx(0.05 * 1.5 + 0.3 * 4)
+    assert penalty(f, "squared_frequency", 0.1).item() == pytest.approx((0.0025 + 0.09) / 0.1)
+    torch.testing.assert_close(penalty_slope(f, "quadratic_frequency", 0.1), torch.tensor([1.0, 2.0, 7.0]))
+    for kind in PENALTIES:
+        g = f.clone().requires_grad_()
+        penalty(g, kind, 0.1).backward()
+        torch.testing.assert_close(g.grad, penalty_slope(f, kind, 0.1))
+
+
+def test_threshold_gradient_by_hand():
+    """One latent, four tokens with pre 0.9, 1.05, 1.2 and 3, θ = 1, ε = 0.4: the first three are within the band."""
+    x = torch.tensor([[0.9], [1.05], [1.2 - 1e-9], [3.0]], dtype=torch.float64)
+    one = torch.ones(1, 1, dtype=torch.float64)
+    zero = torch.zeros(1, dtype=torch.float64)
+    p = Parameters(one, one, zero, zero, torch.ones(1, dtype=torch.float64))
+    found = sparse_step(x, p, 0.5, 0.4, "quadratic_frequency", 0.1)
+    frequency = 0.75
+    in_band = [0.9, 1.05, 1.2 - 1e-9]
+    residual = [-0.9, 0.0, 0.0]  # only the first token is not reconstructed
+    by_reconstruction = sum(-(1 / 0.4) * 2 * r / 4 for r in residual)
+    by_penalty = -0.5 * (1 + 2 * frequency / 0.1) / 4 / 0.4 * len(in_band)
+    assert found.frequency.item() == frequency
+    assert found.gradients.threshold.item() == pytest.approx(by_reconstruction + by_penalty)
+    assert found.balance == pytest.approx((by_reconstruction, by_penalty / 0.5))
+
+
+def test_entries_are_the_active_and_the_band():
+    pre = torch.tensor([[1.0, 0.0, 2.0], [0.85, 1.15, -1.0]])
+    e = find_entries(pre, torch.tensor([0.9, 1.2, 1.0]), 0.2)
+    assert list(zip(e.row.tolist(), e.col.tolist())) == [(0, 0), (0, 2), (1, 0), (1, 1)]
+    assert e.active.tolist() == [True, True, False, False] and e.crow.tolist() == [0, 2, 4]
+    recon, sampled, transposed = _dense_products(e, torch.eye(3), 2)
+    torch.testing.assert_close(recon(e.pre), torch.tensor([[1.0, 0.0, 2.0], [0.85, 1.15, 0.0]]))
