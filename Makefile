@@ -10,11 +10,11 @@ NAME := $(basename $(notdir $(PROFILE)))
 PROFILE_FILE := $(if $(filter %.yaml %.yml,$(PROFILE)),$(PROFILE),notebooks/profiles/$(PROFILE).yaml)
 RUN := data/runs/$(NAME)
 export MIRROR
-export PYTHONWARNINGS := ignore:IProgress
+export PYTHONWARNINGS := ignore:IProgress,ignore:Sparse CSR
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help reproduce test lab data publish bench clean env
+.PHONY: help reproduce test lab data publish bench pretrained clean env
 
 help: ## Print this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | column -t -s '|'
@@ -41,7 +41,11 @@ publish: ## Run the embedded profile, and copy the executed notebooks beside the
 	$(PYTHON) -m lib.runner --publish
 
 bench: env ## Measure afresh into data/bench (BENCH=activations: one of them)
+	@$(PYTHON) -c "import dictionary_learning" 2>/dev/null || $(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps dictionary-learning==0.1.0
 	$(PYTHON) -m bench $(BENCH)
+
+pretrained: env ## Train the shipped base SAE anew on public text (MIRROR=folder)
+	$(PYTHON) -m lib.pretrained
 
 clean: ## Delete what PROFILE's runs made (not the downloads, not the environment)
 	rm -rf $(RUN)

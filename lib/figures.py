@@ -103,7 +103,7 @@ def curves(
 ) -> Figure:  # fmt: skip
     """Lines with 95 % bands, a panel per value of ``panel``; ``reference`` as in :func:`points`."""
     panels = list(dict.fromkeys(table[panel]))
-    figure, axes = _panels(len(panels), width=3.7, height=3.4, sharey=share_y)
+    figure, axes = _panels(len(panels), width=max(3.7, 7.5 / len(panels)), height=3.6, sharey=share_y)
     for ax, value in zip(axes, panels, strict=True):
         for colour, (group, rows) in zip(CYCLE, table[table[panel] == value].groupby(hue, sort=False), strict=False):
             rows = rows.dropna(subset=["value"]).sort_values(x)
@@ -111,7 +111,10 @@ def curves(
             ax.fill_between(rows[x], rows["low"], rows["high"], color=colour, alpha=0.15, linewidth=0)
         if reference is not None:
             _reference(ax, reference[reference[panel] == value], reference_label, vertical=False)
-        ax.set(title=SPLITS.get(value, value), xlabel=xlabel, ylabel=ylabel, xscale="log" if logx else "linear")
+        ax.set(title=SPLITS.get(value, value), xlabel=xlabel, ylabel=ylabel)
+        if logx:
+            ax.set_xscale("log", base=2)
+            ax.xaxis.set_major_formatter("{x:g}")
         if share_y:
             ax.label_outer()
     figure.legend(*axes[-1].get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize=8)

@@ -16,7 +16,7 @@ from lib.sae_training import train
 from lib.trainers import Recipe
 
 
-def recipes(base: Recipe, variants: dict[str, dict], sparsities: dict[str, list[float]], seeds: list[int]) -> dict[tuple[str, float, int], Recipe]:
+def recipes(base: Recipe, variants: dict[str, dict], sparsities: dict[str, list[int | float]], seeds: list[int]) -> dict[tuple[str, int | float, int], Recipe]:
     """Recipes of a grid, by (variant, sparsity, seed). ``variants`` holds what differs from ``base``; a gated SAE's
     sparsity is its coefficient, every other one's is ``target_l0``."""
     grid = {}
@@ -29,7 +29,7 @@ def recipes(base: Recipe, variants: dict[str, dict], sparsities: dict[str, list[
     return grid
 
 
-def train_grid(grid: dict[tuple[str, float, int], Recipe], store: Path, held_out: Path, parent: Path) -> pd.DataFrame:
+def train_grid(grid: dict[tuple[str, int | float, int], Recipe], store: Path, held_out: Path, parent: Path) -> pd.DataFrame:
     """Train (or find) every SAE of a grid; a row each with its held-out metrics, speed and folder."""
     rows = []
     for (variant, sparsity, seed), recipe in grid.items():
@@ -40,7 +40,7 @@ def train_grid(grid: dict[tuple[str, float, int], Recipe], store: Path, held_out
     return pd.DataFrame(rows)
 
 
-def matched_difference(table: pd.DataFrame, variant: str, baseline: str, l0: list[float]) -> tuple[Estimate, pd.DataFrame]:
+def matched_difference(table: pd.DataFrame, variant: str, baseline: str, l0: list[int | float]) -> tuple[Estimate, pd.DataFrame]:
     """FVU of ``variant`` minus ``baseline`` at equal L0, with a 95 % t interval, and the single differences.
 
     FVU is interpolated linearly in log L0 within each seed; an L0 that one of the two curves does not span is left
@@ -57,6 +57,7 @@ def matched_difference(table: pd.DataFrame, variant: str, baseline: str, l0: lis
             ours, theirs = (np.interp(np.log(value), np.log(curve["l0"]), curve["fvu"]) for curve in curves)
             rows.append({"seed": seed, "l0": value, "difference": ours - theirs})
     found = pd.DataFrame(rows, columns=["seed", "l0", "difference"])
+    found["difference"] = found["difference"].astype(float)
     by_seed = found.groupby("seed")["difference"].mean()
     return _t_interval((by_seed if len(by_seed) >= 3 else found["difference"]).to_numpy(), len(found), len(by_seed)), found
 

@@ -1,6 +1,6 @@
 """The training loop: batches from token stores, schedules, held-out evaluation, checkpoints and exact resume.
 
-An SAE's folder is named by a hash of its recipe and data: what is trained once is found again, and an interrupted
+An SAE's folder is named by a hash of its recipe, its data and the training code: what is trained once is found again, and an interrupted
 run goes on at its last checkpoint, to the same weights as an uninterrupted one.
 """
 
@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from lib import jumprelu, trainers
 from lib import sae as saes
-from lib.files import replacing, value_hash
+from lib.files import file_hash, replacing, value_hash
 from lib.stores import read_all, read_manifest
 from lib.trainers import Recipe, Trainer, make_trainer
 
@@ -56,9 +57,10 @@ def batch_rows(n_tokens: int, recipe: Recipe, step: int) -> Tensor:
 
 
 def sae_path(parent: Path, recipe: Recipe, store: Path) -> Path:
-    """``parent/<architecture>-<hash of recipe and data>``."""
+    """``parent/<architecture>-<hash of recipe, data and training code>``."""
+    code = [file_hash(Path(module.__file__)) for module in (jumprelu, trainers)]
     data = read_manifest(store)["parameters"]
-    return parent / f"{recipe.architecture}-{value_hash([dataclasses.asdict(recipe), data])}"
+    return parent / f"{recipe.architecture}-{value_hash([dataclasses.asdict(recipe), data, code])}"
 
 
 def train(recipe: Recipe, store: Path, held_out: Path, parent: Path, progress: bool = True) -> Path:

@@ -116,13 +116,13 @@ class JumpReLUTrainer:
     """JumpReLU with sparse-exact steps, thresholds calibrated at the start, and a controller for ``target_l0``.
 
     Each threshold starts at the quantile of its pre-activation that gives the wanted firing rate. With ``target_l0``
-    two things hold L0: all thresholds move together by ``SHIFT`` × the batch's relative error, and λ is the
+    two things hold L0: all thresholds move together by ``SHIFT`` × learning rate × the batch's relative error, and λ is the
     multiplier at which the penalty balances the reconstruction on the thresholds, λ = −Σ∂rec/∂θ / Σ∂penalty/∂θ
     (exponential means over steps), so that the penalty keeps its full weight between latents. Latents unused for
     ``dead_after`` steps reconstruct the residual (AuxK, arXiv 2406.04093), and their thresholds come down.
     """
 
-    SHIFT = 0.03
+    SHIFT = 7.5  # of all thresholds, in learning rates per relative error: more than Adam moves a threshold in a step
     MEMORY = 0.95
 
     def __init__(self, recipe: Recipe, calibration: Float[Tensor, "tokens d_model"]):
@@ -171,7 +171,7 @@ class JumpReLUTrainer:
         if recipe.target_l0:
             self.balance = [self.MEMORY * old + (1 - self.MEMORY) * new for old, new in zip(self.balance, found.balance, strict=True)]
             error = max(-1.0, min(1.0, found.l0 / recipe.target_l0 - 1))
-            self.p.threshold.data.add_(self.SHIFT * error * lr_factor)
+            self.p.threshold.data.add_(self.SHIFT * recipe.lr * lr_factor * error)
         self.p.threshold.data.clamp_(min=0.0)
         return {"l0": found.l0, "fvu": _fvu(found.residual, x), "dead": int((self.unused > recipe.dead_after).sum()),
                 "high_frequency": int((found.frequency > saes.HIGH_FREQUENCY).sum())}  # fmt: skip

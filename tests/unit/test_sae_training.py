@@ -42,7 +42,7 @@ def test_every_architecture_learns_the_planted_dictionary(data, architecture):
     recipe = dataclasses.replace(RECIPE, architecture=architecture, coefficient=2.0 if architecture == "gated" else 1e-3)
     folder = sae_training.train(recipe, *data, progress=False)
     record = saes.training_record(folder)
-    assert record["held_out"]["fvu"] < 0.35 and 1 < record["held_out"]["l0"] < 12
+    assert record["held_out"]["fvu"] < 0.35 and 1 < record["held_out"]["l0"] < 16
     cosine = (torch.nn.functional.normalize(saes.load(folder).W_dec.data, dim=1) @ dictionary().T).amax(0)
     assert cosine.mean() > 0.8, "most planted directions have a latent"
     assert sae_training.train(recipe, *data, progress=False) == folder

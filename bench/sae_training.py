@@ -1,0 +1,100 @@
+"""SAE training on the public pretraining corpus, layer 4, 384 -> 3,072 latents, 1.5 M tokens, batch 2,048.
+
+Reconstruction at L0 30 and L0 at four targets from whole trainings; speed of whole steps (optimiser included) beside
+SAELens JumpReLU, dictionary_learning JumpReLU and the dense floor (five dense products a step), in turn. Needs the
+public files (MIRROR=folder, or the network); dictionary_learning is installed by ``make bench``.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+
+from lib import corpora, models, pretrained, sae_training
+from lib import sae as saes
+from lib.files import run_dir
+from lib.trainers import Recipe, make_trainer
+
+LAYER, SEEDS, ROUNDS, STEPS = 4, (0, 1, 2), 5, 12
+RECIPE = Recipe(d_sae=3072, target_l0=30.0, tokens=1_500_000, batch_tokens=2048)
+
+
+def _saelens(x: torch.Tensor) -> Callable:
+    from sae_lens.saes.jumprelu_sae import JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig
+    from sae_lens.saes.sae import TrainStepInput
+
+    sae = JumpReLUTrainingSAE(JumpReLUTrainingSAEConfig(d_in=x.shape[1], d_sae=RECIPE.d_sae))
+    optimizer = torch.optim.Adam(sae.parameters(), lr=3e-4)
+    dead = torch.zeros(RECIPE.d_sae, dtype=torch.bool)
+
+    def step(batch):
+        found = sae.training_forward_pass(
+            TrainStepInput(sae_in=batch, coefficients={"l0": 1.0}, dead_neuron_mask=dead, n_training_steps=0, is_logging_step=False)
+        )
+        optimizer.zero_grad()
+        found.loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def _dictionary_learning(x: torch.Tensor) -> Callable:
+    from dictionary_learning.trainers.jumprelu import JumpReluTrainer
+
+    trainer = JumpReluTrainer(steps=1000, activation_dim=x.shape[1], dict_size=RECIPE.d_sae, layer=LAYER, lm_name="-", device="cpu", target_l0=30)
+    counter = iter(range(10**6))
+    return lambda batch: trainer.update(next(counter), batch)
+
+
+def _floor(x: torch.Tensor) -> Callable:
+    w = torch.randn(x.shape[1], RECIPE.d_sae)
+
+    def step(batch):
+        latents = batch @ w
+        recon = latents @ w.T
+        return recon.T @ latents, batch.T @ latents, recon @ w
+
+    return step
+
+
+def _trained(x: torch.Tensor) -> Callable:
+    """Our trainer after 150 steps, when L0 has settled."""
+    trainer = make_trainer(RECIPE, x[:16_384].float())
+    for i in range(150):
+        trainer.step(x[i * 2048 :][:2048].float(), 1.0)
+    return lambda batch: trainer.step(batch, 1.0)
+
+
+def _rate(step: Callable, x: torch.Tensor) -> float:
+    started = time.perf_counter()
+    for i in range(STEPS):
+        step(x[i * 2048 :][:2048].float())
+    return STEPS * 2048 / (time.perf_counter() - started)
+
+
+def measure() -> Iterator[tuple[str, str, list[float]]]:
+    """Trainings first, then the rates in turn."""
+    folder = run_dir("bench")
+    store, held_out = pretrained.token_stores(
+        models.MINILM, corpora.corpus("pretraining"), LAYER, folder / "activations", 1_580_000, 120_000, seed=1
+    )
+    found = {}
+    for target, seed in [(30.0, seed) for seed in SEEDS] + [(float(target), 0) for target in (10, 20, 40, 80)]:
+        recipe = dataclasses.replace(RECIPE, target_l0=target, seed=seed)
+        record = saes.training_record(sae_training.train(recipe, store, held_out, folder / "saes"))
+        found[target, seed] = record["held_out"]
+    for name, key in (("fvu_at_l0_30", "fvu"), ("l0_at_l0_30", "l0"), ("dead_at_l0_30", "dead")):
+        yield name, "latents per token" if key == "l0" else "fraction", [found[30.0, seed][key] for seed in SEEDS]
+    yield "target_l0_error_max", "fraction", [max(abs(value["l0"] / target - 1) for (target, _), value in found.items())]
+    x = sae_training.load_tokens(store)
+    steps = {"ours": _trained(x), "saelens_jumprelu": _saelens(x), "dictionary_learning_jumprelu": _dictionary_learning(x), "dense_gemm_floor": _floor(x)}
+    rates = {name: [] for name in steps}
+    for _ in range(ROUNDS):
+        for name, step in steps.items():
+            rates[name].append(_rate(step, x))
+    for name, values in rates.items():
+        yield f"{name}_tokens_per_s", "tokens/s", values
+    for name in steps:
+        if name != "ours":
+            yield f"vs_{name}", "ratio", [a / b for a, b in zip(rates["ours"], rates[name], strict=True)]

@@ -1,0 +1,93 @@
+import gzip
+import json
+import zipfile
+
+import pytest
+
+from lib import corpora
+
+
+def test_docstrings_are_prose_and_deterministic():
+    first = corpora.corpus("docstrings")
+    assert first == corpora.corpus("docstrings") and len(first) > 1000
+    assert not any(">>>" in text for text in first)
+
+
+def test_prose_keeps_sentences_and_drops_code():
+    source = '''"""Return the mean of all the values, which are weighted by their own counts.
+
+    >>> f(1)
+
+    x : int
+    """'''
+    assert corpora._prose(source) == ["Return the mean of all the values, which are weighted by their own counts."]
+
+
+def test_passages_lose_nothing_and_hold_out_is_disjoint():
+    paragraphs = [f"paragraph {i} " + "x" * 30 for i in range(50)]
+    joined = corpora.passages(paragraphs, 100)
+    assert " ".join(joined) == " ".join(paragraphs) and all(len(p) >= 100 for p in joined[:-1])
+    train, held = corpora.hold_out(joined, 0.2, 0)
+    assert sorted(train + held) == sorted(joined) and len(held) == round(0.2 * len(joined))
+    with pytest.raises(ValueError, match="1 passages cannot be divided"):
+        corpora.hold_out(["a"], 0.5, 0)
+
+
+def test_first_tokens_is_a_random_subset_within_the_limit():
+    windows = [[i] * 10 for i in range(100)]
+    chosen = corpora.first_tokens(windows, 95, 0)
+    assert len(chosen) == 9 and chosen != windows[:9]
+    assert len(corpora.first_tokens(windows, 0, 0)) == 100
+
+
+def test_detokenise():
+    assert corpora.detokenise("well @-@ known ( as `` x '' ) , is n't it ?") == 'well-known (as " x "), isn\'t it?'
+
+
+@pytest.fixture
+def public(tmp_path, monkeypatch):
+    """Small files of the public corpora's shapes."""
+
+    def fetch(name):
+        path = tmp_path / name
+        if name in corpora.ZIPPED:
+            member = {"brown": "brown/ca01", "webtext": "webtext/a.txt"}.get(name, f"{name}/x.txt")
+            text = "The/at jury/nn said/vbd yes/rb ./." if name == "brown" else f"{name} has one line of text here"
+            with zipfile.ZipFile(path, "w") as archive:
+                archive.writestr(member, text)
+                archive.writestr("../../escape/cats.bin", "no")
+        elif name == "hh_rlhf":
+            path.write_bytes(gzip.compress(b'{"chosen": "\\n\\nHuman: hi\\n\\nAssistant: hello"}\n'))
+        elif name.startswith("alpaca_eval"):
+            path.write_text(json.dumps([{"instruction": f"do {i}", "output": f"{name} did {i}"} for i in range(400)]))
+        else:
+            path.write_text(" = Title = \n\n Some <unk> words @-@ here , there . \n")
+        return path
+
+    monkeypatch.setattr(corpora, "fetch", fetch)
+    monkeypatch.setattr("lib.sources.fetch", fetch)
+    return tmp_path
+
+
+def test_public_corpora(public):
+    texts = corpora.corpus("pretraining")
+    assert "The jury said yes." in texts and "Some words-here, there." in " ".join(texts)
+    assert len(texts) == 6, "five archives, and the two equal WikiText files once"
+    assert not (public.parent / "escape").exists()
+
+
+def test_rollouts_leave_the_ood_instructions_out(public):
+    texts = corpora.corpus("rollouts")
+    assert "User: hi\n\nAssistant: hello" in texts
+    assert len([t for t in texts if "did" in t]) == 7 * (400 - corpora.N_CHAT_OOD)
+    assert not any(t.startswith("User: do 0\n") for t in texts)
+
+
+def test_unknown_corpus():
+    with pytest.raises(ValueError, match="unknown corpus 'news'"):
+        corpora.corpus("news")
+
+
+def test_chat_turn():
+    assert corpora.chat_turn("hi ", "yes") == "User: hi\n\nAssistant: yes"
+    assert corpora.chat_turn("hi") == "User: hi"
