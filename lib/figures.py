@@ -90,7 +90,9 @@ def points(
             ax.errorbar(part["value"], position, xerr=_spread(part), fmt="o", color=colour, capsize=2.5, markersize=5, label=group)
         if reference is not None:
             _reference(ax, reference[reference[panel] == value], reference_label, vertical=True)
-        ax.set(title=SPLITS.get(value, value), xlabel=xlabel, xlim=xlim, ylim=(-0.6, len(names) - 0.4))
+        ax.set(title=SPLITS.get(value, value), xlabel=xlabel, ylim=(-0.6, len(names) - 0.4))
+        if xlim:
+            ax.set_xlim(xlim)
         ax.set_yticks(range(len(names)), names[::-1])
     if hue or reference is not None:
         figure.legend(*axes[-1].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=8)

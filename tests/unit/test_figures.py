@@ -1,0 +1,41 @@
+import matplotlib
+import pandas as pd
+import pytest
+
+matplotlib.use("Agg")
+
+from lib import figures  # noqa: E402
+
+
+def table():
+    rows = [("dense", "val", 0.99), ("dense", "ood", 0.85), ("words", "val", 0.95), ("words", "ood", 0.6)]
+    return pd.DataFrame(rows, columns=["probe", "split", "value"]).assign(low=lambda t: t["value"] - 0.02, high=lambda t: t["value"] + 0.01)
+
+
+def test_every_point_and_its_interval_lies_inside_its_panel():
+    data = table()
+    figure = figures.points(data, "probe", "split", reference=data[data["probe"] == "dense"])
+    for ax, split in zip(figure.axes, ("val", "ood"), strict=True):
+        low, high = ax.get_xlim()
+        rows = data[data["split"] == split]
+        assert low < rows["low"].min() and rows["high"].max() < high
+        assert ax.get_xlabel() == "AUROC" and ax.get_title() == figures.SPLITS[split]
+
+
+def test_missing_values_are_left_out_not_drawn_as_numbers():
+    data = table()
+    data.loc[3, ["value", "low", "high"]] = None
+    figure = figures.points(data, "probe", "split")
+    drawn = figure.axes[1].containers[0].lines[0].get_xdata()
+    assert len(drawn) == 1 and drawn[0] == pytest.approx(0.85)
+
+
+def test_curves_keep_their_tick_labels_when_axes_are_not_shared():
+    data = table().assign(layer=1)
+    figure = figures.curves(data, "layer", "split", "probe", "layer", share_y=False)
+    assert all(ax.get_ylabel() == "AUROC" for ax in figure.axes)
+
+
+def test_save_writes_a_caption_and_a_picture(tmp_path):
+    figure = figures.save(figures.points(table(), "probe", "split"), tmp_path, "x", "n = 4")
+    assert (tmp_path / "x.png").read_bytes()[:4] == b"\x89PNG" and figure.get_supxlabel() == "n = 4"
