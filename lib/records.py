@@ -86,9 +86,11 @@ def claims() -> dict[str, Any]:
 
 
 def text(estimate: Any, digits: int = 3) -> str:
-    """``value [low, high]`` of an Estimate or a results row, or ``n/a``."""
-    if estimate.value is None or pd.isna(estimate.value):
+    """``value [low, high]`` of an Estimate or a results row, the value alone without an interval, or ``n/a``."""
+    if pd.isna(estimate.value):
         return "n/a"
+    if pd.isna(estimate.low):
+        return f"{estimate.value:.{digits}f} (no interval)"
     return f"{estimate.value:.{digits}f} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
 
 

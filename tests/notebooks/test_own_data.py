@@ -11,6 +11,9 @@ from lib import graph, runner
 from lib.files import ROOT, run_dir
 
 
+SMALL = "max_tokens: 25000\nheld_out_tokens: 4000\ntrain_tokens: 20000\nd_sae: 256\ntarget_l0s: [4, 8, 16]\nf0s: [0.1]\ncomparators: []\nseeds: [0]\n"
+
+
 @pytest.fixture
 def profile(tmp_path):
     """A profile with a user's CSV files: fruit against tools; its run folder is removed afterwards."""
@@ -22,7 +25,7 @@ def profile(tmp_path):
         rows = [(f"please {verb} {rng.choice(words[i % 2])} number {i} <script>alert(1)</script>", i % 2) for i in range(n)]
         pd.DataFrame(rows, columns=["text", "label"]).to_csv(tmp_path / f"{name}.csv", index=False)
     path = tmp_path / "own-data-test.yaml"
-    path.write_text(f"train_csv: {tmp_path / 'train.csv'}\nood_csv: {tmp_path / 'ood.csv'}\nlayers: [1, 2]\nn_bootstrap: 50\n")
+    path.write_text(f"train_csv: {tmp_path / 'train.csv'}\nood_csv: {tmp_path / 'ood.csv'}\nlayers: [1, 2]\nn_bootstrap: 50\n" + SMALL)
     yield path
     shutil.rmtree(run_dir("own-data-test"), ignore_errors=True)
     shutil.rmtree(ROOT / "figures" / "own-data-test", ignore_errors=True)
