@@ -23,7 +23,7 @@ def recipes(base: Recipe, variants: dict[str, dict], sparsities: dict[str, list[
     for variant, change in variants.items():
         architecture = change.get("architecture", base.architecture)
         name = "coefficient" if architecture == "gated" else "target_l0"
-        for sparsity in sparsities["coefficient" if architecture == "gated" else "target_l0"]:
+        for sparsity in sparsities[name]:
             for seed in seeds:
                 grid[variant, sparsity, seed] = dataclasses.replace(base, **change, **{name: sparsity}, seed=seed).check()
     return grid

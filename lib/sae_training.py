@@ -5,6 +5,7 @@ run goes on at its last checkpoint, to the same weights as an uninterrupted one.
 """
 
 import dataclasses
+import functools
 import json
 import time
 from pathlib import Path
@@ -50,10 +51,12 @@ def batch_rows(n_tokens: int, recipe: Recipe, step: int) -> Tensor:
     """Rows of a step: a fresh permutation of all tokens per epoch, which depends on the seed and the epoch only."""
     per_epoch = n_tokens // recipe.batch_tokens
     epoch, index = divmod(step, per_epoch)
-    if not hasattr(batch_rows, "cache") or batch_rows.cache[0] != (n_tokens, recipe.seed, epoch):
-        generator = torch.Generator().manual_seed(1_000_003 * recipe.seed + epoch)
-        batch_rows.cache = ((n_tokens, recipe.seed, epoch), torch.randperm(n_tokens, generator=generator))
-    return batch_rows.cache[1][index * recipe.batch_tokens :][: recipe.batch_tokens]
+    return _epoch_order(n_tokens, recipe.seed, epoch)[index * recipe.batch_tokens :][: recipe.batch_tokens]
+
+
+@functools.lru_cache(maxsize=1)
+def _epoch_order(n_tokens: int, seed: int, epoch: int) -> Tensor:
+    return torch.randperm(n_tokens, generator=torch.Generator().manual_seed(1_000_003 * seed + epoch))
 
 
 def sae_path(parent: Path, recipe: Recipe, store: Path) -> Path:
