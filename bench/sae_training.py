@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from lib import corpora, models, pretrained, sae_training
+from lib import corpora, models, sae_training
 from lib import sae as saes
 from lib.files import run_dir
-from lib.trainers import Recipe, make_trainer
+from lib.recipes import Recipe
+from lib.trainers import make_trainer
 
 LAYER, SEEDS, ROUNDS, STEPS = 4, (0, 1, 2), 5, 12
 RECIPE = Recipe(d_sae=3072, target_l0=30.0, tokens=1_500_000, batch_tokens=2048)
@@ -76,7 +77,7 @@ def _rate(step: Callable, x: torch.Tensor) -> float:
 def measure() -> Iterator[tuple[str, str, list[float]]]:
     """Trainings first, then the rates in turn."""
     folder = run_dir("bench")
-    store, held_out = pretrained.token_stores(
+    store, held_out = sae_training.token_stores(
         models.MINILM, corpora.corpus("pretraining"), LAYER, folder / "activations", 1_580_000, 120_000, seed=1
     )
     found = {}

@@ -10,11 +10,19 @@ stores        folders of checksummed safetensors shards that resume
 activations   residual-stream activations: pooled per prompt, or per token
 jumprelu      sparse-exact JumpReLU steps and the sparsity penalties
 sae           SAEs as SAELens objects: saved, loaded, checked, measured
-trainers      JumpReLU and SAELens' architectures behind one interface
+recipes       what decides an SAE's training, and the interface of a trainer
+comparators   SAELens' Gated, TopK, BatchTopK and Matryoshka as trainers
+trainers      the JumpReLU trainer, from scratch or from an SAE that is finetuned
 sae_training  the training loop, checkpoints and resume
 metrics       AUROC, recall at a false-positive rate, bootstrap over base prompts
+finetuning    chat SAEs: how they begin, and what finetuning changes
 pareto        SAE architectures compared at matched L0
 probes        dense probes and their lexical baseline
+latents       SAE latents of prompts, pooled and sparse
+ksparse       k columns chosen on the training split, refitted without penalty
+draws         bootstrap draws as tables: means over seeds, shares of a gap
+sparse_probing  every probe on an SAE, and its controls
+stress        probes with few or mislabelled training prompts
 figures       every figure of the notebooks
 records       what a notebook run found, as JSON and parquet
 pretrained    the shipped base SAE, made anew

@@ -118,6 +118,16 @@ def chat_turn(user: str, assistant: str = "") -> str:
     return f"User: {user.strip()}\n\nAssistant: {assistant.strip()}".removesuffix("\n\nAssistant: ")
 
 
+def as_user_prompts(texts: list[str], words: int = 80) -> list[str]:
+    """Pretraining text in chat format: every ``words`` words as a user's turn (the paper's IT-formatted data)."""
+    pieces = (piece for text in texts for piece in _pieces(text.split(), words))
+    return [chat_turn(piece) for piece in pieces]
+
+
+def _pieces(words: list[str], size: int) -> list[str]:
+    return [" ".join(words[start : start + size]) for start in range(0, len(words), size)]
+
+
 def _rollouts() -> list[str]:
     kept_for_ood = set(chat_instructions()[:N_CHAT_OOD])
     found = []

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from lib.files import DATA, replacing
+from lib.files import DATA, write_table
 from lib.sources import jailbreakchat_templates
 
 COLUMNS = ["prompt_id", "text", "label", "split", "source", "transform", "base_id"]
@@ -156,6 +156,13 @@ def augment(base: pd.DataFrame, templates: dict, jailbreak_share: float, rng: np
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
+def chat_texts(prompts: pd.DataFrame, split: str, templates: dict, rng: np.random.Generator) -> list[str]:
+    """Every plain prompt of a split in all wrappers of the training pool: chat text for SAEs, more than the probe sees."""
+    wrappers = ["{prompt}", *templates["jailbreaks"]["train"].values(), *templates["innocuous"]["train"].values()]
+    plain_prompts = prompts.loc[(prompts["split"] == split) & (prompts["transform"] == "plain"), "text"]
+    return [apply_template(wrapper, text, templates, rng) for text in plain_prompts for wrapper in wrappers]
+
+
 def kind(prompts: pd.DataFrame) -> pd.Series:
     """``plain``, ``jailbreak`` or ``innocuous``, from the transform's name."""
     wrappers = yaml.safe_load((DATA / "prompts" / "templates.yaml").read_text(encoding="utf-8"))
@@ -204,8 +211,7 @@ def save(prompts: pd.DataFrame, path: Path) -> None:
     check(prompts)
     if path.exists() and pd.read_parquet(path).equals(prompts):
         return
-    with replacing(path) as temporary:
-        prompts.to_parquet(temporary, index=False)
+    write_table(path, prompts)
 
 
 def load(path: Path) -> pd.DataFrame:

@@ -184,3 +184,21 @@ def training_curves(curves: dict[str, pd.DataFrame]) -> Figure:
         ax.set(xlabel="training tokens (thousands)", ylabel=label, yscale="log" if column == "l0" else "linear")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize=8)
     return figure
+
+
+def latent_scatter(table: pd.DataFrame, x: str, y: str) -> Figure:
+    """A dot per latent: AUROC in one split against another, a panel per SAE; chosen latents marked, diagonal dotted."""
+    variants = list(dict.fromkeys(table["variant"]))
+    figure, axes = _panels(len(variants), width=4.2, height=4.0, sharex=True, sharey=True)
+    for ax, variant in zip(axes, variants, strict=True):
+        rows = table[table["variant"] == variant]
+        ax.scatter(rows[x], rows[y], s=6, color="0.6", alpha=0.5, linewidth=0, label="latents")
+        chosen = rows[rows["chosen"]]
+        ax.scatter(chosen[x], chosen[y], s=28, facecolor="none", edgecolor=CYCLE[1], linewidth=1.5, label="chosen")
+        ax.axline((0.5, 0.5), slope=1, color="black", linestyle=":", linewidth=1)
+        for line in (ax.axhline, ax.axvline):
+            line(0.5, color="0.8", linewidth=0.8, zorder=0)
+        ax.set(title=variant, xlabel=f"AUROC, {SPLITS.get(x, x)}", ylabel=f"AUROC, {SPLITS.get(y, y)}")
+        ax.label_outer()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=8)
+    return figure

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "data"
 
@@ -54,6 +56,13 @@ def write_json(path: Path, value: Any, only_if_changed: bool = False) -> None:
     """Write strict JSON (NaN and infinity are an error: missing is ``None``)."""
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     write_text(path, text, only_if_changed)
+
+
+def write_table(path: Path, table: pd.DataFrame) -> Path:
+    """Write a table as parquet, atomically; returns ``path``."""
+    with replacing(path) as temporary:
+        table.to_parquet(temporary, index=False)
+    return path
 
 
 def file_hash(path: Path) -> str:

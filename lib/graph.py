@@ -14,7 +14,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
 LIB = ROOT / "lib"
-SHIPPED = {"sources": ["data/sources.yaml", "data/prompts/*.csv"], "datasets": ["data/prompts/templates.yaml"]}
+SHIPPED = {"sources": ["data/sources.yaml", "data/prompts/*.csv"], "datasets": ["data/prompts/templates.yaml"],
+           "finetuning": ["data/pretrained/*/sae_weights.safetensors"]}  # fmt: skip
 
 
 def text_hash(text: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import scipy.stats
 from jaxtyping import Float, Int
 
 Labels = Int[np.ndarray, " rows"]
@@ -144,3 +145,12 @@ def difference(
 def _with_interval(value: float, draws: np.ndarray, n: int, n_groups: int) -> Estimate:
     low, high = np.nanpercentile(draws, [2.5, 97.5])
     return Estimate(float(value), float(low), float(high), n, n_groups)
+
+
+def t_interval(values: Float[np.ndarray, " n"]) -> Estimate:
+    """Mean of independent values (such as one per seed) with a 95 % Student t interval; none from a single value."""
+    n = len(values)
+    if n < 2:
+        return Estimate(float(values[0]) if n else None, None, None, n, n)
+    half = scipy.stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / n**0.5
+    return Estimate(float(values.mean()), float(values.mean() - half), float(values.mean() + half), n, n)

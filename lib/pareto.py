@@ -5,15 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import scipy.stats
 import torch
 from jaxtyping import Float
 from sae_lens import SAE
 
 from lib import sae as saes
-from lib.metrics import Estimate
+from lib.metrics import Estimate, t_interval
 from lib.sae_training import train
-from lib.trainers import Recipe
+from lib.recipes import Recipe
 
 
 def recipes(base: Recipe, variants: dict[str, dict], sparsities: dict[str, list[int | float]], seeds: list[int]) -> dict[tuple[str, int | float, int], Recipe]:
@@ -44,8 +43,8 @@ def matched_difference(table: pd.DataFrame, variant: str, baseline: str, l0: lis
     """FVU of ``variant`` minus ``baseline`` at equal L0, with a 95 % t interval, and the single differences.
 
     FVU is interpolated linearly in log L0 within each seed; an L0 that one of the two curves does not span is left
-    out, never extrapolated. Differences of one seed at several L0 are not independent, so n counts differences and
-    n_groups seeds, and the interval is over the seeds' means where there are three or more, else over all differences.
+    out, never extrapolated. Differences of one seed at several L0 are not independent: the interval is over the seeds'
+    means, n counts differences and n_groups seeds.
     """
     rows = []
     for seed in sorted(set(table["seed"])):
@@ -59,14 +58,7 @@ def matched_difference(table: pd.DataFrame, variant: str, baseline: str, l0: lis
     found = pd.DataFrame(rows, columns=["seed", "l0", "difference"])
     found["difference"] = found["difference"].astype(float)
     by_seed = found.groupby("seed")["difference"].mean()
-    return _t_interval((by_seed if len(by_seed) >= 3 else found["difference"]).to_numpy(), len(found), len(by_seed)), found
-
-
-def _t_interval(values: Float[np.ndarray, " n"], n: int, n_groups: int) -> Estimate:
-    if len(values) < 2:
-        return Estimate(float(values[0]) if len(values) else None, None, None, n, n_groups)
-    half = scipy.stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
-    return Estimate(float(values.mean()), float(values.mean() - half), float(values.mean() + half), n, n_groups)
+    return t_interval(by_seed.to_numpy())._replace(n=len(found), n_groups=len(by_seed)), found
 
 
 @torch.no_grad()

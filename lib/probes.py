@@ -19,7 +19,7 @@ C_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 N_FOLDS = 4
 
 
-def _search(pipeline: Pipeline, y: Int[np.ndarray, " rows"], groups: np.ndarray, c_grid: tuple[float, ...]) -> GridSearchCV:
+def search(pipeline: Pipeline, y: Int[np.ndarray, " rows"], groups: np.ndarray, c_grid: tuple[float, ...]) -> GridSearchCV:
     """Search for C by cross-validated AUROC in folds that keep a base prompt's variants together.
 
     Raises:
@@ -44,14 +44,14 @@ def fit_logistic(
     of each fold. ``decision_function`` gives scores, ``best_params_`` the chosen C.
     """
     pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-    return _search(pipeline, y, groups, c_grid).fit(x, y)
+    return search(pipeline, y, groups, c_grid).fit(x, y)
 
 
 def fit_tfidf(texts: list[str], y: Int[np.ndarray, " rows"], groups: np.ndarray) -> GridSearchCV:
     """Lexical baseline: logistic regression on TF-IDF of word 1- and 2-grams."""
     vectors = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
     pipeline = make_pipeline(vectors, LogisticRegression(max_iter=2000))
-    return _search(pipeline, y, groups, (1e-1, 1.0, 1e1, 1e2)).fit(texts, y)
+    return search(pipeline, y, groups, (1e-1, 1.0, 1e1, 1e2)).fit(texts, y)
 
 
 def mean_difference(x: Float[np.ndarray, "rows d"], y: Int[np.ndarray, " rows"]) -> Float[np.ndarray, " d"]:

@@ -13,7 +13,7 @@ import pandas as pd
 import yaml
 
 from lib import graph
-from lib.files import DATA, ROOT, file_hash, replacing, run_dir, write_json
+from lib.files import DATA, ROOT, file_hash, run_dir, write_json, write_table
 
 PACKAGES = ("torch", "transformers", "transformer-lens", "sae-lens", "scikit-learn", "numpy", "pandas")
 
@@ -56,8 +56,7 @@ def write(run: Run, table: pd.DataFrame, headline: pd.DataFrame, inputs: list[Pa
         "wall_time_s": round(time.perf_counter() - run.started, 1),
         "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
     }
-    with replacing(results / f"{run.notebook}.parquet") as temporary:
-        table.to_parquet(temporary, index=False)
+    write_table(results / f"{run.notebook}.parquet", table)
     write_json(results / f"{run.notebook}.json", record)
     write_json(results / f"{run.notebook}.outputs", hashes, only_if_changed=True)
     return results / f"{run.notebook}.json"

@@ -44,7 +44,26 @@ def from_parameters(
     return sae
 
 
-def save(sae: SAE, folder: Path, training: dict[str, Any], dtype: torch.dtype = torch.float32) -> Path:
+@torch.no_grad()
+def to_parameters(sae: SAE, mean: Float[Tensor, " d_model"], scale: float) -> Parameters:
+    """The inverse of :func:`from_parameters`: a JumpReLU SAE on unscaled activations as parameters on (x − mean) / scale.
+
+    Decoder rows become unit ones first; a bias that is taken off the input is folded into b_enc.
+
+    Raises:
+        ValueError: another architecture than JumpReLU.
+    """
+    if sae.cfg.architecture() != "jumprelu":
+        raise ValueError(f"only a jumprelu SAE can be finetuned here, this one is {sae.cfg.architecture()!r}")
+    norm = sae.W_dec.norm(dim=1).clamp(min=1e-12)
+    enc, b_enc = (sae.W_enc * norm).T.contiguous(), sae.b_enc * norm
+    if sae.cfg.apply_b_dec_to_input:
+        b_enc = b_enc - enc @ sae.b_dec
+    return Parameters(enc=enc, dec=(sae.W_dec / norm[:, None]).clone(), b_enc=(b_enc + enc @ mean) / scale,
+                      b_dec=(sae.b_dec - mean) / scale, threshold=sae.threshold * norm / scale)  # fmt: skip
+
+
+def save(sae: SAE, folder: Path, training: dict[str, Any], dtype: str = "float32") -> Path:
     """Write the SAELens folder (``cfg.json``, ``sae_weights.safetensors``) and ``training.json``, all or nothing.
 
     Raises:
@@ -57,7 +76,7 @@ def save(sae: SAE, folder: Path, training: dict[str, Any], dtype: torch.dtype = 
     scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
         sae.save_model(scratch)
-        weights = {name: tensor.to(dtype).contiguous() for name, tensor in sae.state_dict().items()}
+        weights = {name: tensor.to(getattr(torch, dtype)).contiguous() for name, tensor in sae.state_dict().items()}
         save_file(weights, scratch / "sae_weights.safetensors")
         write_json(scratch / "training.json", training)
         scratch.chmod(0o755)
@@ -124,6 +143,12 @@ def evaluate(sae: SAE, x: Float[Tensor, "tokens d_model"]) -> dict[str, Any]:
         count += (latents > 0).sum(0)
     frequency = (count / len(x)).numpy()
     return {"fvu": error / total} | frequency_summary(frequency) | {"frequency": frequency}
+
+
+def held_out_record(sae: SAE, x: Float[Tensor, "tokens d_model"]) -> dict[str, Any]:
+    """:func:`evaluate` as it stands in ``training.json``: ``held_out`` metrics, and ``frequency`` as a list."""
+    found = evaluate(sae, x)
+    return {"frequency": found.pop("frequency").round(7).tolist(), "held_out": found}
 
 
 def frequency_summary(frequency: Float[np.ndarray, " d_sae"]) -> dict[str, float]:

@@ -18,22 +18,53 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from lib import jumprelu, trainers
+from lib import activations, comparators, corpora, jumprelu, models, recipes, trainers
 from lib import sae as saes
 from lib.files import file_hash, replacing, value_hash
+from lib.recipes import Recipe, Trainer
 from lib.stores import read_all, read_manifest
-from lib.trainers import Recipe, Trainer, make_trainer
+from lib.trainers import make_trainer
 
 CALIBRATION_TOKENS = 16_384
+CONTEXT = 128  # tokens of a window
 CHECKPOINT_SECONDS = 60.0
 
 
-def load_tokens(store: Path) -> Float[Tensor, "tokens d_model"]:
-    """The activations of a token store, in its stored (half) precision.
+def token_stores(
+    model: str, texts: list[str], layer: int, parent: Path, max_tokens: int, held_out_tokens: int, seed: int, device: str = "cpu"
+) -> tuple[Path, Path]:
+    """Training and held-out token stores of a corpus at one layer; passages are on one side only.
+
+    ``max_tokens`` and ``held_out_tokens`` bound the tokens of the two (0: all there are).
+
+    Raises:
+        ValueError: fewer than two passages, or a layer out of range.
+    """
+    parts = zip(corpora.hold_out(texts, 0.05, seed), (max_tokens, held_out_tokens), strict=True)
+    training, held_out = (token_store(model, part, layer, parent, limit, seed, device) for part, limit in parts)
+    return training, held_out
+
+
+def token_store(model: str, texts: list[str], layer: int, parent: Path, max_tokens: int, seed: int, device: str = "cpu") -> Path:
+    """The shuffled token store of texts at one layer, ``max_tokens`` of them (0: all), special tokens left out."""
+    bridge, identity = models.load_model(model, device), models.identity(model)
+    token_ids = corpora.first_tokens(models.split_tokens(bridge, texts, CONTEXT), max_tokens, seed)
+    content = activations.texts_hash([str(ids) for ids in token_ids])
+    return activations.harvest_tokens(bridge, identity, content, token_ids, layer, parent, special=False, shuffle_seed=seed)
+
+
+def load_tokens(*stores: Path) -> Float[Tensor, "tokens d_model"]:
+    """The activations of one or more token stores, in their stored (half) precision; a store given twice counts twice.
 
     Raises:
         ValueError: unfinished, damaged or empty store, or values that are not finite.
     """
+    parts = [_read_tokens(store, (store / "manifest.json").stat().st_mtime_ns) for store in stores]
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+@functools.lru_cache(maxsize=2)  # a grid of trainings reads the same two stores again and again
+def _read_tokens(store: Path, modified: int) -> Tensor:
     x = torch.cat([shard["activations"] for shard in read_all(store)])
     if not len(x) or not torch.isfinite(x).all():
         raise ValueError(f"{store}: {len(x)} tokens, or values that are not finite; it cannot be trained on")
@@ -59,52 +90,61 @@ def _epoch_order(n_tokens: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(n_tokens, generator=torch.Generator().manual_seed(1_000_003 * seed + epoch))
 
 
-def sae_path(parent: Path, recipe: Recipe, store: Path) -> Path:
-    """``parent/<architecture>-<hash of recipe, data and training code>``."""
-    code = [file_hash(Path(module.__file__)) for module in (jumprelu, trainers)]
-    data = read_manifest(store)["parameters"]
-    return parent / f"{recipe.architecture}-{value_hash([dataclasses.asdict(recipe), data, code])}"
+def sae_path(parent: Path, recipe: Recipe, stores: list[Path], start: Path | None = None) -> Path:
+    """``parent/<architecture>-<hash of recipe, data, SAE to start from and training code>``."""
+    code = [file_hash(Path(module.__file__)) for module in (jumprelu, recipes, comparators, trainers)]
+    data = [read_manifest(store)["parameters"] for store in stores]
+    weights = file_hash(start / "sae_weights.safetensors") if start else None
+    return parent / f"{recipe.architecture}-{value_hash([dataclasses.asdict(recipe), data, weights, code])}"
 
 
-def train(recipe: Recipe, store: Path, held_out: Path, parent: Path, progress: bool = True) -> Path:
-    """Train an SAE on a token store, measure it on another, and return its SAELens folder.
+def train(
+    recipe: Recipe, store: Path | list[Path], held_out: Path, parent: Path, start: Path | None = None, progress: bool = True
+) -> Path:
+    """Train an SAE on a token store, or finetune the one in folder ``start``; measure it, return its SAELens folder.
+
+    Several stores are one mixture; a store that stands n times is repeated n times.
 
     Raises:
-        ValueError: an impossible recipe, too few tokens, stores of different layers, or a foreign checkpoint.
+        ValueError: an impossible recipe, too few tokens, stores of different layers, a foreign checkpoint, or an SAE to
+            start from that does not fit.
     """
-    folder = sae_path(parent, recipe.check(), store)
+    stores = store if isinstance(store, list) else [store]
+    folder = sae_path(parent, recipe.check(), stores, start)
     if (folder / "training.json").exists():
         return folder
-    x, metadata = load_tokens(store), _metadata(store, held_out)
+    x, metadata = load_tokens(*stores), _metadata([*stores, held_out])
     if len(x) < recipe.batch_tokens or recipe.d_sae < 1:
-        raise ValueError(f"{store} has {len(x)} tokens, fewer than one batch of {recipe.batch_tokens}")
+        raise ValueError(f"{stores} have {len(x)} tokens, fewer than one batch of {recipe.batch_tokens}")
     sample = torch.randperm(len(x), generator=torch.Generator().manual_seed(recipe.seed))[:CALIBRATION_TOKENS]
     calibration = x[sample].float()
-    trainer = make_trainer(recipe, calibration)
+    first = saes.load(start) if start else None
+    if first is not None:
+        saes.check_fits(first, x.shape[1], metadata["hook_name"], metadata["model_name"])
+    trainer = make_trainer(recipe, calibration, first)
     curve, seconds = _run(trainer, recipe, x, folder.with_suffix(".checkpoint"), progress)
     trainer.finish(calibration[:4096])
     sae = trainer.export(metadata)
-    found = saes.evaluate(sae, load_tokens(held_out))
-    frequency = found.pop("frequency")
-    record = {"recipe": dataclasses.asdict(recipe), "data": read_manifest(store)["parameters"], "held_out": found,
-              "tokens_per_s": recipe.steps * recipe.batch_tokens / seconds, "seconds": seconds, "curve": curve,
-              "frequency": frequency.round(7).tolist()}  # fmt: skip
-    saes.save(sae, folder, record)
+    record = {"recipe": dataclasses.asdict(recipe), "data": [read_manifest(store)["parameters"] for store in stores],
+              "start": start.name if start else None, "tokens_per_s": recipe.last_step * recipe.batch_tokens / seconds,
+              "seconds": seconds, "curve": curve}  # fmt: skip
+    saes.save(sae, folder, record | saes.held_out_record(sae, load_tokens(held_out)))
     folder.with_suffix(".checkpoint").unlink(missing_ok=True)
     return folder
 
 
-def _metadata(store: Path, held_out: Path) -> dict[str, Any]:
+def _metadata(stores: list[Path]) -> dict[str, Any]:
     """What the export says of its origin.
 
     Raises:
-        ValueError: the two stores are not of one model and layer.
+        ValueError: the stores are not of one model and layer.
     """
-    ours, theirs = (read_manifest(path)["parameters"] for path in (store, held_out))
-    for key in ("model", "revision", "hook_name"):
-        if ours.get(key) != theirs.get(key):
-            raise ValueError(f"the training store has {key} {ours.get(key)!r}, the held-out store {theirs.get(key)!r}")
-    return {"model_name": ours.get("model"), "hook_name": ours.get("hook_name"), "revision": ours.get("revision")}
+    first, *others = (read_manifest(path)["parameters"] for path in stores)
+    for other in others:
+        for key in ("model", "revision", "hook_name"):
+            if first.get(key) != other.get(key):
+                raise ValueError(f"the training store has {key} {first.get(key)!r}, another or the held-out store {other.get(key)!r}")
+    return {"model_name": first.get("model"), "hook_name": first.get("hook_name"), "revision": first.get("revision")}
 
 
 def _run(trainer: Trainer, recipe: Recipe, x: Tensor, checkpoint: Path, progress: bool) -> tuple[list[dict], float]:
@@ -112,12 +152,13 @@ def _run(trainer: Trainer, recipe: Recipe, x: Tensor, checkpoint: Path, progress
     start, curve, seconds = _resume(trainer, recipe, checkpoint)
     every = max(1, recipe.steps // 50)
     saved = time.perf_counter()
-    bar = tqdm(range(start, recipe.steps), initial=start, total=recipe.steps, desc=checkpoint.stem, unit="step", disable=not progress)
+    last = recipe.last_step
+    bar = tqdm(range(start, last), initial=start, total=last, desc=checkpoint.stem, unit="step", disable=not progress)
     for step in bar:
         began = time.perf_counter()
         found = trainer.step(x[batch_rows(len(x), recipe, step)].float(), lr_factor(recipe, step))
         seconds += time.perf_counter() - began
-        if step % every == 0 or step == recipe.steps - 1:
+        if step % every == 0 or step == last - 1:
             curve.append({"tokens": (step + 1) * recipe.batch_tokens} | found)
             bar.set_postfix_str("fvu {fvu:.3f} l0 {l0:.1f} dead {dead} >10% {high_frequency}".format(**found))
         if time.perf_counter() - saved > CHECKPOINT_SECONDS:

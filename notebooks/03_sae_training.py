@@ -26,8 +26,8 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
-from lib import corpora, datasets, figures, pareto, pretrained, records, sae, sae_training
-from lib.trainers import Recipe
+from lib import corpora, datasets, figures, pareto, records, sae, sae_training
+from lib.recipes import Recipe
 
 # %% [markdown]
 # ## Parameters
@@ -62,7 +62,7 @@ prompts_path = records.output(run, "01_datasets", "prompts")
 prompts = datasets.load(prompts_path)
 model = records.read(run, "02_activations")["parameters"]["model"]
 texts = corpora.corpus(corpus) + prompts.loc[prompts["split"] == "train", "text"].tolist()
-store, held_out = pretrained.token_stores(model, texts, layer, run.folder / "activations", max_tokens, held_out_tokens, split_seed, device)
+store, held_out = sae_training.token_stores(model, texts, layer, run.folder / "activations", max_tokens, held_out_tokens, split_seed, device)
 x_held = sae_training.load_tokens(held_out)
 print(f"{len(texts):,} passages; held out: {tuple(x_held.shape)} (tokens, d_model), layer {layer} of {model}")
 

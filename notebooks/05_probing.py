@@ -12,21 +12,22 @@
 # ---
 
 # %% [markdown]
-# # 05 · Probing for harmful intent: the dense probes
+# # 05 · Probing for harmful intent: dense probes, SAE probes and their controls
 #
-# Claim C1; the fixed position and max pooling of C7 for dense probes.
+# Claims C1 to C8.
 #
-# **The claim.** A dense linear probe on the residual stream is nearly perfect, also out of distribution (the paper,
-# section on probing; Gemma 2 9B IT, layer 20). It is the line that every SAE probe has to beat. This notebook fits it for
-# every layer and pooling, beside a mean-difference direction, a one-head attention probe, and a baseline that sees words
-# only (TF-IDF).
+# **The claims** (the paper, section on probing; Gemma 2 9B IT, layer 20). A dense linear probe on the residual stream is
+# nearly perfect, also out of distribution (C1). Single SAE latents (C2) and k-sparse probes (C3) are worse, most of all out
+# of distribution; chat finetuning of the SAE closes about half of that gap (C4). A linear probe on the SAE's reconstruction
+# loses to one on the residual stream (C5). How latents are chosen (C6), the pooling (C7) and the way to a chat SAE (C8)
+# matter little.
 
 # %%
 import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
-from lib import activations, datasets, figures, metrics, models, probes, records
+from lib import activations, datasets, draws, figures, ksparse, latents, metrics, models, probes, records, sae, sparse_probing, stress
 
 # %% [markdown]
 # ## Parameters
@@ -37,6 +38,13 @@ c_grid = [1e-4, 1e-3, 1e-2, 1e-1, 1.0]  # inverse L2 strengths; chosen by cross-
 attention_probe = True  # needs the activations of every token, a second harvest of one layer
 device = "cpu"
 n_bootstrap = 1000  # replicates over base prompts
+ks = [1, 2, 5, 10, 20, 50, 100]  # latents of a k-sparse probe
+show_k = 20  # of the figures that show one k
+k_poolings = ["max", "fixed"]  # of the latents over a prompt's tokens: max | mean | fixed
+grid_bootstrap = 200  # replicates for the grid of SAE probes
+train_sizes = [60, 120, 250, 500, 1000, 2000, 0]  # training prompts; 0: all
+noise_shares = [0.0, 0.1, 0.2, 0.3, 0.4]  # of training labels flipped
+stress_draws = 5  # draws of training prompts, or of flipped labels
 seed = 0
 
 # %% [markdown]
@@ -64,9 +72,9 @@ print(f"{len(prompts):,} prompts; {len(pooled)} cells of layer × pooling, each 
 # independent.
 
 # %%
-rows, scores = [], {}
+rows, scores, fits = [], {}, {}
 for (layer, pooling), x in pooled.items():
-    probe = probes.fit_logistic(x[train], y[train], ids[train], tuple(c_grid))
+    fits[layer, pooling] = probe = probes.fit_logistic(x[train], y[train], ids[train], tuple(c_grid))
     scores[layer, pooling] = probe.decision_function(x)
     chosen_c = probe.best_params_["logisticregression__C"]
     rows += metrics.by_split(prompts, scores[layer, pooling], weights, layer=layer, pooling=pooling, c=chosen_c, probe="dense")
@@ -145,6 +153,188 @@ figures.save(figure, run.figures, "05_transforms", caption)
 table[table["probe"] == "dense"].assign(auroc=[records.text(r) for r in table[table["probe"] == "dense"].itertuples()])[
     ["split", "wrapper", "n", "auroc"]
 ].reset_index(drop=True)
+
+# %% [markdown]
+# ## SAE probes
+# All SAEs of notebook 04 read the residual stream of one layer. Their latents are computed once for every token of every
+# prompt and pooled per latent: the maximum over the prompt, and the value at its last token. A **k-sparse probe** chooses k
+# latents on the training split, by the largest difference of class means or by the support of an L1 path, and refits a
+# logistic regression on them without penalty; k = 1 is the single latent of best training AUROC. **Linear probes** read the
+# SAE's reconstruction $\hat x$, its error $x - \hat x$, and all latents. The dense probe of the same layer is the line to beat.
+
+# %%
+made = records.read(run, "04_chat_finetune")["parameters"]
+saes = pd.read_parquet(records.output(run, "04_chat_finetune", "saes"))
+sae_layer, model = made["layer"], records.read(run, "02_activations")["parameters"]["model"]
+tokens = activations.prompt_tokens(models.load_model(model, device), models.identity(model), texts.tolist(), sae_layer, run.folder / "activations")
+at_layer = validation[validation["layer"] == sae_layer]
+dense_pooling = at_layer.loc[at_layer["value"].idxmax(), "pooling"]
+given = sparse_probing.task(prompts)
+linear_poolings = [p for p in dict.fromkeys([dense_pooling, "fixed"]) if p != "max"]
+resid = {p: pooled[sae_layer, p] for p in linear_poolings}
+print(f"{len(saes)} SAEs at layer {sae_layer}; {len(tokens.activations):,} tokens; dense probe there: {dense_pooling} pooling")
+
+# %%
+probed = sparse_probing.probe_saes(saes, tokens, resid, given, ks, k_poolings, c_grid)
+few = {split: draw[:grid_bootstrap] for split, draw in weights.items()}
+drawn = draws.table(prompts, probed.scores, sparse_probing.LEVELS, few)
+dense_keys = {("dense", None, "dense", p, "", 0): scores[sae_layer, p] for p in activations.POOLINGS}
+dense_drawn = draws.table(prompts, dense_keys, sparse_probing.LEVELS, few)
+sae_table = draws.estimates(draws.over_seeds(drawn, seed))
+dense_table = draws.estimates(dense_drawn)
+dense_line = dense_table[dense_table["pooling"] == dense_pooling]
+sparse_table = sae_table[sae_table["probe"] == "k-sparse"]
+
+# %% [markdown]
+# ## AUROC against k
+# **What to look for:** SAE curves that reach the dense line in train and validation and stay below it OOD (C2, C3), and the
+# finetuned SAE above the first one (C4). **What would refute C3:** a k-sparse curve within the dense band OOD.
+
+# %%
+n_seeds = saes["seed"].nunique()
+over = f"95 % bootstrap over base prompts{f' and {n_seeds} seeds' if n_seeds > 1 else ' only (one seed)'}"
+about = f"Profile {profile}, layer {sae_layer}; {over}. Dotted: dense probe, {dense_pooling} pooling."
+main = ["pretraining SAE", "finetuned from pretraining SAE", "from scratch"]
+shown = sparse_table[sparse_table["variant"].isin(main) & (sparse_table["pooling"] == k_poolings[0]) & (sparse_table["selection"] == ksparse.SELECTIONS[0])]
+figure = figures.curves(shown, "k", "split", "variant", "k (latents)", reference=dense_line, reference_label="dense probe", logx=True)
+figures.save(figure, run.figures, "05_k_sparse", f"{about} {k_poolings[0].capitalize()} pooling of latents, mean difference.")
+
+# %% [markdown]
+# ## Selection and pooling
+# **What to look for:** the four curves of one SAE close together (C6, C7).
+
+# %%
+ways = sparse_table[sparse_table["variant"] == main[1]].assign(way=lambda t: t["pooling"] + ", " + t["selection"])
+figure = figures.curves(ways, "k", "split", "way", "k (latents)", reference=dense_line, reference_label="dense probe", logx=True)
+figures.save(figure, run.figures, "05_selection", f"{about} SAE: {main[1]}.")
+
+# %% [markdown]
+# ## The ways to a chat SAE
+# **What to look for:** no order among the chat SAEs beyond their intervals (C8).
+
+# %%
+variants = sparse_table[(sparse_table["k"] == show_k) & (sparse_table["pooling"] == k_poolings[0]) & (sparse_table["selection"] == ksparse.SELECTIONS[0])]
+figure = figures.points(variants, "variant", "split", reference=dense_line)
+figures.save(figure, run.figures, "05_variants", f"{about} k = {show_k}.")
+
+# %% [markdown]
+# ## How much of the gap does finetuning close?
+# $\text{share} = (\mathrm{AUROC}_\text{chat SAE} - \mathrm{AUROC}_\text{pretraining SAE}) / (\mathrm{AUROC}_\text{dense} - \mathrm{AUROC}_\text{pretraining SAE})$
+# out of distribution, each replicate with its own base prompts and seeds. The paper's value is about one half (C4).
+
+# %%
+gap_split = "ood" if "ood" in few else "val"
+gaps = sparse_probing.gaps_closed(drawn, dense_drawn, main[0], dense_pooling, gap_split, seed)
+gap_table = gaps[gaps["selection"] == ksparse.SELECTIONS[0]]
+figure = figures.curves(gap_table[gap_table["variant"].isin(main)], "k", "pooling", "variant", "k (latents)", f"share of the {gap_split} gap closed", logx=True)
+figures.save(figure, run.figures, "05_gap_closed", f"Profile {profile}, layer {sae_layer}; {over}. Gap to the dense probe; 1: closed, 0: as before.")
+
+# %% [markdown]
+# ## Linear probes on the reconstruction, the error and all latents
+# AUROC of the dense probe minus that of the probe on the SAE, same pooling. **What to look for:** losses above zero for the
+# reconstruction, largest OOD (C5); an error that can be probed as well shows what the dictionary leaves out.
+
+# %%
+lost = sparse_probing.auroc_lost(drawn, dense_drawn, seed)
+part = lost[lost["variant"].isin(main) & (lost["pooling"] == linear_poolings[0])].assign(what=lambda t: t["probe"] + ", " + t["variant"])
+figure = figures.points(part, "what", "split", xlabel="AUROC lost against the dense probe")
+display(figures.save(figure, run.figures, "05_linear", f"Profile {profile}, layer {sae_layer}, {linear_poolings[0]} pooling; {over}."))
+lost.assign(lost=[records.text(r, 4) for r in lost.itertuples()]).query("probe == 'reconstruction'").pivot(
+    index=["variant", "pooling"], columns="split", values="lost").reindex(columns=list(few))
+
+# %% [markdown]
+# ## Controls at equal k
+# The same selection and refit on bases that no SAE training made: principal components, coordinates of the residual stream,
+# random unit directions, and an SAE of random weights whose thresholds give the same L0. **What to look for:** whether the SAE
+# beats them; a basis of no meaning that does as well would say that k, not the dictionary, sets the result.
+
+# %%
+first = sae.load(saes["folder"].iloc[0])
+untrained = sparse_probing.untrained(first, tokens, made["sae_target_l0"], seed)
+bases = {("untrained SAE", p): x for p, x in latents.pool_latents(untrained, tokens).items() if p in k_poolings}
+for p in k_poolings:
+    found = sparse_probing.controls(pooled[sae_layer, p], given, first.cfg.d_sae, seed)
+    bases |= {(name, p): x for name, x in found.items()}
+control_scores = {
+    (name, None, "control", p, selection, k): score
+    for (name, p), x in bases.items() for selection in ksparse.SELECTIONS[:1]
+    for k, _, score in sparse_probing.k_sparse(x, given, ks, selection)
+}
+control_table = draws.estimates(draws.table(prompts, control_scores, sparse_probing.LEVELS, few))
+
+# %%
+beside = pd.concat([shown[shown["variant"].isin(main[:2])], control_table[control_table["pooling"] == k_poolings[0]]])
+figure = figures.curves(beside, "k", "split", "variant", "k (columns)", reference=dense_line, reference_label="dense probe", logx=True)
+figures.save(figure, run.figures, "05_controls", f"{about} {k_poolings[0].capitalize()} pooling, mean difference.")
+
+# %% [markdown]
+# ## Is it surprising? (a) Is the dense probe's direction in the dictionary?
+# The probe's weights $w$ (in model units), and the pattern $\Sigma w$ that they respond to (Haufe et al. 2014), are expressed
+# by k decoder rows, chosen by orthogonal matching pursuit. **What to look for:** curves above the random dictionary's.
+
+# %%
+dense_fit = fits[sae_layer, dense_pooling].best_estimator_
+weight = dense_fit[-1].coef_[0] / dense_fit[0].scale_
+x = pooled[sae_layer, dense_pooling][train]
+directions = {"probe weights w": weight, "pattern Σw": np.cov(x.T) @ weight}
+dictionaries = {row.variant: sae.load(row.folder) for row in saes[saes["variant"].isin(main)].drop_duplicates("variant").itertuples()}
+dictionaries["untrained SAE"] = untrained
+omp = pd.DataFrame([
+    {"direction": name, "dictionary": which, "k": k, "value": share, "low": share, "high": share}
+    for name, w in directions.items() for which, dictionary in dictionaries.items()
+    for k, share in zip(ks, sparse_probing.directions_in_dictionary(w, dictionary.W_dec.detach().float().numpy(), ks), strict=True)
+])
+figure = figures.curves(omp, "k", "direction", "dictionary", "k (decoder rows)", "share of squared norm", logx=True)
+figures.save(figure, run.figures, "05_directions", f"Profile {profile}, layer {sae_layer}, dense probe with {dense_pooling} pooling; one SAE of each kind.")
+
+# %% [markdown]
+# The same fixed weights applied to the two parts of the activation, $w\cdot x = w\cdot\hat x + w\cdot(x-\hat x)$: how much of
+# the logit's variance and of its AUROC is in the part that the SAE leaves out. (Nothing is refitted here.)
+
+# %%
+linear_pooling = linear_poolings[0]
+split_rows = [
+    {"SAE": name, **row} for name, dictionary in dictionaries.items() if name in probed.latents
+    for row in sparse_probing.logit_parts(weight, sparse_probing.views(dictionary, probed.latents[name], resid[linear_pooling], linear_pooling), prompts)
+]
+parts_table = pd.DataFrame(split_rows)
+parts_table.pivot(index=["SAE", "part"], columns="split", values="auroc").join(
+    parts_table[parts_table["split"] == gap_split].set_index(["SAE", "part"])["variance_share"]).round(3)
+
+# %% [markdown]
+# ## (b) Do latents that work in distribution work OOD?
+# Every latent's own AUROC on validation and OOD prompts. **What to look for:** chosen latents (marked) that lie below the
+# diagonal, toward 0.5 OOD: those were right for the wrong reason.
+
+# %%
+areas = []
+for name in main[:2]:
+    x = probed.latents[name][k_poolings[0]]
+    columns = probed.chosen[sparse_probing.first_key(probed.chosen, name, k_poolings[0], ksparse.SELECTIONS[0], show_k)]
+    per_split = {s: ksparse.column_aurocs(x[(prompts["split"] == s).to_numpy()], y[(prompts["split"] == s).to_numpy()]) for s in ("val", gap_split)}
+    frequency = np.asarray((x > 0).mean(0)).ravel()
+    areas.append(pd.DataFrame(per_split).assign(variant=name, chosen=np.isin(np.arange(x.shape[1]), columns), frequency=frequency))
+areas = pd.concat(areas, ignore_index=True)
+figure = figures.latent_scatter(areas[areas["frequency"] > 0.01], "val", gap_split)
+figures.save(figure, run.figures, "05_latents", f"Profile {profile}, layer {sae_layer}, {k_poolings[0]} pooling; latents that fire in more than 1 % of prompts. Marked: chosen for k = {show_k} on the training split.")
+
+# %% [markdown]
+# ## (c) Few training prompts, (d) wrong labels
+# Training prompts are taken by whole base prompts; the same draws for every probe. **What to look for:** a range in which the
+# k-sparse probe is ahead, since it has fewer weights to learn. Kantamneni et al. (arXiv 2502.16681) found none on average.
+
+# %%
+strength = fits[sae_layer, dense_pooling].best_params_["logisticregression__C"]
+contenders = {"dense": (pooled[sae_layer, dense_pooling], 0, strength)}
+contenders |= {f"k = {show_k}, {name}": (probed.latents[name][k_poolings[0]], show_k, 0.0) for name in main[:2]}
+stressed = {
+    "training prompts": stress.sweep(prompts, given, contenders, {n or int(train.sum()): stress.fewer(n) for n in train_sizes}, stress_draws, seed),
+    "share of labels flipped": stress.sweep(prompts, given, contenders, {s: stress.mislabelled(s) for s in noise_shares}, stress_draws, seed),
+}
+for name, table in stressed.items():
+    figure = figures.curves(table, "setting", "split", "probe", name, logx=name == "training prompts")
+    caption = f"Profile {profile}, layer {sae_layer}; mean and 95 % t interval over {stress_draws} draws. Dense: C = {strength:g}, chosen on all training prompts."
+    display(figures.save(figure, run.figures, f"05_{'scarcity' if name == 'training prompts' else 'label_noise'}", caption))
 
 # %% [markdown]
 # ## Takeaway

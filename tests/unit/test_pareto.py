@@ -6,7 +6,7 @@ import torch
 from lib import pareto
 from lib import sae as saes
 from lib.jumprelu import Parameters
-from lib.trainers import Recipe
+from lib.recipes import Recipe
 
 
 def curve(variant, seed, shift=0.0, l0=(8, 16, 32, 64)):

@@ -9,7 +9,8 @@ from sae_lens import SAE
 from lib import sae as saes
 from lib import sae_training, stores
 from lib.jumprelu import Parameters
-from lib.trainers import ARCHITECTURES, Recipe, make_trainer
+from lib.recipes import ARCHITECTURES, Recipe
+from lib.trainers import make_trainer
 
 D_MODEL, D_SAE = 16, 48
 RECIPE = Recipe(d_sae=D_SAE, target_l0=3, tokens=60_000, batch_tokens=500, lr=2e-3)

@@ -1,0 +1,69 @@
+"""SAE latents of prompts: encoded once per SAE, pooled over a prompt's tokens, kept as sparse matrices."""
+
+import numpy as np
+import scipy.sparse
+import torch
+from jaxtyping import Float, Int
+from sae_lens import SAE
+
+from lib.activations import PromptTokens
+from lib.sae import check_fits
+
+POOLINGS = ("max", "mean", "fixed")
+BATCH_TOKENS = 8192
+Pooled = dict[str, scipy.sparse.csr_matrix]
+
+
+@torch.inference_mode()
+def pool_latents(sae: SAE, tokens: PromptTokens) -> Pooled:
+    """Latents of every prompt as (prompts, d_sae) matrices: max and mean over its tokens, and at its last token.
+
+    Raises:
+        ValueError: the SAE's width is not the activations'.
+    """
+    check_fits(sae, tokens.activations.shape[1])
+    parts: dict[str, list] = {pooling: [] for pooling in POOLINGS}
+    for first, last in prompt_batches(tokens.starts.numpy(), BATCH_TOKENS):
+        starts = tokens.starts[first : last + 1]
+        latents = sae.encode(tokens.activations[starts[0] : starts[-1]].float())
+        latents = latents.to_dense() if latents.is_sparse else latents
+        for pooling, part in _pooled(latents.numpy(), (starts - starts[0]).numpy()).items():
+            parts[pooling].append(part)
+    return {pooling: scipy.sparse.vstack(part, format="csr") for pooling, part in parts.items()}
+
+
+def prompt_batches(starts: Int[np.ndarray, " prompts_plus_1"], batch_tokens: int):
+    """Yield (first, last) ranges of prompts that hold about ``batch_tokens`` tokens."""
+    first = 0
+    while first < len(starts) - 1:
+        last = max(first + 1, int(np.searchsorted(starts, starts[first] + batch_tokens, side="right")) - 1)
+        yield first, last
+        first = last
+
+
+def _pooled(latents: np.ndarray, starts: np.ndarray) -> Pooled:
+    """Entries (prompt, latent) sorted by their flat index; one reduction per run of equal index."""
+    d_sae, n = latents.shape[1], len(starts) - 1
+    lengths = np.diff(starts)
+    flat = np.flatnonzero(latents > 0)
+    values = latents.ravel()[flat]
+    token, latent = np.divmod(flat, d_sae)
+    key = np.repeat(np.arange(n), lengths)[token] * d_sae + latent
+    order = np.argsort(key, kind="stable")
+    key, ordered = key[order], values[order]
+    runs = np.flatnonzero(np.r_[True, key[1:] != key[:-1]]) if len(key) else np.zeros(0, dtype=int)
+    where = np.divmod(key[runs], d_sae)
+    high, total = (f.reduceat(ordered, runs) if len(runs) else ordered for f in (np.maximum, np.add))
+    shape = (n, d_sae)
+    return {
+        "max": scipy.sparse.csr_matrix((high, where), shape=shape),
+        "mean": scipy.sparse.csr_matrix((total / lengths[where[0]].astype(np.float32), where), shape=shape),
+        "fixed": scipy.sparse.csr_matrix(latents[starts[1:] - 1]),
+    }
+
+
+@torch.inference_mode()
+def reconstruction(sae: SAE, latents: scipy.sparse.csr_matrix) -> Float[np.ndarray, "prompts d_model"]:
+    """Pooled reconstruction from pooled latents. Decoding is affine, so it is exact for mean and fixed, not for max."""
+    parts = [sae.decode(torch.from_numpy(latents[i : i + BATCH_TOKENS].toarray())) for i in range(0, latents.shape[0], BATCH_TOKENS)]
+    return torch.cat(parts).numpy()

@@ -1,0 +1,185 @@
+"""Every probe on an SAE, and its controls at equal k, on the same prompts and splits."""
+
+import itertools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import scipy.sparse
+import torch
+from jaxtyping import Float, Int
+from sae_lens import SAE
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+from tqdm import tqdm
+
+from lib import draws, ksparse, latents
+from lib import sae as saes
+from lib.activations import PromptTokens
+from lib.metrics import Scores, auroc
+from lib.probes import search
+from lib.recipes import Recipe, scaling
+from lib.trainers import fresh
+
+LEVELS = ["variant", "seed", "probe", "pooling", "selection", "k"]
+
+
+class Task(NamedTuple):
+    """Labels of all prompts, which of them are for training, and their base prompts."""
+
+    y: Int[np.ndarray, " prompts"]
+    train: np.ndarray
+    groups: np.ndarray
+
+
+def task(prompts: pd.DataFrame) -> Task:
+    """The task of a prompt table."""
+    return Task(prompts["label"].to_numpy(), (prompts["split"] == "train").to_numpy(), prompts["base_id"].to_numpy())
+
+
+def k_sparse(x: ksparse.Columns, given: Task, ks: list[int], selection: str) -> Iterator[tuple[int, np.ndarray, Scores]]:
+    """Yield (k, chosen columns, scores of all prompts); only training rows are used to select, scale and fit."""
+    y = given.y[given.train]
+    training = x[given.train]
+    for k, columns in ksparse.select(training, y, ks, selection).items():
+        yield k, columns, ksparse.refit(training, y, columns).decision_function(ksparse.dense(x, columns))
+
+
+def linear(sparse: bool, c: float = 1.0) -> Pipeline:
+    """L2 logistic regression on standardised columns (sparse ones are scaled, not centred)."""
+    return make_pipeline(StandardScaler(with_mean=not sparse), LogisticRegression(C=c, max_iter=2000))
+
+
+def views(sae: SAE, pooled: latents.Pooled, resid: Float[np.ndarray, "prompts d_model"], pooling: str) -> dict[str, ksparse.Columns]:
+    """What a linear probe can be given of an SAE: its reconstruction, its error, all its latents."""
+    reconstruction = latents.reconstruction(sae, pooled[pooling])
+    return {"reconstruction": reconstruction, "error": resid - reconstruction, "all latents": pooled[pooling]}
+
+
+def choose_c(x: ksparse.Columns, given: Task, c_grid: list[float]) -> float:
+    """Inverse L2 strength by cross-validated AUROC on the training split, in folds that keep a base prompt together."""
+    found = search(linear(scipy.sparse.issparse(x)), given.y[given.train], given.groups[given.train], tuple(c_grid))
+    return found.fit(x[given.train], given.y[given.train]).best_params_["logisticregression__C"]
+
+
+def linear_scores(x: ksparse.Columns, given: Task, c: float) -> Scores:
+    """Scores of all prompts from a linear probe that is fitted on the training split."""
+    fitted = linear(scipy.sparse.issparse(x), c).fit(x[given.train], given.y[given.train])
+    return fitted.decision_function(x)
+
+
+class Probed(NamedTuple):
+    """Scores of all prompts by (variant, seed, probe, pooling, selection, k), chosen latents by the same key, and the
+    pooled latents of each variant's first SAE."""
+
+    scores: dict[tuple, Scores]
+    chosen: dict[tuple, np.ndarray]
+    latents: dict[str, latents.Pooled]
+
+
+def probe_saes(
+    table: pd.DataFrame, tokens: PromptTokens, resid: dict[str, np.ndarray], given: Task, ks: list[int], poolings: list[str],
+    c_grid: list[float],
+) -> Probed:  # fmt: skip
+    """Every probe on every SAE of ``table`` (columns variant, seed, folder).
+
+    k-sparse probes for each of ``poolings``, linear ones on :func:`views` for each pooling of ``resid``. Their C is
+    chosen on the first SAE and kept for all others.
+    """
+    found, strengths = Probed({}, {}, {}), {}
+    for row in tqdm(list(table.itertuples()), desc="SAEs probed", unit="SAE"):
+        sae = saes.load(row.folder)
+        pooled = latents.pool_latents(sae, tokens)
+        found.latents.setdefault(row.variant, pooled)
+        key = (row.variant, None if pd.isna(row.seed) else int(row.seed))
+        for pooling, selection in itertools.product(poolings, ksparse.SELECTIONS):
+            for k, columns, scores in k_sparse(pooled[pooling], given, ks, selection):
+                found.scores[*key, "k-sparse", pooling, selection, k] = scores
+                found.chosen[*key, "k-sparse", pooling, selection, k] = columns
+        for pooling, x in resid.items():
+            for name, values in views(sae, pooled, x, pooling).items():
+                if (name, pooling) not in strengths:
+                    strengths[name, pooling] = choose_c(values, given, c_grid)
+                found.scores[*key, name, pooling, "", 0] = linear_scores(values, given, strengths[name, pooling])
+    return found
+
+
+def controls(resid: Float[np.ndarray, "prompts d_model"], given: Task, n_random: int, seed: int) -> dict[str, np.ndarray]:
+    """Bases without training in the place of latents: principal components, coordinates, random unit directions."""
+    rng = np.random.default_rng(seed)
+    random = rng.standard_normal((resid.shape[1], n_random)).astype(np.float32)
+    components = PCA(random_state=seed).fit(resid[given.train])
+    return {
+        "principal components": components.transform(resid),
+        "coordinates": resid,
+        "random directions": resid @ (random / np.linalg.norm(random, axis=0)),
+    }
+
+
+@torch.no_grad()
+def untrained(like: SAE, tokens: PromptTokens, target_l0: float, seed: int) -> SAE:
+    """A JumpReLU SAE of random decoder rows whose thresholds give ``target_l0`` on these tokens."""
+    recipe = Recipe(d_sae=like.cfg.d_sae, target_l0=target_l0, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    sample = tokens.activations[torch.randperm(len(tokens.activations), generator=generator)[:8192]].float()
+    mean, scale = scaling(sample)
+    return saes.from_parameters(fresh(recipe, (sample - mean) / scale, generator), mean, scale, {})
+
+
+def directions_in_dictionary(
+    direction: Float[np.ndarray, " d_model"], dictionary: Float[np.ndarray, "d_sae d_model"], ks: list[int]
+) -> Float[np.ndarray, " ks"]:
+    """Share of ‖direction‖² that orthogonal matching pursuit expresses with k unit rows of a dictionary, for each k."""
+    rows = dictionary / np.maximum(np.linalg.norm(dictionary, axis=1, keepdims=True), 1e-12)
+    unit = direction / np.linalg.norm(direction)
+    chosen: list[int] = []
+    residual, shares = unit, {0: 0.0}
+    for k in range(1, max(ks) + 1):
+        chosen.append(int(np.argmax(np.abs(rows @ residual))))
+        basis, _ = np.linalg.qr(rows[chosen].T)
+        residual = unit - basis @ (basis.T @ unit)
+        shares[k] = 1 - float(residual @ residual)
+    return np.array([shares[k] for k in ks])
+
+
+def gaps_closed(drawn: pd.DataFrame, dense: pd.DataFrame, before: str, dense_pooling: str, split: str, seed: int) -> pd.DataFrame:
+    """Share of the gap between the dense probe and the SAE ``before`` that every other SAE's k-sparse probes close.
+
+    A row per variant, pooling, selection and k, with the interval over base prompts and seeds.
+    """
+    line = dense.xs((dense_pooling, split), level=["pooling", "split"]).to_numpy()[0]
+    part = draws.over_seeds(drawn.xs(("k-sparse", split), level=["probe", "split"]), seed)
+    first = part.xs(before, level="variant")
+    others = part[part.index.get_level_values("variant") != before]
+    values = [draws.gap_closed(row.to_numpy(), first.loc[key[1:]].to_numpy(), line) for key, row in others.iterrows()]
+    return draws.estimates(pd.DataFrame(np.array(values), index=others.index))
+
+
+def auroc_lost(drawn: pd.DataFrame, dense: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """AUROC of the dense probe minus that of each linear probe on an SAE, same pooling and replicates."""
+    part = draws.over_seeds(drawn[drawn.index.get_level_values("probe") != "k-sparse"], seed)
+    line = dense.droplevel([name for name in dense.index.names if name not in ("pooling", "split")])
+    values = [line.loc[(key[2], key[-1])].to_numpy() - row.to_numpy() for key, row in part.iterrows()]
+    return draws.estimates(pd.DataFrame(np.array(values), index=part.index))
+
+
+def logit_parts(weight: Float[np.ndarray, " d_model"], parts: dict[str, ksparse.Columns], prompts: pd.DataFrame) -> Iterator[dict]:
+    """AUROC of fixed weights on the reconstruction, the error and their sum, and each part's share of the logit's variance.
+
+    The share is cov(part, sum) / var(sum), so that the two add to one.
+    """
+    logits = {name: parts[name] @ weight for name in ("reconstruction", "error")}
+    total = logits["reconstruction"] + logits["error"]
+    for split, rows in prompts.reset_index(drop=True).groupby("split", sort=False):
+        for name, values in (logits | {"whole": total}).items():
+            part, whole = values[rows.index], total[rows.index]
+            area = auroc(rows["label"].to_numpy(), part, np.ones((1, len(part))))[0]
+            yield {"part": name, "split": split, "auroc": float(area), "variance_share": float(np.cov(part, whole)[0, 1] / whole.var(ddof=1))}
+
+
+def first_key(chosen: dict[tuple, np.ndarray], variant: str, pooling: str, selection: str, k: int) -> tuple:
+    """The key of a variant's first seed."""
+    return next(key for key in chosen if key[0] == variant and key[3:] == (pooling, selection, k))
