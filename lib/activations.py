@@ -232,6 +232,20 @@ def load_pooled(folder: Path) -> dict[tuple[int, str], Float[np.ndarray, "prompt
     }
 
 
+def at_layer(
+    pooled: dict[tuple[int, str], Float[np.ndarray, "prompts d_model"]], layer: int
+) -> dict[str, Float[np.ndarray, "prompts d_model"]]:
+    """One layer of a loaded pooled store, by pooling.
+
+    Raises:
+        ValueError: that layer was not harvested.
+    """
+    found = {pooling: x for (of, pooling), x in pooled.items() if of == layer}
+    if not found:
+        raise ValueError(f"layer {layer} was not harvested, only {sorted({of for of, _ in pooled})}; add it to layers, or use SAEs of another layer")
+    return found
+
+
 def describe(folder: Path) -> pd.DataFrame:
     """A row per shard of a pooled store: mean length (tokens), tokens per second, mean token norm by layer."""
     manifest, rows = read_manifest(folder), []

@@ -41,12 +41,21 @@ def corpus(name: str) -> list[str]:
 
 
 def hold_out(passages: list[str], share: float, seed: int) -> tuple[list[str], list[str]]:
-    """Divide passages at random into training and held-out ones (``share`` of them, at least one)."""
-    if len(passages) < 2:
-        raise ValueError(f"{len(passages)} passages cannot be divided into training and held-out ones; give at least 2")
-    order = np.random.default_rng(seed).permutation(len(passages))
-    n = max(1, round(share * len(passages)))
-    return [passages[i] for i in order[n:]], [passages[i] for i in order[:n]]
+    """Divide passages at random into training and held-out ones (``share`` of them, at least one).
+
+    Answers to one user's turn are on one side only.
+    """
+    groups = list(dict.fromkeys(map(_user_turn, passages)))
+    if len(groups) < 2:
+        raise ValueError(f"{len(groups)} passages cannot be divided into training and held-out ones; give at least 2")
+    order = np.random.default_rng(seed).permutation(len(groups))
+    held = {groups[i] for i in order[: max(1, round(share * len(groups)))]}
+    parts = ([p for p in passages if (_user_turn(p) in held) == side] for side in (False, True))
+    return next(parts), next(parts)
+
+
+def _user_turn(passage: str) -> str:
+    return passage.split("\n\nAssistant:", 1)[0]
 
 
 def passages(paragraphs: Iterable[str], least: int = PASSAGE) -> list[str]:

@@ -26,21 +26,27 @@ def table(prompts: pd.DataFrame, scores: dict[tuple, Scores], names: list[str], 
 
 
 def over_seeds(draws: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Means over the level ``seed``; each replicate also draws the seeds with replacement."""
+    """Means over the level ``seed``, with seed noise in the replicates (see :func:`with_seed_noise`)."""
     levels = [name for name in draws.index.names if name != "seed"]
     parts, index = [], []
     for key, part in draws.groupby(level=levels, sort=False, dropna=False):
-        parts.append(resampled_mean(part.to_numpy(), seed))
+        parts.append(with_seed_noise(part.to_numpy(), seed))
         index.append(key)
     return pd.DataFrame(np.array(parts), index=pd.MultiIndex.from_tuples(index, names=levels))
 
 
-def resampled_mean(values: np.ndarray, seed: int) -> np.ndarray:
-    """Mean over the rows (seeds) of the first column; in every other column rows are drawn with replacement."""
+def with_seed_noise(values: np.ndarray, seed: int) -> np.ndarray:
+    """Mean over the rows (seeds); every column but the first gets (s/√n)·t with t drawn from Student's t, n − 1 degrees.
+
+    s is the standard deviation over seeds in the first column. A bootstrap of few seeds would be too narrow: with
+    three it never leaves their range. With one seed nothing is added.
+    """
     n, columns = values.shape
-    chosen = np.random.default_rng(seed).integers(n, size=(n, columns))
-    chosen[:, 0] = np.arange(n)
-    return np.take_along_axis(values, chosen, axis=0).mean(0)
+    mean = values.mean(0)
+    if n > 1:
+        noise = np.random.default_rng(seed).standard_t(n - 1, size=columns - 1)
+        mean[1:] += values[:, 0].std(ddof=1) / n**0.5 * noise
+    return mean
 
 
 def gap_closed(after: np.ndarray, before: np.ndarray, dense: np.ndarray) -> np.ndarray:
@@ -53,8 +59,21 @@ def gap_closed(after: np.ndarray, before: np.ndarray, dense: np.ndarray) -> np.n
         return np.where(gap > 0, (after - before) / gap, np.nan)
 
 
+def paired(draws: pd.DataFrame, level: str, reference: str) -> pd.DataFrame:
+    """Each row minus the row that differs in ``level`` only, where it is ``reference``: replicates are paired."""
+    first = draws.xs(reference, level=level)
+    others = draws[draws.index.get_level_values(level) != reference]
+    place = draws.index.names.index(level)
+    values = [row.to_numpy() - first.loc[key[:place] + key[place + 1 :]].to_numpy() for key, row in others.iterrows()]
+    return pd.DataFrame(np.array(values), index=others.index)
+
+
 def estimates(draws: pd.DataFrame) -> pd.DataFrame:
-    """One row per index entry: its levels, ``value``, and the 95 % percentile interval ``low``, ``high``."""
-    values = draws.to_numpy()
-    low, high = np.nanpercentile(values[:, 1:], [2.5, 97.5], axis=1)
+    """One row per index entry: its levels, ``value``, and the 95 % percentile interval ``low``, ``high``.
+
+    The interval is null where more than 2.5 % of the replicates are undefined.
+    """
+    values = draws.to_numpy(dtype=np.float64)
+    undefined = np.isnan(values[:, 1:]).mean(1) > 0.025
+    low, high = (np.where(undefined, np.nan, bound) for bound in np.nanpercentile(values[:, 1:], [2.5, 97.5], axis=1))
     return draws.index.to_frame(index=False).assign(value=values[:, 0], low=low, high=high)

@@ -110,7 +110,7 @@ def curves(
         for colour, (group, rows) in zip(CYCLE, table[table[panel] == value].groupby(hue, sort=False), strict=False):
             rows = rows.dropna(subset=["value"]).sort_values(x)
             ax.plot(rows[x], rows["value"], marker="o", markersize=4, color=colour, label=group)
-            ax.fill_between(rows[x], rows["low"], rows["high"], color=colour, alpha=0.15, linewidth=0)
+            ax.fill_between(rows[x], *rows[["low", "high"]].astype(float).to_numpy().T, color=colour, alpha=0.15, linewidth=0)
         if reference is not None:
             _reference(ax, reference[reference[panel] == value], reference_label, vertical=False)
         ax.set(title=SPLITS.get(value, value), xlabel=xlabel, ylabel=ylabel)

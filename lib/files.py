@@ -65,6 +65,12 @@ def write_table(path: Path, table: pd.DataFrame) -> Path:
     return path
 
 
+def relative(path: Path | str) -> str:
+    """A path inside the project as seen from its root; any other one as it is."""
+    resolved = Path(path).resolve()
+    return str(resolved.relative_to(ROOT)) if resolved.is_relative_to(ROOT) and resolved.exists() else str(path)
+
+
 def file_hash(path: Path) -> str:
     """SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as handle:

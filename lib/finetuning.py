@@ -10,10 +10,12 @@ import torch
 from sae_lens import SAE
 
 from lib import sae as saes
+from lib.files import relative
 from lib.metrics import Estimate, t_interval
 from lib.recipes import Recipe
 from lib.sae_training import load_tokens, train
 
+DECODER = "decoder rows"  # stands for a text where a metric needs none
 MOVED = 0.9  # a latent has moved if the cosine of its decoder row before and after is below this
 
 
@@ -21,13 +23,13 @@ class Variant(NamedTuple):
     """How a chat SAE comes about: from which SAE (None: from scratch), with which changes of the recipe, and how many
     copies of the probe's training prompts are mixed into the chat tokens."""
 
-    start: Path | None
+    start: Path | str | None
     changes: dict
     repeats: int = 0
 
 
 def variants(
-    starts: dict[str, Path], scratch: dict, resample_shares: list[float], prompt_repeats: list[int]
+    starts: dict[str, Path | str], scratch: dict, resample_shares: list[float], prompt_repeats: list[int]
 ) -> dict[str, Variant]:
     """The paper's ways to a chat SAE: finetuned from each of ``starts`` (the first is the base SAE, which the other
     changes begin from), with latents resampled, with probe prompts in the mixture, and from scratch."""
@@ -48,7 +50,7 @@ def train_variants(
         for seed in seeds:
             changed = dataclasses.replace(recipe, **variant.changes, seed=seed)
             folder = train(changed, stores, held_out, parent, variant.start)
-            rows.append({"variant": name, "seed": seed, "start": str(variant.start) if variant.start else None, "folder": str(folder)})
+            rows.append({"variant": name, "seed": seed, "start": variant.start and relative(variant.start), "folder": relative(folder)})
     return pd.DataFrame(rows)
 
 
@@ -73,8 +75,8 @@ def measure(table: pd.DataFrame, held_out: dict[str, Path]) -> pd.DataFrame:
         for text, store in held_out.items():
             found = saes.evaluate(sae, load_tokens(store).float())
             rows += [{"text": text, "metric": name, "value": found[name]} | _key(row) for name in ("fvu", "l0", "dead", "high_frequency")]
-        if row.start:
-            rows += [{"text": None, "metric": name, "value": value} | _key(row) for name, value in drift(saes.load(row.start), sae).items()]
+        if isinstance(row.start, str):
+            rows += [{"text": DECODER, "metric": name, "value": value} | _key(row) for name, value in drift(saes.load(row.start), sae).items()]
     return pd.DataFrame(rows)
 
 
@@ -85,7 +87,7 @@ def _key(row) -> dict:
 def over_seeds(measured: pd.DataFrame) -> pd.DataFrame:
     """Mean over seeds of each variant, text and metric, with a 95 % t interval (null with one seed)."""
     rows = []
-    for (variant, text, metric), part in measured.groupby(["variant", "text", "metric"], sort=False, dropna=False):
+    for (variant, text, metric), part in measured.groupby(["variant", "text", "metric"], sort=False):
         found: Estimate = t_interval(part["value"].to_numpy(dtype=np.float64))
         rows.append({"variant": variant, "text": text, "metric": metric} | found._asdict())
     return pd.DataFrame(rows)

@@ -14,7 +14,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.sparsefuncs import mean_variance_axis
 
-Columns = np.ndarray | scipy.sparse.csr_matrix
+Columns = np.ndarray | scipy.sparse.csr_matrix | scipy.sparse.csc_matrix
 SELECTIONS = ("mean difference", "L1 path")
 UNPENALISED = 1e4  # inverse L2 strength on standardised columns: as good as none, and finite on separable rows
 
@@ -41,7 +41,7 @@ def select(x: Columns, y: Int[np.ndarray, " rows"], ks: list[int], selection: st
     """
     live = live_columns(x)
     if not ks or min(ks) < 1 or max(ks) > len(live):
-        raise ValueError(f"k {ks} must lie between 1 and {len(live)}, the number of latents that fire on the training prompts")
+        raise ValueError(f"k {ks} must lie between 1 and {len(live)}, the number of columns that vary on the training prompts")
     if selection == "mean difference":
         order = np.argsort(-np.abs(mean_gap(x, y)), kind="stable")
         chosen = {k: order[:k] for k in ks}
@@ -159,5 +159,5 @@ def refit(x: Columns, y: Int[np.ndarray, " rows"], columns: Int[np.ndarray, " k"
 
 
 def dense(x: Columns, columns: Int[np.ndarray, " k"]) -> Float[np.ndarray, "rows k"]:
-    """The chosen columns as a dense matrix."""
-    return x[:, columns].toarray() if scipy.sparse.issparse(x) else x[:, columns]
+    """The chosen columns as a dense matrix, in the double precision that Newton steps on separable rows need."""
+    return (x[:, columns].toarray() if scipy.sparse.issparse(x) else x[:, columns]).astype(np.float64)

@@ -67,3 +67,9 @@ def reconstruction(sae: SAE, latents: scipy.sparse.csr_matrix) -> Float[np.ndarr
     """Pooled reconstruction from pooled latents. Decoding is affine, so it is exact for mean and fixed, not for max."""
     parts = [sae.decode(torch.from_numpy(latents[i : i + BATCH_TOKENS].toarray())) for i in range(0, latents.shape[0], BATCH_TOKENS)]
     return torch.cat(parts).numpy()
+
+
+def pooled_fvu(sae: SAE, latents: scipy.sparse.csr_matrix, resid: Float[np.ndarray, "prompts d_model"]) -> float:
+    """FVU of the pooled reconstruction over prompts (fraction of the pooled activations' variance)."""
+    error = resid - reconstruction(sae, latents)
+    return float((error**2).sum() / ((resid - resid.mean(0)) ** 2).sum())

@@ -31,7 +31,7 @@ def make(name: str, layer: int, tokens: int, max_tokens: int, d_sae: int, target
 
 
 if __name__ == "__main__":
-    defaults = {"layer": 2, "tokens": 8_000_000, "max_tokens": 2_000_000, "d_sae": 1536, "target_l0": 30.0, "seed": 0}
+    defaults = {"layer": 2, "tokens": 4_000_000, "max_tokens": 2_000_000, "d_sae": 1536, "target_l0": 30.0, "seed": 0}
     parser = argparse.ArgumentParser(description=__doc__)
     for option, value in defaults.items():
         parser.add_argument(f"--{option.replace('_', '-')}", type=type(value), default=value)

@@ -19,7 +19,7 @@ from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
 from sae_lens.saes.sae import SAEMetadata
 from torch import Tensor
 
-from lib.files import write_json
+from lib.files import ROOT, file_hash, write_json
 from lib.jumprelu import Parameters
 
 HIGH_FREQUENCY = 0.1  # a latent is high-frequency if it fires on more than this fraction of tokens
@@ -99,13 +99,24 @@ def load(place: str | Path, device: str = "cpu") -> SAE:
             return SAE.from_pretrained(release, sae_id, device=device)
         except (OSError, ValueError, KeyError) as error:
             raise ValueError(f"the SAE {place!r} cannot be had from the registry or its hub: {error}") from error
-    folder = Path(place)
+    folder = Path(locate(str(place)))
     if not (folder / "cfg.json").exists():
         raise ValueError(f"{folder} is no SAE folder (cfg.json, sae_weights.safetensors), nor 'release:sae_id'")
     try:
         return SAE.load_from_disk(folder, device=device, dtype="float32")
     except Exception as error:
         raise ValueError(f"{folder} is damaged or not a SAELens folder: {type(error).__name__}: {error}") from error
+
+
+def locate(place: str) -> str:
+    """A place for :func:`load` with a relative folder made absolute, from the project's root."""
+    return place if ":" in place and not (ROOT / place).exists() else str(ROOT / place)
+
+
+def identity(place: str | Path) -> str:
+    """What tells one SAE from another: the SHA-256 of a folder's weights, or ``release:sae_id``."""
+    weights = Path(locate(str(place))) / "sae_weights.safetensors"
+    return file_hash(weights) if weights.exists() else str(place)
 
 
 def training_record(folder: Path) -> dict[str, Any]:
@@ -119,8 +130,13 @@ def check_fits(sae: SAE, d_model: int, hook_name: str | None = None, model: str 
         raise ValueError(f"the SAE reads d_in {sae.cfg.d_in}, the activations have d_model {d_model}")
     for name, ours in (("hook_name", hook_name), ("model_name", model)):
         theirs = sae.cfg.metadata.get(name)
-        if ours and theirs and theirs != ours:
-            raise ValueError(f"the SAE was trained on {name} {theirs!r}, the activations are of {ours!r}")
+        if ours and theirs and _family(theirs) != _family(ours):
+            raise ValueError(f"the SAE was trained on {name} {theirs!r}, the activations are of {ours!r}; give an SAE of theirs, or none")
+
+
+def _family(name: str) -> str:
+    """A model's name without organisation and without -it or -pt: an SAE of the base model may be used on its chat model."""
+    return name.split("/")[-1].removesuffix("-it").removesuffix("-pt")
 
 
 @torch.inference_mode()

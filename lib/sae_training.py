@@ -90,18 +90,18 @@ def _epoch_order(n_tokens: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(n_tokens, generator=torch.Generator().manual_seed(1_000_003 * seed + epoch))
 
 
-def sae_path(parent: Path, recipe: Recipe, stores: list[Path], start: Path | None = None) -> Path:
+def sae_path(parent: Path, recipe: Recipe, stores: list[Path], held_out: Path, start: Path | str | None = None) -> Path:
     """``parent/<architecture>-<hash of recipe, data, SAE to start from and training code>``."""
-    code = [file_hash(Path(module.__file__)) for module in (jumprelu, recipes, comparators, trainers)]
-    data = [read_manifest(store)["parameters"] for store in stores]
-    weights = file_hash(start / "sae_weights.safetensors") if start else None
-    return parent / f"{recipe.architecture}-{value_hash([dataclasses.asdict(recipe), data, weights, code])}"
+    code = [file_hash(Path(module.__file__)) for module in (jumprelu, saes, recipes, comparators, trainers)]
+    data = [read_manifest(store)["parameters"] for store in [*stores, held_out]]
+    first = saes.identity(start) if start else None
+    return parent / f"{recipe.architecture}-{value_hash([dataclasses.asdict(recipe), data, first, code])}"
 
 
 def train(
-    recipe: Recipe, store: Path | list[Path], held_out: Path, parent: Path, start: Path | None = None, progress: bool = True
+    recipe: Recipe, store: Path | list[Path], held_out: Path, parent: Path, start: Path | str | None = None, progress: bool = True
 ) -> Path:
-    """Train an SAE on a token store, or finetune the one in folder ``start``; measure it, return its SAELens folder.
+    """Train an SAE on a token store, or finetune ``start`` (see :func:`lib.sae.load`); measure it, return its SAELens folder.
 
     Several stores are one mixture; a store that stands n times is repeated n times.
 
@@ -110,7 +110,7 @@ def train(
             start from that does not fit.
     """
     stores = store if isinstance(store, list) else [store]
-    folder = sae_path(parent, recipe.check(), stores, start)
+    folder = sae_path(parent, recipe.check(), stores, held_out, start)
     if (folder / "training.json").exists():
         return folder
     x, metadata = load_tokens(*stores), _metadata([*stores, held_out])
@@ -126,7 +126,7 @@ def train(
     trainer.finish(calibration[:4096])
     sae = trainer.export(metadata)
     record = {"recipe": dataclasses.asdict(recipe), "data": [read_manifest(store)["parameters"] for store in stores],
-              "start": start.name if start else None, "tokens_per_s": recipe.last_step * recipe.batch_tokens / seconds,
+              "start": Path(start).name if start else None, "tokens_per_s": recipe.last_step * recipe.batch_tokens / seconds,
               "seconds": seconds, "curve": curve}  # fmt: skip
     saes.save(sae, folder, record | saes.held_out_record(sae, load_tokens(held_out)))
     folder.with_suffix(".checkpoint").unlink(missing_ok=True)

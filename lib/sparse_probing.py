@@ -41,10 +41,13 @@ def task(prompts: pd.DataFrame) -> Task:
 
 
 def k_sparse(x: ksparse.Columns, given: Task, ks: list[int], selection: str) -> Iterator[tuple[int, np.ndarray, Scores]]:
-    """Yield (k, chosen columns, scores of all prompts); only training rows are used to select, scale and fit."""
-    y = given.y[given.train]
-    training = x[given.train]
-    for k, columns in ksparse.select(training, y, ks, selection).items():
+    """Yield (k, chosen columns, scores of all prompts); only training rows are used to select, scale and fit.
+
+    A k above the number of columns that vary is left out; if all are, that is an error.
+    """
+    y, training = given.y[given.train], x[given.train]
+    live = len(ksparse.live_columns(training))
+    for k, columns in ksparse.select(training, y, [k for k in ks if k <= live] or ks, selection).items():
         yield k, columns, ksparse.refit(training, y, columns).decision_function(ksparse.dense(x, columns))
 
 
@@ -119,12 +122,20 @@ def controls(resid: Float[np.ndarray, "prompts d_model"], given: Task, n_random:
     }
 
 
+def training_sample(tokens: PromptTokens, given: Task, generator: torch.Generator, n: int = 8192) -> Float[torch.Tensor, "tokens d_model"]:
+    """Activations of random tokens of training prompts."""
+    lengths = tokens.starts.diff()
+    rows = torch.repeat_interleave(torch.from_numpy(given.train), lengths).nonzero()[:, 0]
+    return tokens.activations[rows[torch.randperm(len(rows), generator=generator)[:n]]].float()
+
+
 @torch.no_grad()
-def untrained(like: SAE, tokens: PromptTokens, target_l0: float, seed: int) -> SAE:
-    """A JumpReLU SAE of random decoder rows whose thresholds give ``target_l0`` on these tokens."""
-    recipe = Recipe(d_sae=like.cfg.d_sae, target_l0=target_l0, seed=seed)
+def untrained(like: SAE, tokens: PromptTokens, given: Task, seed: int) -> SAE:
+    """A JumpReLU SAE of random decoder rows whose thresholds give the L0 of ``like`` on tokens of training prompts."""
     generator = torch.Generator().manual_seed(seed)
-    sample = tokens.activations[torch.randperm(len(tokens.activations), generator=generator)[:8192]].float()
+    sample = training_sample(tokens, given, generator)
+    l0 = (like.encode(sample) > 0).float().sum(1).mean().item()
+    recipe = Recipe(d_sae=like.cfg.d_sae, target_l0=l0, seed=seed)
     mean, scale = scaling(sample)
     return saes.from_parameters(fresh(recipe, (sample - mean) / scale, generator), mean, scale, {})
 

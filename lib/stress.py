@@ -7,7 +7,7 @@ import pandas as pd
 import scipy.sparse
 
 from lib import ksparse
-from lib.metrics import auroc, t_interval
+from lib.metrics import Estimate, auroc, t_interval
 from lib.sparse_probing import Task, linear
 
 Change = Callable[[np.random.Generator, np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -28,7 +28,7 @@ def fewer(n_prompts: int) -> Change:
     return change
 
 
-def mislabelled(share: float) -> Change:
+def mislabelled(share: int | float) -> Change:
     """Flip the labels of a share of the training prompts, drawn at random."""
 
     def change(rng, rows, y, groups):
@@ -40,7 +40,7 @@ def mislabelled(share: float) -> Change:
     return change
 
 
-def fit_scores(x: ksparse.Columns, rows: np.ndarray, y: np.ndarray, k: int, c: float) -> np.ndarray:
+def fit_scores(x: ksparse.Columns, rows: np.ndarray, y: np.ndarray, k: int, c: int | float) -> np.ndarray:
     """Scores of all prompts: a k-sparse probe (mean difference), or for k = 0 a linear probe on all columns."""
     if k == 0:
         return linear(scipy.sparse.issparse(x), c).fit(x[rows], y).decision_function(x)
@@ -58,11 +58,12 @@ def _aurocs(prompts: pd.DataFrame, scores: np.ndarray) -> Iterator[tuple[str, fl
 
 
 def sweep(
-    prompts: pd.DataFrame, given: Task, probes: dict[str, tuple[ksparse.Columns, int, float]], changes: dict[float, Change], draws: int, seed: int
+    prompts: pd.DataFrame, given: Task, probes: dict[str, tuple[ksparse.Columns, int, int | float]], changes: dict[int | float, Change], draws: int, seed: int
 ) -> pd.DataFrame:
     """AUROC of each probe (columns, k, C) under each change of the training rows, mean and 95 % t interval over draws.
 
-    All probes see the same draws. A draw in which a class is missing is left out and counted in ``missing``.
+    All probes see the same draws. A draw in which a class is missing is left out and counted in ``missing``. There is
+    no interval where all draws are the same (all prompts, no label flipped).
     """
     rows = np.flatnonzero(given.train)
     found, missing = [], {value: 0 for value in changes}
@@ -75,6 +76,11 @@ def sweep(
             found += [(name, value, split, area) for split, area in _aurocs(prompts, fit_scores(x, kept, y, k, c))]
     table = pd.DataFrame(found, columns=["probe", "setting", "split", "auroc"])
     return pd.DataFrame([
-        dict(zip(("probe", "setting", "split"), key, strict=True)) | t_interval(part["auroc"].to_numpy())._asdict() | {"missing": missing[key[1]]}
+        dict(zip(("probe", "setting", "split"), key, strict=True)) | _over_draws(part["auroc"].to_numpy())._asdict() | {"missing": missing[key[1]]}
         for key, part in table.groupby(["probe", "setting", "split"], sort=False)
     ])
+
+
+def _over_draws(values: np.ndarray) -> Estimate:
+    found = t_interval(values)
+    return found if np.ptp(values) else found._replace(low=None, high=None)

@@ -50,7 +50,7 @@ lr = 1.6e-2  # of JumpReLU, of 4e-3, 8e-3 and 1.6e-2; chosen on another split of
 comparator_lr = 8e-3  # of TopK, of 4e-4 to 1.6e-2; chosen in the same way
 gated_lr = 4e-3  # of Gated, of 1e-3 to 8e-3; chosen in the same way
 split_seed = 1  # division of the passages into training and held-out ones
-seeds = [0, 1]
+seeds = [0, 1, 2]
 
 # %% [markdown]
 # ## Inputs: token activations

@@ -22,13 +22,14 @@
 
 # %%
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
 from lib import corpora, datasets, figures, finetuning, records, sae, sae_training
-from lib.files import ROOT, write_table
+from lib.files import relative, write_table
 from lib.recipes import Recipe
 
 # %% [markdown]
@@ -38,8 +39,8 @@ from lib.recipes import Recipe
 profile = "embedded"
 device = "cpu"
 layer = 2  # block whose residual stream is trained on; notebook 05 chose it on validation
-base_sae = "data/pretrained/all-MiniLM-L6-v2-layer-2-base"  # SAELens folder, or empty to train one here
-prompts_sae = "data/pretrained/all-MiniLM-L6-v2-layer-2-prompts"  # of pretraining text as user prompts; empty to train one here
+base_sae = "data/pretrained/all-MiniLM-L6-v2-layer-2-base"  # SAELens folder or release/sae_id with a colon; empty to train one
+prompts_sae = "data/pretrained/all-MiniLM-L6-v2-layer-2-prompts"  # of pretraining text as user prompts; empty to train one
 chat_corpus = "prompts"  # prompts (the training split in all wrappers) | rollouts
 pretraining_corpus = "docstrings"  # docstrings | pretraining; for held-out metrics, and for SAEs that are trained here
 pretraining_tokens = 20_000  # harvested
@@ -48,10 +49,10 @@ held_out_tokens = 20_000
 base_d_sae = 1536  # of SAEs that are trained here
 base_train_tokens = 1_500_000  # seen by an SAE that is trained here
 finetune_tokens = 200_000  # tokens seen in finetuning
-scratch_tokens = 600_000  # tokens seen by the SAE from scratch
+scratch_tokens = 200_000  # tokens seen by the SAE from scratch
 sae_target_l0 = 30.0  # active latents per token
-finetune_lr = 1e-3
-scratch_lr = 8e-3
+finetune_lr = 4e-3  # of 5e-4 to 8e-3, by FVU on validation chat text
+scratch_lr = 1.6e-2  # of 4e-3 to 1.6e-2, in the same way
 resample_shares = [0.25]  # share of latents made anew before finetuning
 prompt_repeats = [1]  # copies of the probe's training prompts in the finetuning mix
 finetune_seeds = [0, 1, 2]
@@ -59,8 +60,9 @@ split_seed = 1  # division of the passages into training and held-out ones
 
 # %% [markdown]
 # ## Inputs
-# Chat text for the SAEs and its held-out part, pretraining text, and the probe's own training prompts. Validation and OOD
-# prompts are in none of the training stores.
+# Chat text for the SAEs and its held-out part, text that is no chat (public prose, or in the embedded profile docstrings), and
+# the probe's own training prompts. Validation and OOD prompts are in none of the training stores. In the embedded profile chat
+# text *is* the training prompts, in all wrappers: finetuning there means on the task's own kind of text, not on rollouts.
 
 # %%
 run = records.start("04_chat_finetune", globals())
@@ -81,8 +83,8 @@ probe_prompts = sae_training.token_store(model, probe_texts, layer, parent, 0, s
 # %%
 texts = corpora.corpus(pretraining_corpus)
 pretraining, pretraining_held_out = sae_training.token_stores(model, texts, layer, parent, pretraining_tokens, held_out_tokens, split_seed, device)
-held_out = {"chat": chat_held_out, "pretraining text": pretraining_held_out}
-stores = {"chat": chat, "probe prompts": probe_prompts, "pretraining text": pretraining} | {f"{k}, held out": v for k, v in held_out.items()}
+held_out = {"chat": chat_held_out, pretraining_corpus: pretraining_held_out}
+stores = {"chat": chat, "probe prompts": probe_prompts, pretraining_corpus: pretraining} | {f"{k}, held out": v for k, v in held_out.items()}
 pd.Series({name: len(sae_training.load_tokens(store)) for name, store in stores.items()}, name="tokens").to_frame()
 
 # %% [markdown]
@@ -91,17 +93,17 @@ pd.Series({name: len(sae_training.load_tokens(store)) for name, store in stores.
 # SAEs that are trained here also give an earlier checkpoint, from which finetuning ends at the base SAE's number of steps.
 
 # %%
-starts = {"pretraining SAE": ROOT / base_sae, "IT-formatted SAE": ROOT / prompts_sae}
-recipe = Recipe(d_sae=base_d_sae, target_l0=sae_target_l0, tokens=base_train_tokens)
+starts = {"pretraining SAE": sae.locate(base_sae), "IT-formatted SAE": sae.locate(prompts_sae)}
+recipe = Recipe(d_sae=base_d_sae if not base_sae else sae.load(base_sae).cfg.d_sae, target_l0=sae_target_l0, tokens=base_train_tokens)
 if not base_sae:
-    earlier = dataclasses.replace(recipe, stop_tokens=base_train_tokens - finetune_tokens)
+    earlier = dataclasses.replace(recipe, stop_tokens=max(base_train_tokens - finetune_tokens, recipe.batch_tokens))
     for name, trained in {"pretraining SAE": recipe, "earlier checkpoint": earlier}.items():
         starts[name] = sae_training.train(trained, pretraining, pretraining_held_out, run.folder / "saes")
 if not prompts_sae:
     wrapped = corpora.as_user_prompts(corpora.hold_out(texts, 0.05, split_seed)[0])
     store = sae_training.token_store(model, wrapped, layer, parent, pretraining_tokens, split_seed, device)
     starts["IT-formatted SAE"] = sae_training.train(recipe, store, pretraining_held_out, run.folder / "saes")
-{name: path.name for name, path in starts.items()}
+{name: Path(place).name for name, place in starts.items()}
 
 # %% [markdown]
 # ## Method
@@ -114,14 +116,14 @@ d_sae_start = sae.load(starts["pretraining SAE"]).cfg.d_sae
 recipe = Recipe(d_sae=d_sae_start, target_l0=sae_target_l0, tokens=finetune_tokens, lr=finetune_lr)
 ways = finetuning.variants(starts, {"tokens": scratch_tokens, "lr": scratch_lr}, resample_shares, prompt_repeats)
 trained = finetuning.train_variants(ways, recipe, finetune_seeds, chat, probe_prompts, chat_held_out, run.folder / "saes")
-before = pd.DataFrame([{"variant": name, "seed": None, "start": None, "folder": str(path)} for name, path in starts.items()])
+before = pd.DataFrame([{"variant": name, "seed": None, "start": None, "folder": relative(path)} for name, path in starts.items()])
 saes = pd.concat([before, trained], ignore_index=True)
 measured = finetuning.measure(saes, held_out)
 summary = finetuning.over_seeds(measured)
 
 # %% [markdown]
 # ## Reconstruction before and after
-# **What to look for:** finetuning lowers FVU on chat and raises it on pretraining text. **What would speak against finetuning
+# **What to look for:** finetuning lowers FVU on chat and raises it on the other text. **What would speak against finetuning
 # having worked:** chat FVU at the level of the SAEs it began with, or far above the SAE from scratch.
 
 # %%
@@ -136,8 +138,8 @@ for metric, label in (("fvu", "FVU (fraction of variance)"), ("l0", "L0 (active 
 # tokens; dead is the share that never fires there.
 
 # %%
-summary.assign(shown=[records.text(row) for row in summary.itertuples()]).assign(
-    column=summary["metric"] + summary["text"].map(lambda text: f" ({text})", na_action="ignore").fillna("")
+summary.assign(
+    shown=[records.text(row) for row in summary.itertuples()], column=summary["metric"] + " (" + summary["text"] + ")"
 ).query("metric != 'fvu' and metric != 'l0'").pivot(index="variant", columns="column", values="shown").reindex(summary["variant"].unique())
 
 # %% [markdown]
@@ -148,9 +150,10 @@ value = {(row.variant, row.text, row.metric): records.text(row) for row in summa
 first = "finetuned from pretraining SAE"
 Markdown(
     f"FVU on chat: {value['pretraining SAE', 'chat', 'fvu']} before, {value[first, 'chat', 'fvu']} after finetuning, "
-    f"{value['from scratch', 'chat', 'fvu']} from scratch. On pretraining text: {value['pretraining SAE', 'pretraining text', 'fvu']} before, "
-    f"{value[first, 'pretraining text', 'fvu']} after. Decoder rows keep a mean cosine of {value[first, None, 'cosine']}; "
-    f"{value[first, None, 'moved']} of the latents moved. Intervals are over seeds of finetuning; there is one base SAE."
+    f"{value['from scratch', 'chat', 'fvu']} from scratch. On {pretraining_corpus}: {value['pretraining SAE', pretraining_corpus, 'fvu']} before, "
+    f"{value[first, pretraining_corpus, 'fvu']} after. Decoder rows keep a mean cosine of {value[first, finetuning.DECODER, 'cosine']}; "
+    f"{value[first, finetuning.DECODER, 'moved']} of the latents moved. Tokens seen: {finetune_tokens:,} in finetuning, {scratch_tokens:,} from "
+    "scratch. Intervals are over seeds of finetuning; there is one SAE of each kind to begin with, and its noise is in no interval."
 )
 
 # %%

@@ -10,8 +10,31 @@ import pytest
 from lib import graph, runner
 from lib.files import ROOT, run_dir
 
-
-SMALL = "max_tokens: 25000\nheld_out_tokens: 4000\ntrain_tokens: 20000\nd_sae: 256\ntarget_l0s: [4, 8, 16]\nf0s: [0.1]\ncomparators: []\nseeds: [0]\n"
+SMALL = """
+layers: [1, 2]
+n_bootstrap: 50
+max_tokens: 25000
+held_out_tokens: 4000
+train_tokens: 20000
+d_sae: 256
+target_l0s: [4, 8, 16]
+f0s: [0.1]
+comparators: []
+seeds: [0]
+pretraining_tokens: 5000
+chat_tokens: 20000
+finetune_tokens: 20000
+scratch_tokens: 20000
+resample_shares: []
+prompt_repeats: []
+finetune_seeds: [0]
+ks: [1, 2, 5]
+show_k: 5
+grid_bootstrap: 50
+train_sizes: [40, 0]
+noise_shares: [0.2]
+stress_draws: 2
+"""
 
 
 @pytest.fixture
@@ -25,7 +48,7 @@ def profile(tmp_path):
         rows = [(f"please {verb} {rng.choice(words[i % 2])} number {i} <script>alert(1)</script>", i % 2) for i in range(n)]
         pd.DataFrame(rows, columns=["text", "label"]).to_csv(tmp_path / f"{name}.csv", index=False)
     path = tmp_path / "own-data-test.yaml"
-    path.write_text(f"train_csv: {tmp_path / 'train.csv'}\nood_csv: {tmp_path / 'ood.csv'}\nlayers: [1, 2]\nn_bootstrap: 50\n" + SMALL)
+    path.write_text(f"train_csv: {tmp_path / 'train.csv'}\nood_csv: {tmp_path / 'ood.csv'}\n" + SMALL)
     yield path
     shutil.rmtree(run_dir("own-data-test"), ignore_errors=True)
     shutil.rmtree(ROOT / "figures" / "own-data-test", ignore_errors=True)

@@ -109,7 +109,7 @@ def test_interrupted_training_resumes_bit_for_bit(data, tmp_path, monkeypatch, a
 
 
 def test_damaged_and_foreign_checkpoints_are_named(data):
-    path = sae_training.sae_path(data[2], RECIPE, data[0]).with_suffix(".checkpoint")
+    path = sae_training.sae_path(data[2], RECIPE, [data[0]], data[1]).with_suffix(".checkpoint")
     trainer = make_trainer(RECIPE, activations(4000, 0))
     other = dataclasses.replace(RECIPE, lr=1.0)
     sae_training._save_checkpoint(trainer, other, path, 3, [], 1.0)
@@ -140,7 +140,7 @@ def test_bad_stores_are_refused(data, tmp_path):
     with pytest.raises(ValueError, match="100 tokens, fewer than one batch of 500"):
         sae_training.train(RECIPE, small, data[1], data[2])
     other = store(tmp_path / "other", 100, 2, hook="blocks.2.hook_resid_post")
-    with pytest.raises(ValueError, match="hook_name 'blocks.1.hook_resid_post', the held-out store 'blocks.2"):
+    with pytest.raises(ValueError, match="hook_name 'blocks.1.hook_resid_post', another or the held-out store 'blocks.2"):
         sae_training.train(RECIPE, data[0], other, data[2])
 
 
