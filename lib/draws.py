@@ -18,7 +18,7 @@ def table(prompts: pd.DataFrame, scores: dict[tuple, Scores], names: list[str], 
         y = prompts["label"].to_numpy()[part]
         if len(np.unique(y)) < 2:
             continue
-        with_value = np.concatenate([np.ones((1, len(y)), dtype=np.float32), replicates])
+        with_value = np.concatenate([np.ones((len(y), 1), dtype=np.float32), replicates.T], axis=1).T
         for key, score in scores.items():
             rows.append(metric(y, score[part], with_value))
             index.append((*key, split))
@@ -39,13 +39,13 @@ def with_seed_noise(values: np.ndarray, seed: int) -> np.ndarray:
     """Mean over the rows (seeds); every column but the first gets (s/√n)·t with t drawn from Student's t, n − 1 degrees.
 
     s is the standard deviation over seeds in the first column. A bootstrap of few seeds would be too narrow: with
-    three it never leaves their range. With one seed nothing is added.
+    three it never leaves their range. With one seed nothing is added. Values are fractions: the sum is kept in 0–1.
     """
     n, columns = values.shape
     mean = values.mean(0)
     if n > 1:
         noise = np.random.default_rng(seed).standard_t(n - 1, size=columns - 1)
-        mean[1:] += values[:, 0].std(ddof=1) / n**0.5 * noise
+        mean[1:] = (mean[1:] + values[:, 0].std(ddof=1) / n**0.5 * noise).clip(0, 1)
     return mean
 
 
@@ -63,9 +63,7 @@ def paired(draws: pd.DataFrame, level: str, reference: str) -> pd.DataFrame:
     """Each row minus the row that differs in ``level`` only, where it is ``reference``: replicates are paired."""
     first = draws.xs(reference, level=level)
     others = draws[draws.index.get_level_values(level) != reference]
-    place = draws.index.names.index(level)
-    values = [row.to_numpy() - first.loc[key[:place] + key[place + 1 :]].to_numpy() for key, row in others.iterrows()]
-    return pd.DataFrame(np.array(values), index=others.index)
+    return others - first.reindex(others.index.droplevel(level)).to_numpy()
 
 
 def estimates(draws: pd.DataFrame) -> pd.DataFrame:

@@ -95,7 +95,7 @@ def points(
             ax.set_xlim(xlim)
         ax.set_yticks(range(len(names)), names[::-1])
     if hue or reference is not None:
-        figure.legend(*axes[-1].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=8)
+        _legend(figure, axes[-1])
     return figure
 
 
@@ -119,8 +119,15 @@ def curves(
             ax.xaxis.set_major_formatter("{x:g}")
         if share_y:
             ax.label_outer()
-    figure.legend(*axes[-1].get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize=8)
+    _legend(figure, axes[-1])
     return figure
+
+
+def _legend(figure: Figure, ax: Axes) -> None:
+    """Above all panels, in as many columns as the figure's width has room for."""
+    handles, labels = ax.get_legend_handles_labels()
+    columns = int(figure.get_figwidth() / (0.5 + 0.075 * max(map(len, labels), default=1)))
+    figure.legend(handles, labels, loc="outside upper center", ncols=max(1, min(5, columns)), fontsize=8)
 
 
 def _spread(rows: pd.DataFrame) -> np.ndarray:

@@ -67,21 +67,20 @@ def column_aurocs(x: Columns, y: Int[np.ndarray, " rows"]) -> Float[np.ndarray, 
     if not scipy.sparse.issparse(x):
         shifted = x - x.min(0)
         return column_aurocs(scipy.sparse.csr_matrix(shifted), y)
-    n, positives = len(y), int((y == 1).sum())
+    n, positives, width = len(y), int((y == 1).sum()), x.shape[1]
     entries = x.tocoo()
     kept = entries.data > 0
-    row, column, value = entries.row[kept], entries.col[kept], entries.data[kept]
-    order = np.lexsort((value, column))
-    row, column, value = row[order], column[order], value[order]
-    count = np.bincount(column, minlength=x.shape[1])
+    # one integer per entry that sorts by column, then value (the bits of a positive float32 rise with it), and holds the label
+    bits = entries.data[kept].astype(np.float32).view(np.int32).astype(np.int64)
+    key = np.sort((((entries.col[kept].astype(np.int64) << 32) | bits) << 1) | (y[entries.row[kept]] == 1))
+    column, is_positive = key >> 33, (key & 1).astype(np.float64)
+    count = np.bincount(column, minlength=width)
     zeros = n - count
-    rank = np.arange(len(column)) - np.repeat(np.cumsum(count) - count, count) + zeros[column] + 1.0
-    new = np.r_[True, (column[1:] != column[:-1]) | (value[1:] != value[:-1])] if len(column) else np.zeros(0, dtype=bool)
-    run = np.cumsum(new) - 1
+    rank = np.arange(len(key)) - np.repeat(np.cumsum(count) - count, count) + zeros[column] + 1.0
+    run = np.cumsum(np.diff(key >> 1, prepend=-1) != 0) - 1
     rank = (np.bincount(run, rank) / np.bincount(run))[run] if len(run) else rank  # ties share their mean rank
-    is_positive = y[row] == 1
-    in_ranks = np.bincount(column, rank * is_positive, minlength=x.shape[1])
-    zero_positives = positives - np.bincount(column, is_positive, minlength=x.shape[1])
+    in_ranks = np.bincount(column, rank * is_positive, minlength=width)
+    zero_positives = positives - np.bincount(column, is_positive, minlength=width)
     total = in_ranks + zero_positives * (zeros + 1) / 2
     return (total - positives * (positives + 1) / 2) / (positives * (n - positives))
 

@@ -10,7 +10,7 @@ from lib.activations import PromptTokens
 from lib.sae import check_fits
 
 POOLINGS = ("max", "mean", "fixed")
-BATCH_TOKENS = 8192
+BATCH_TOKENS = 2048
 Pooled = dict[str, scipy.sparse.csr_matrix]
 
 
@@ -25,9 +25,8 @@ def pool_latents(sae: SAE, tokens: PromptTokens) -> Pooled:
     parts: dict[str, list] = {pooling: [] for pooling in POOLINGS}
     for first, last in prompt_batches(tokens.starts.numpy(), BATCH_TOKENS):
         starts = tokens.starts[first : last + 1]
-        latents = sae.encode(tokens.activations[starts[0] : starts[-1]].float())
-        latents = latents.to_dense() if latents.is_sparse else latents
-        for pooling, part in _pooled(latents.numpy(), (starts - starts[0]).numpy()).items():
+        flat, values = active_entries(sae, tokens.activations[starts[0] : starts[-1]].float())
+        for pooling, part in _pooled(flat, values, sae.cfg.d_sae, (starts - starts[0]).numpy()).items():
             parts[pooling].append(part)
     return {pooling: scipy.sparse.vstack(part, format="csr") for pooling, part in parts.items()}
 
@@ -41,14 +40,30 @@ def prompt_batches(starts: Int[np.ndarray, " prompts_plus_1"], batch_tokens: int
         first = last
 
 
-def _pooled(latents: np.ndarray, starts: np.ndarray) -> Pooled:
+def active_entries(sae: SAE, x: Float[torch.Tensor, "tokens d_model"]) -> tuple[np.ndarray, np.ndarray]:
+    """Flat positions (token · d_sae + latent, ascending) and values of the latents of ``sae.encode(x)`` that are active.
+
+    For a plain JumpReLU SAE the encoder product is compared with the threshold once, and only active entries are read.
+    """
+    plain = sae.cfg.architecture() == "jumprelu" and sae.cfg.normalize_activations == "none" and bool((sae.threshold >= 0).all())
+    if plain:
+        x = x - sae.b_dec if sae.cfg.apply_b_dec_to_input else x
+        latents = torch.addmm(sae.b_enc, x, sae.W_enc)
+        flat = np.flatnonzero((latents > sae.threshold).numpy())
+    else:
+        latents = sae.encode(x)
+        latents = latents.to_dense() if latents.is_sparse else latents
+        flat = np.flatnonzero((latents > 0).numpy())
+    return flat, latents.numpy().ravel()[flat]
+
+
+def _pooled(flat: np.ndarray, values: np.ndarray, d_sae: int, starts: np.ndarray) -> Pooled:
     """Entries (prompt, latent) sorted by their flat index; one reduction per run of equal index."""
-    d_sae, n = latents.shape[1], len(starts) - 1
-    lengths = np.diff(starts)
-    flat = np.flatnonzero(latents > 0)
-    values = latents.ravel()[flat]
+    n, lengths = len(starts) - 1, np.diff(starts)
     token, latent = np.divmod(flat, d_sae)
-    key = np.repeat(np.arange(n), lengths)[token] * d_sae + latent
+    prompt = np.repeat(np.arange(n), lengths)
+    key = prompt[token] * d_sae + latent
+    last = token == starts[1:][prompt[token]] - 1
     order = np.argsort(key, kind="stable")
     key, ordered = key[order], values[order]
     runs = np.flatnonzero(np.r_[True, key[1:] != key[:-1]]) if len(key) else np.zeros(0, dtype=int)
@@ -58,7 +73,7 @@ def _pooled(latents: np.ndarray, starts: np.ndarray) -> Pooled:
     return {
         "max": scipy.sparse.csr_matrix((high, where), shape=shape),
         "mean": scipy.sparse.csr_matrix((total / lengths[where[0]].astype(np.float32), where), shape=shape),
-        "fixed": scipy.sparse.csr_matrix(latents[starts[1:] - 1]),
+        "fixed": scipy.sparse.csr_matrix((values[last], (prompt[token[last]], latent[last])), shape=shape),
     }
 
 

@@ -43,7 +43,7 @@ def bootstrap_weights(groups: np.ndarray, replicates: int, seed: int) -> Weights
     names, member = np.unique(groups, return_inverse=True)
     rng = np.random.default_rng(seed)
     counts = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=replicates)
-    return counts.astype(np.float32)[:, member]
+    return np.ascontiguousarray(counts.T.astype(np.float32)[member]).T
 
 
 def split_weights(prompts: pd.DataFrame, replicates: int, seed: int) -> SplitWeights:
@@ -102,11 +102,17 @@ def auroc(labels: Labels, scores: Scores, weights: Weights) -> Float[np.ndarray,
 
     AUROC = P(score of a positive > score of a negative) + P(equal) / 2.
     """
-    positive, negative = _runs(labels, scores, weights)
-    total = positive.sum(1) * negative.sum(1)
-    below = negative.sum(1, keepdims=True) - negative.cumsum(1) + negative / 2
+    columns = weights.T  # (rows, replicates): rows are gathered and summed whole
+    side = [np.flatnonzero(labels == label) for label in (0, 1)]
+    order = side[0][np.argsort(scores[side[0]], kind="stable")]
+    cumulative = np.zeros((len(order) + 1, columns.shape[1]), dtype=columns.dtype)
+    np.cumsum(columns[order], axis=0, out=cumulative[1:])
+    left, right = (np.searchsorted(scores[order], scores[side[1]], where) for where in ("left", "right"))
+    below = cumulative[left] if (left == right).all() else (cumulative[left] + cumulative[right]) / 2
+    positive = columns[side[1]]
+    total = positive.sum(0, dtype=np.float64) * cumulative[-1]
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(total > 0, (positive * below).sum(1) / total, np.nan)
+        return np.where(total > 0, (positive * below).sum(0, dtype=np.float64) / total, np.nan)
 
 
 def recall_at_fpr(

@@ -19,7 +19,8 @@ class Recipe:
     """Everything that decides an SAE's training; the defaults suit runs of 0.5 to 5 million tokens.
 
     ``target_l0`` (active latents per token) holds for every architecture but gated, which is steered by
-    ``coefficient`` (its L1 coefficient). JumpReLU with ``target_l0=0`` uses the fixed ``coefficient`` λ.
+    ``coefficient`` (its L1 coefficient). JumpReLU with ``target_l0=0`` uses the fixed ``coefficient`` λ, reached linearly
+    over ``sparsity_warmup_steps``.
     ``bandwidth`` is in units of the normalised input. Peak learning rate ``lr``, linear warm-up over
     ``warmup_steps``, linear decay to 0 over the last ``decay_share`` of the steps.
     """
@@ -35,6 +36,7 @@ class Recipe:
     lr: float = 4e-3
     bandwidth: float = 0.7
     warmup_steps: int = 20
+    sparsity_warmup_steps: int = 0
     decay_share: float = 0.3
     dead_after: int = 20  # steps without firing after which a latent is helped
     k_aux: int = 8  # dead latents per token that reconstruct the residual

@@ -85,21 +85,28 @@ class Probed(NamedTuple):
 
 def probe_saes(
     table: pd.DataFrame, tokens: PromptTokens, resid: dict[str, np.ndarray], given: Task, ks: list[int], poolings: list[str],
-    c_grid: list[float],
+    c_grid: list[float], hook_name: str | None = None, model: str | None = None,
 ) -> Probed:  # fmt: skip
-    """Every probe on every SAE of ``table`` (columns variant, seed, folder).
+    """Every probe on every SAE of ``table`` (columns variant, seed, folder), after a check that it is of this hook and model.
 
     k-sparse probes for each of ``poolings``, linear ones on :func:`views` for each pooling of ``resid``. Their C is
     chosen on the first SAE and kept for all others.
+
+    Raises:
+        ValueError: an SAE of another width, layer or model than the activations, or no k that is possible.
     """
     found, strengths = Probed({}, {}, {}), {}
     for row in tqdm(list(table.itertuples()), desc="SAEs probed", unit="SAE"):
         sae = saes.load(row.folder)
+        saes.check_fits(sae, tokens.activations.shape[1], hook_name, model)
         pooled = latents.pool_latents(sae, tokens)
         found.latents.setdefault(row.variant, pooled)
         key = (row.variant, None if pd.isna(row.seed) else int(row.seed))
         for pooling, selection in itertools.product(poolings, ksparse.SELECTIONS):
-            for k, columns, scores in k_sparse(pooled[pooling], given, ks, selection):
+            first = (*key, "k-sparse", pooling, ksparse.SELECTIONS[0], 1)  # k = 1 does not depend on the selection
+            known = [(1, found.chosen[first], found.scores[first])] if first in found.scores else []
+            rest = [k for k in ks if k > 1] if known else ks
+            for k, columns, scores in [*known, *(k_sparse(pooled[pooling], given, rest, selection) if rest else [])]:
                 found.scores[*key, "k-sparse", pooling, selection, k] = scores
                 found.chosen[*key, "k-sparse", pooling, selection, k] = columns
         for pooling, x in resid.items():
@@ -163,18 +170,18 @@ def gaps_closed(drawn: pd.DataFrame, dense: pd.DataFrame, before: str, dense_poo
     """
     line = dense.xs((dense_pooling, split), level=["pooling", "split"]).to_numpy()[0]
     part = draws.over_seeds(drawn.xs(("k-sparse", split), level=["probe", "split"]), seed)
-    first = part.xs(before, level="variant")
     others = part[part.index.get_level_values("variant") != before]
-    values = [draws.gap_closed(row.to_numpy(), first.loc[key[1:]].to_numpy(), line) for key, row in others.iterrows()]
-    return draws.estimates(pd.DataFrame(np.array(values), index=others.index))
+    first = part.xs(before, level="variant").reindex(others.index.droplevel("variant"))
+    return draws.estimates(pd.DataFrame(draws.gap_closed(others.to_numpy(), first.to_numpy(), line), index=others.index))
 
 
 def auroc_lost(drawn: pd.DataFrame, dense: pd.DataFrame, seed: int) -> pd.DataFrame:
     """AUROC of the dense probe minus that of each linear probe on an SAE, same pooling and replicates."""
     part = draws.over_seeds(drawn[drawn.index.get_level_values("probe") != "k-sparse"], seed)
-    line = dense.droplevel([name for name in dense.index.names if name not in ("pooling", "split")])
-    values = [line.loc[(key[2], key[-1])].to_numpy() - row.to_numpy() for key, row in part.iterrows()]
-    return draws.estimates(pd.DataFrame(np.array(values), index=part.index))
+    kept = ["pooling", "split"]
+    line = dense.droplevel([name for name in dense.index.names if name not in kept])
+    same = line.reindex(part.index.droplevel([name for name in part.index.names if name not in kept]))
+    return draws.estimates(same.to_numpy() - part)
 
 
 def logit_parts(weight: Float[np.ndarray, " d_model"], parts: dict[str, ksparse.Columns], prompts: pd.DataFrame) -> Iterator[dict]:

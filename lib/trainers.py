@@ -89,7 +89,7 @@ class JumpReLUTrainer:
             {"params": self.p[:4], "factor": 1.0}, {"params": self.p[4:], "factor": 3.0},
         ], lr=recipe.lr, fused=True)  # fmt: skip
         self.unused = x.new_zeros(recipe.d_sae)
-        self.balance, self.integral = [0.0, 0.0], 0.0
+        self.balance, self.integral, self.steps = [0.0, 0.0], 0.0, 0
 
     def _normalise(self, x: Tensor) -> Tensor:
         return (x - self.mean) / self.scale
@@ -98,7 +98,7 @@ class JumpReLUTrainer:
     def coefficient(self) -> float:
         """λ of the next step."""
         if self.recipe.target_l0 == 0:
-            return self.recipe.coefficient
+            return self.recipe.coefficient * min(1.0, (self.steps + 1) / max(1, self.recipe.sparsity_warmup_steps))
         reconstruction, penalty = self.balance
         return max(0.0, -reconstruction / penalty) if penalty else 0.0
 
@@ -123,6 +123,7 @@ class JumpReLUTrainer:
             self.integral = max(-1.0, min(1.0, self.integral + self.INTEGRAL * error))
             self.p.threshold.data.add_(self.SHIFT * recipe.lr * lr_factor * (error + self.integral))
         self.p.threshold.data.clamp_(min=0.0)
+        self.steps += 1
         return batch_metrics(found.residual, x, found.frequency, int((self.unused > recipe.dead_after).sum()))
 
     def _help_dead(self, x: Tensor, found) -> None:
@@ -159,11 +160,12 @@ class JumpReLUTrainer:
     def state(self) -> dict[str, Any]:
         """See ``Trainer``."""
         return {"parameters": [p.data for p in self.p], "optimizer": self.optimizer.state_dict(), "unused": self.unused,
-                "balance": self.balance, "integral": self.integral}  # fmt: skip
+                "balance": self.balance, "integral": self.integral, "steps": self.steps}  # fmt: skip
 
     def load_state(self, state: dict[str, Any]) -> None:
         """See ``Trainer``."""
         for parameter, tensor in zip(self.p, state["parameters"], strict=True):
             parameter.data.copy_(tensor)
         self.optimizer.load_state_dict(state["optimizer"])
-        self.unused, self.balance, self.integral = state["unused"], list(state["balance"]), state["integral"]
+        self.unused, self.balance = state["unused"], list(state["balance"])
+        self.integral, self.steps = state["integral"], state["steps"]

@@ -148,10 +148,10 @@ figures.save(figures.training_curves(curves), run.figures, "03_training", captio
 
 # %%
 cost = {r.variant: records.text(r, 4) for r in costs.itertuples()}
-frequent = table[table["sparsity"].isin(target_l0s[1:])].groupby("variant", sort=False)["high_frequency"].mean()
+frequent = table[table["l0"] > 0.9 * target_l0s[1]].groupby("variant", sort=False)["high_frequency"].mean()
 lines = [f"- {v}: {frequent[v]:.1f} latents above 10 %" + (f", FVU cost at matched L0 {cost[v]}" if v in cost else "") for v in frequent.index]
 Markdown(
-    f"Means over L0 targets from {target_l0s[1]} up and {len(seeds)} seeds:\n\n" + "\n".join(lines)
+    f"Means over the SAEs of L0 about {target_l0s[1]} and more, {len(seeds)} seeds:\n\n" + "\n".join(lines)
     + "\n\nThe SAEs are small and see few tokens; learning rates were chosen for each architecture on another split. The order "
     "of the architectures is that of such short runs."
 )

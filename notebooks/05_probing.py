@@ -45,8 +45,8 @@ ks = [1, 2, 5, 10, 20, 50, 100]  # latents of a k-sparse probe
 show_k = 20  # of the figures that show one k
 k_poolings = ["max", "mean", "fixed"]  # of the latents over a prompt's tokens: max | mean | fixed
 grid_bootstrap = 200  # replicates for the grid of SAE probes
-train_sizes = [60, 120, 250, 500, 1000, 2000, 0]  # training prompts; 0: all
-noise_shares = [0.0, 0.1, 0.2, 0.3, 0.4]  # of training labels flipped
+train_sizes = [60, 200, 600, 2000, 0]  # training prompts; 0: all
+noise_shares = [0.0, 0.1, 0.2, 0.4]  # of training labels flipped
 stress_draws = 5  # draws of training prompts, or of flipped labels
 seed = 0
 
@@ -175,13 +175,13 @@ tokens = activations.prompt_tokens(models.load_model(model, device), models.iden
 given = sparse_probing.task(prompts)
 here, line = activations.at_layer(pooled, sae_layer), validation[validation["layer"] == sae_layer]
 dense_pooling = line.loc[line["value"].idxmax(), "pooling"]
-linear_poolings = [p for p in dict.fromkeys([dense_pooling, "fixed"]) if p != "max"]
+linear_poolings = [dense_pooling if dense_pooling != "max" else "fixed"]  # decoding is linear: exact for mean and fixed
 resid = {p: here[p] for p in linear_poolings}
 print(f"{len(saes)} SAEs at layer {sae_layer}; {len(tokens.activations):,} tokens; dense probe there: {dense_pooling} pooling")
 
 # %%
 ks = sorted({1, show_k, *ks})
-probed = sparse_probing.probe_saes(saes, tokens, resid, given, ks, k_poolings, c_grid)
+probed = sparse_probing.probe_saes(saes, tokens, resid, given, ks, k_poolings, c_grid, models.resid_post(sae_layer), model)
 few = {split: draw[:grid_bootstrap] for split, draw in weights.items()}
 drawn = draws.table(prompts, probed.scores, sparse_probing.LEVELS, few)
 dense_keys = {("dense", None, "dense", p, "", 0): scores[sae_layer, p] for p in activations.POOLINGS}
@@ -239,15 +239,34 @@ told = differences[chosen_way | ((differences["variant"] == main[1]) & (differen
 told.assign(difference=[records.text(row) for row in told.itertuples()])[["variant", "pooling", "selection", "against", "difference"]].reset_index(drop=True)
 
 # %% [markdown]
+# ## SAE probes by jailbreak and transformation, and at 1 % false positives
+# As above for the dense probe. **What to look for:** whether the SAE probes lose on the same wrappers as the dense one.
+
+# %%
+beside_dense = {"dense": scores[sae_layer, dense_pooling]} | {
+    f"k = {show_k}, {name}": probed.scores[sparse_probing.first_key(probed.chosen, name, k_pooling, ksparse.SELECTIONS[0], show_k)]
+    for name in main[:2]
+}
+by_wrapper = pd.DataFrame([row for name, score in beside_dense.items() for row in metrics.by_transform(prompts, kinds, score, weights, probe=name)])
+by_wrapper["wrapper"] = by_wrapper["kind"].str.cat(by_wrapper["transform"], ": ").replace("plain: plain", "plain")
+figure = figures.points(by_wrapper[by_wrapper["split"] == gap_split].sort_values("kind", ascending=False, kind="stable"), "wrapper", "split", hue="probe")
+display(figures.save(figure, run.figures, "05_transforms_sae", f"Profile {profile}, layer {sae_layer}; 95 % bootstrap over base prompts, one SAE of each kind. Latents: {k_pooling} pooling."))
+at_one_percent = pd.DataFrame([row for name, score in beside_dense.items() for row in metrics.by_split(prompts, score, weights, probe=name)])
+recall = at_one_percent[at_one_percent["metric"] == "recall_at_1pct_fpr"].assign(shown=lambda t: [records.text(row) for row in t.itertuples()])
+recall.pivot(index="probe", columns="split", values="shown").reindex(index=list(beside_dense), columns=list(few))
+
+# %% [markdown]
 # ## How much of the gap does finetuning close?
 # $\text{share} = (\mathrm{AUROC}_\text{chat SAE} - \mathrm{AUROC}_\text{pretraining SAE}) / (\mathrm{AUROC}_\text{dense} - \mathrm{AUROC}_\text{pretraining SAE})$
 # out of distribution; prompts are resampled together in all three. The paper's value is about one half (C4). It is null where
-# the gap itself is not above zero in nearly all replicates.
+# the gap itself is not above zero in nearly all replicates. Where notebook 04 took the training prompts as chat text (the
+# embedded profile), finetuning means on the task's own kind of text, which the paper's chat rollouts are not.
 
 # %%
 gaps = sparse_probing.gaps_closed(drawn, dense_drawn, main[0], dense_pooling, gap_split, seed)
 gap_table = gaps[gaps["selection"] == ksparse.SELECTIONS[0]]
-figure = figures.curves(gap_table[gap_table["variant"].isin(main)], "k", "pooling", "variant", "k (latents)", f"share of the {gap_split} gap closed", logx=True)
+panels = gap_table[gap_table["variant"].isin(main)].assign(panel=lambda t: t["pooling"] + " pooling")
+figure = figures.curves(panels, "k", "panel", "variant", "k (latents)", f"share of the {gap_split} gap closed", logx=True)
 figures.save(figure, run.figures, "05_gap_closed", f"Profile {profile}, layer {sae_layer}; {over}. Gap to the dense probe; 1: closed, 0: as before.")
 
 # %% [markdown]
@@ -262,8 +281,8 @@ dictionaries = {row.variant: sae.load(row.folder) for row in saes[saes["variant"
 for (name, one), p in itertools.product(dictionaries.items(), linear_poolings):
     print(f"{name}, {p} pooling: FVU {latents.pooled_fvu(one, probed.latents[name][p], resid[p]):.3f}")
 part = lost[lost["variant"].isin(main) & (lost["pooling"] == linear_poolings[0])].assign(what=lambda t: t["probe"] + ", " + t["variant"])
-figure = figures.points(part, "what", "split", xlabel="AUROC lost against the dense probe")
-display(figures.save(figure, run.figures, "05_linear", f"Profile {profile}, layer {sae_layer}, {linear_poolings[0]} pooling; {over}."))
+figure = figures.points(part, "what", "split", xlabel="AUROC lost")
+display(figures.save(figure, run.figures, "05_linear", f"Profile {profile}, layer {sae_layer}, {linear_poolings[0]} pooling; {over}. AUROC of the dense probe minus that on the SAE."))
 lost.assign(lost=[records.text(r, 4) for r in lost.itertuples()]).query("probe == 'reconstruction'").pivot(
     index=["variant", "pooling"], columns="split", values="lost").reindex(columns=list(few))
 
@@ -406,7 +425,7 @@ found = {"auroc": [sae_table, control_table], "gap_closed": [gaps.assign(split=g
 sae_rows = pd.concat([part.assign(metric=name) for name, parts in found.items() for part in parts], ignore_index=True)
 sae_rows = sae_rows.assign(layer=sae_layer, n=sae_rows["split"].map(prompts["split"].value_counts()), unit="fraction")
 stress_rows = pd.concat([table.assign(metric="auroc", change=name) for name, table in stressed.items()])
-other = [omp.assign(metric="direction_share"), parts_table.assign(metric="logit_parts"), stress_rows]
+other = [by_wrapper, at_one_percent[at_one_percent["probe"] != "dense"], omp.assign(metric="direction_share"), parts_table.assign(metric="logit_parts"), stress_rows]
 table = pd.concat([grid, lexical, methods[methods["probe"] != "TF-IDF"], transforms, sae_rows, *other], ignore_index=True)
 told = sae_rows["k"].isin([0, 1, show_k]) & sae_rows["selection"].isin(["", ksparse.SELECTIONS[0]]) & sae_rows["pooling"].isin([k_pooling, *linear_poolings])
 headline = pd.concat([methods.assign(layer=layer, pooling=pooling), sae_rows[told]], ignore_index=True)

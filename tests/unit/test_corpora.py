@@ -91,3 +91,16 @@ def test_unknown_corpus():
 def test_chat_turn():
     assert corpora.chat_turn("hi ", "yes") == "User: hi\n\nAssistant: yes"
     assert corpora.chat_turn("hi") == "User: hi"
+
+
+def test_answers_to_one_question_are_held_out_together():
+    texts = [corpora.chat_turn(f"question {i}", f"answer {j}") for i in range(40) for j in range(3)]
+    training, held = corpora.hold_out(texts, 0.25, 0)
+    asked = [{text.split("Assistant:")[0] for text in part} for part in (training, held)]
+    assert len(training) == 90 and len(held) == 30 and not asked[0] & asked[1]
+
+
+def test_pretraining_text_as_user_prompts_loses_no_word():
+    found = corpora.as_user_prompts([" ".join(str(i) for i in range(200)), "short text"], words=80)
+    assert len(found) == 4 and all(text.startswith("User: ") for text in found)
+    assert " ".join(text.removeprefix("User: ") for text in found[:3]).split() == [str(i) for i in range(200)]

@@ -45,8 +45,8 @@ def test_shares_of_a_gap_by_hand():
     share = draws.gap_closed(np.array([0.8, 0.7, 0.9]), np.array([0.7, 0.8, 0.9]), np.array([0.9, 0.9, 0.9]))
     np.testing.assert_allclose(share, [0.5, -1.0, np.nan])
     levels = ["variant", "seed", "probe", "pooling", "selection", "k", "split"]
-    rows = {("base", None, "k-sparse", "max", "s", 5, "ood"): [0.6, 0.5], ("chat", 0, "k-sparse", "max", "s", 5, "ood"): [0.7, 0.7],
-            ("chat", 1, "k-sparse", "max", "s", 5, "ood"): [0.8, 0.7], ("base", None, "reconstruction", "mean", "", 0, "ood"): [0.85, 0.8]}  # fmt: skip
+    rows = {("base", None, "k-sparse", "max", "s", 5, "ood"): [0.6, 0.5], ("chat", 0, "k-sparse", "max", "s", 5, "ood"): [0.75, 0.6],
+            ("chat", 1, "k-sparse", "max", "s", 5, "ood"): [0.75, 0.8], ("base", None, "reconstruction", "mean", "", 0, "ood"): [0.85, 0.8]}  # fmt: skip
     drawn = pd.DataFrame(list(rows.values()), index=pd.MultiIndex.from_tuples(rows, names=levels))
     dense = pd.DataFrame([[0.9, 0.9]], index=pd.MultiIndex.from_tuples([("dense", None, "dense", "mean", "", 0, "ood")], names=levels))
     found = gaps_closed(drawn, dense, "base", "mean", "ood", 0).iloc[0]

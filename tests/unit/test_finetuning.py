@@ -47,14 +47,14 @@ def test_finetuning_adapts_to_the_new_data_and_keeps_the_rest(base, tmp_path):
         for path in folder.glob("*.safetensors"):
             path.unlink()
         (folder / "manifest.json").unlink()
-    shifted = torch.linspace(-4, 4, D_MODEL)
+    shifted = torch.linspace(-1, 1, D_MODEL)
     from lib import stores
 
     for folder, n, seed in ((chat, 20_000, 2), (chat_held, 3_000, 3)):
         x = activations(n, seed) + shifted
         parameters = {"model": "m", "revision": "r", "hook_name": "blocks.1.hook_resid_post", "n": n, "seed": seed, "shifted": True}
         stores.build(folder, parameters, 1, lambda i, x=x: {"activations": x}, "shard")
-    recipe = dataclasses.replace(RECIPE, tokens=20_000, lr=1e-3)
+    recipe = dataclasses.replace(RECIPE, tokens=40_000, lr=5e-3)
     ways = finetuning.variants({"base": start}, {"tokens": 40_000}, [0.5], [2])
     table = finetuning.train_variants(ways, recipe, [0, 1], chat, train, chat_held, tmp_path / "saes")
     assert table["variant"].unique().tolist() == ["finetuned from base", "resampled 50%", "prompts ×2", "from scratch"]

@@ -30,6 +30,21 @@ def test_pooled_latents_equal_a_plain_loop(monkeypatch, batch):
             np.testing.assert_allclose(found[pooling][i].toarray()[0], expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("change", [{}, {"apply_b_dec_to_input": True}, {"normalize_activations": "layer_norm"}])
+def test_active_entries_are_those_of_encode(change):
+    sae, tokens = example()
+    sae.cfg.__dict__.update(change)
+    if "normalize_activations" in change:
+        sae = type(sae)(sae.cfg)
+        sae.load_state_dict(example()[0].state_dict())
+    x = tokens.activations.float()
+    with torch.inference_mode():
+        expected = sae.encode(x).numpy()
+        flat, values = latents.active_entries(sae, x)
+    np.testing.assert_array_equal(flat, np.flatnonzero(expected))
+    np.testing.assert_allclose(values, expected.ravel()[flat], rtol=1e-4, atol=1e-5)
+
+
 def test_the_pooled_reconstruction_is_the_mean_of_the_tokens_reconstructions():
     sae, tokens = example()
     found = latents.reconstruction(sae, latents.pool_latents(sae, tokens)["mean"])

@@ -205,3 +205,21 @@ def test_lr_schedule_and_batches():
     again = torch.cat([sae_training.batch_rows(2_000, recipe, step) for step in range(4, 8)])
     assert not torch.equal(seen, again)
     np.testing.assert_array_equal(seen[:500], sae_training.batch_rows(2_000, recipe, 0))
+
+
+def test_an_sae_of_the_base_model_fits_its_chat_model_and_no_other(data):
+    sae = saes.load(sae_training.train(dataclasses.replace(RECIPE, tokens=1000), *data, progress=False))
+    sae.cfg.metadata.model_name = "gemma-2-9b"
+    saes.check_fits(sae, D_MODEL, model="google/gemma-2-9b-it")
+    with pytest.raises(ValueError, match="model_name 'gemma-2-9b', the activations are of 'gemma-2-2b-it'"):
+        saes.check_fits(sae, D_MODEL, model="gemma-2-2b-it")
+
+
+def test_a_fixed_coefficient_is_reached_linearly():
+    x = activations(4000, 0)
+    trainer = make_trainer(dataclasses.replace(RECIPE, target_l0=0, coefficient=0.1, sparsity_warmup_steps=4), x)
+    seen = []
+    for _ in range(6):
+        seen.append(trainer.coefficient)
+        trainer.step(x[:500], 1.0)
+    assert seen == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1, 0.1])
