@@ -25,28 +25,25 @@ def table(prompts: pd.DataFrame, scores: dict[tuple, Scores], names: list[str], 
     return pd.DataFrame(np.array(rows), index=pd.MultiIndex.from_tuples(index, names=[*names, "split"]))
 
 
-def over_seeds(draws: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Means over the level ``seed``, with seed noise in the replicates (see :func:`with_seed_noise`)."""
+def over_seeds(draws: pd.DataFrame, seed: int, bounds: tuple[float, float] = (0.0, 1.0)) -> pd.DataFrame:
+    """Means over the level ``seed``; every replicate also gets seed noise, and stays within ``bounds``.
+
+    The noise of a row is (s/√n)·t: s the standard deviation over its n seeds in the first column, t from Student's
+    distribution with n − 1 degrees, independent between rows. A bootstrap of few seeds would be too narrow: with three
+    it never leaves their range. With one seed nothing is added.
+    """
     levels = [name for name in draws.index.names if name != "seed"]
+    rng = np.random.default_rng(seed)
     parts, index = [], []
     for key, part in draws.groupby(level=levels, sort=False, dropna=False):
-        parts.append(with_seed_noise(part.to_numpy(), seed))
+        values, n = part.to_numpy(), len(part)
+        mean = values.mean(0)
+        if n > 1:
+            noise = rng.standard_t(n - 1, size=values.shape[1] - 1)
+            mean[1:] = (mean[1:] + values[:, 0].std(ddof=1) / n**0.5 * noise).clip(*bounds)
+        parts.append(mean)
         index.append(key)
     return pd.DataFrame(np.array(parts), index=pd.MultiIndex.from_tuples(index, names=levels))
-
-
-def with_seed_noise(values: np.ndarray, seed: int) -> np.ndarray:
-    """Mean over the rows (seeds); every column but the first gets (s/√n)·t with t drawn from Student's t, n − 1 degrees.
-
-    s is the standard deviation over seeds in the first column. A bootstrap of few seeds would be too narrow: with
-    three it never leaves their range. With one seed nothing is added. Values are fractions: the sum is kept in 0–1.
-    """
-    n, columns = values.shape
-    mean = values.mean(0)
-    if n > 1:
-        noise = np.random.default_rng(seed).standard_t(n - 1, size=columns - 1)
-        mean[1:] = (mean[1:] + values[:, 0].std(ddof=1) / n**0.5 * noise).clip(0, 1)
-    return mean
 
 
 def gap_closed(after: np.ndarray, before: np.ndarray, dense: np.ndarray) -> np.ndarray:

@@ -26,6 +26,9 @@ def test_seeds_widen_the_interval_to_students_and_leave_the_mean():
     index = pd.MultiIndex.from_tuples([("a", 0), ("a", 1), ("a", 2)], names=["probe", "seed"])
     values = np.repeat([[0.6], [0.7], [0.8]], 20_001, axis=1)
     found = draws.estimates(draws.over_seeds(pd.DataFrame(values, index=index), 0)).iloc[0]
+    other = pd.MultiIndex.from_tuples([("b", i) for i in range(3)], names=["probe", "seed"])
+    both = draws.over_seeds(pd.concat([pd.DataFrame(values, index=i) for i in (index, other)]), 0).to_numpy()[:, 1:]
+    assert abs(np.corrcoef(both)[0, 1]) < 0.05, "the noise of two SAEs is not shared"
     expected = metrics.t_interval(np.array([0.6, 0.7, 0.8]))
     assert found["value"] == pytest.approx(0.7)
     assert found["low"] == pytest.approx(expected.low, abs=0.02) and found["high"] == pytest.approx(expected.high, abs=0.02)
