@@ -41,7 +41,7 @@ publish: ## Run the embedded profile, and copy the executed notebooks beside the
 	$(PYTHON) -m lib.runner --publish
 
 bench: env ## Measure afresh into data/bench (BENCH=activations: one of them)
-	@$(PYTHON) -c "import dictionary_learning" 2>/dev/null || $(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps dictionary-learning==0.1.0
+	@$(PYTHON) -m pip show --quiet dictionary-learning 2>/dev/null || $(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps dictionary-learning==0.1.0
 	$(PYTHON) -m bench $(BENCH)
 
 pretrained: env ## Train the shipped base SAE anew on public text (MIRROR=folder)

@@ -6,7 +6,9 @@ public files (MIRROR=folder, or the network); dictionary_learning is installed b
 """
 
 import dataclasses
+import sys
 import time
+import types
 from collections.abc import Callable, Iterator
 
 import torch
@@ -41,9 +43,11 @@ def _saelens(x: torch.Tensor) -> Callable:
 
 
 def _dictionary_learning(x: torch.Tensor) -> Callable:
+    # the package imports nnsight for its activation buffer, which is not used here
+    sys.modules.setdefault("nnsight", types.SimpleNamespace(LanguageModel=None))
     from dictionary_learning.trainers.jumprelu import JumpReluTrainer
 
-    trainer = JumpReluTrainer(steps=1000, activation_dim=x.shape[1], dict_size=RECIPE.d_sae, layer=LAYER, lm_name="-", device="cpu", target_l0=30)
+    trainer = JumpReluTrainer(steps=100_000, activation_dim=x.shape[1], dict_size=RECIPE.d_sae, layer=LAYER, lm_name="-", device="cpu", target_l0=30)
     counter = iter(range(10**6))
     return lambda batch: trainer.update(next(counter), batch)
 
