@@ -19,9 +19,10 @@ def main(chosen: list[str]) -> None:
         sys.exit(f"error: unknown benchmark {sorted(unknown)}; there are {names}")
     for name in chosen or names:
         rows = []
-        for metric, unit, values in importlib.import_module(f"bench.{name}").measure():
+        module = importlib.import_module(f"bench.{name}")
+        for metric, unit, values in module.measure():
             row = {"name": metric, "value": statistics.median(values), "unit": unit, "n": len(values)}
-            rows.append(row | {"min": min(values), "max": max(values), "profile": "embedded"} | environment())
+            rows.append(row | {"min": min(values), "max": max(values), "profile": module.PROFILE} | environment())
             print(f"{name}: {metric} = {row['value']:.4g} {unit} (min {min(values):.4g}, max {max(values):.4g}, n = {len(values)})")
         write_json(DATA / "bench" / f"{name}.json", rows)
 

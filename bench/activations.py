@@ -8,6 +8,7 @@ import transformers
 
 from lib import activations, models, sources
 
+PROFILE = "embedded"  # whose data are measured
 LAYER = 3
 ROUNDS = 9
 N_TEXTS = 1500

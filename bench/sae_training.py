@@ -19,6 +19,7 @@ from lib.files import run_dir
 from lib.recipes import Recipe
 from lib.trainers import make_trainer
 
+PROFILE = "public"  # whose data are measured
 LAYER, SEEDS, ROUNDS, STEPS = 4, (0, 1, 2), 5, 12
 RECIPE = Recipe(d_sae=3072, target_l0=30.0, tokens=1_500_000, batch_tokens=2048)
 

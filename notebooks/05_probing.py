@@ -232,8 +232,8 @@ figures.save(figure, run.figures, "05_variants", f"{about} k = {show_k}.")
 # %%
 single = drawn.xs(("k-sparse", show_k, gap_split), level=["probe", "k", "split"])
 apart = {("variant", main[1]): draws.paired(draws.over_seeds(single, seed), "variant", main[1])}
-for level, reference in (("selection", ksparse.SELECTIONS[0]), ("pooling", k_pooling)):  # within one SAE: paired by seed
-    apart[level, reference] = draws.over_seeds(draws.paired(single, level, reference), seed, (-1.0, 1.0))
+for level, other_way in (("selection", ksparse.SELECTIONS[0]), ("pooling", k_pooling)):  # within one SAE: paired by seed
+    apart[level, other_way] = draws.over_seeds(draws.paired(single, level, other_way), seed, (-1.0, 1.0))
 compared = {key: draws.estimates(part).assign(level=key[0], against=key[1]) for key, part in apart.items()}
 differences = pd.concat(compared.values(), ignore_index=True)
 chosen_way = (differences["pooling"] == k_pooling) & (differences["selection"] == ksparse.SELECTIONS[0])
