@@ -1,4 +1,5 @@
 import matplotlib
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -39,3 +40,10 @@ def test_curves_keep_their_tick_labels_when_axes_are_not_shared():
 def test_save_writes_a_caption_and_a_picture(tmp_path):
     figure = figures.save(figures.points(table(), "probe", "split"), tmp_path, "x", "n = 4")
     assert (tmp_path / "x.png").read_bytes()[:4] == b"\x89PNG" and figure.get_supxlabel() == "n = 4"
+
+
+def test_curves_without_a_defined_value_are_saved_as_empty_panels(tmp_path):
+    table = pd.DataFrame({"k": [1, 2], "panel": "p", "way": "w", "value": [np.nan, np.nan], "low": [np.nan] * 2, "high": [None] * 2})
+    figure = figures.curves(table, "k", "panel", "way", "k", logx=True)
+    figures.save(figure, tmp_path, "empty", "no gap")
+    assert (tmp_path / "empty.png").exists()
