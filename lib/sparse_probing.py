@@ -132,7 +132,7 @@ def controls(resid: Float[np.ndarray, "prompts d_model"], given: Task, n_random:
 def training_sample(tokens: PromptTokens, given: Task, generator: torch.Generator, n: int = 8192) -> Float[torch.Tensor, "tokens d_model"]:
     """Activations of random tokens of training prompts."""
     lengths = tokens.starts.diff()
-    rows = torch.repeat_interleave(torch.from_numpy(given.train), lengths).nonzero()[:, 0]
+    rows = torch.repeat_interleave(torch.tensor(given.train), lengths).nonzero()[:, 0]
     return tokens.activations[rows[torch.randperm(len(rows), generator=generator)[:n]]].float()
 
 
