@@ -114,7 +114,7 @@ def curves(
         if reference is not None:
             _reference(ax, reference[reference[panel] == value], reference_label, vertical=False)
         ax.set(title=SPLITS.get(value, value), xlabel=xlabel, ylabel=ylabel)
-        if logx and ax.lines and table.loc[table[panel] == value, "value"].notna().any():
+        if logx and table.loc[table[panel] == value, "value"].notna().any():
             ax.set_xscale("log", base=2)
             ax.xaxis.set_major_formatter("{x:g}")
         if share_y:

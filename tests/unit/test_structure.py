@@ -65,7 +65,7 @@ def test_the_committed_notebook_is_executed_and_in_step(path):
     assert [(c.cell_type, c.source) for c in source.cells] == [(c.cell_type, c.source) for c in published.cells], "make publish"
     outputs = [output for cell in published.cells if cell.cell_type == "code" for output in cell.outputs]
     assert outputs and all(output.output_type != "error" for output in outputs)
-    assert executed.stat().st_size < 3_000_000, "too large to read on GitHub"
+    assert executed.stat().st_size < 1_500_000
 
 
 def test_no_number_of_the_paper_is_typed_into_a_notebook():
