@@ -35,13 +35,12 @@ class Parameters(NamedTuple):
 
 
 class Entries(NamedTuple):
-    """Candidate (token, latent) pairs in row-major order; ``active`` ones are above their threshold."""
+    """Candidate (token, latent) pairs in row-major order; those at ``active`` are above their threshold."""
 
-    crow: Int[Tensor, " tokens_plus_1"]
     row: Int[Tensor, " n"]
     col: Int[Tensor, " n"]
     pre: Float[Tensor, " n"]
-    active: Bool[Tensor, " n"]
+    active: Int[Tensor, " n_active"]
     in_band: Bool[Tensor, " n"]
 
 
@@ -83,15 +82,12 @@ def find_entries(
     pre: Float[Tensor, "tokens d_sae"], threshold: Float[Tensor, " d_sae"], bandwidth: float
 ) -> Entries:
     """Entries above their threshold, or at most half a bandwidth below it."""
-    n, d_sae = pre.shape
     mask = pre > threshold - bandwidth / 2
     flat = torch.from_numpy(np.flatnonzero(mask.numpy())) if pre.device.type == "cpu" else mask.flatten().nonzero()[:, 0]
-    row, col = flat // d_sae, flat % d_sae
+    row, col = flat // pre.shape[1], flat % pre.shape[1]
     values = pre.take(flat)
     over = values - threshold[col]
-    crow = torch.zeros(n + 1, dtype=torch.long, device=pre.device)
-    crow[1:] = torch.bincount(row, minlength=n).cumsum(0)
-    return Entries(crow, row, col, values, over > 0, over.abs() < bandwidth / 2)
+    return Entries(row, col, values, (over > 0).nonzero()[:, 0], over.abs() < bandwidth / 2)
 
 
 def sparse_step(
@@ -104,21 +100,20 @@ def sparse_step(
     pre = torch.addmm(p.b_enc, x, p.enc.T)
     entries = find_entries(pre, p.threshold, bandwidth)
     products = _dense_products if len(entries.col) > DENSE_ABOVE * pre.numel() else _sparse_products
-    n, d_model = x.shape
-    activation = entries.pre * entries.active
-    recon, sampled, transposed = products(entries, p.dec, n)
-    residual = recon(activation) + p.b_dec - x
+    recon, sampled, transposed = products(entries, p.dec, len(x))
+    col, activation = entries.col[entries.active], entries.pre[entries.active]
+    residual = recon(activation).add_(p.b_dec).sub_(x)
     upstream = residual * (2 / residual.numel())
     on_latent = sampled(upstream)
-    frequency = torch.bincount(entries.col[entries.active], minlength=len(p.threshold)).to(x.dtype) / n
-    slope = penalty_slope(frequency, kind, f0) / n
-    on_pre = on_latent * entries.active
+    on_active = on_latent[entries.active]
+    frequency = torch.bincount(col, minlength=len(p.threshold)).to(x.dtype) / len(x)
+    slope = penalty_slope(frequency, kind, f0) / len(x)
     kernel = entries.in_band / bandwidth
     by_reconstruction, by_penalty = -p.threshold[entries.col] * on_latent * kernel, -slope[entries.col] * kernel
     gradients = Parameters(
-        enc=transposed(on_pre, x),
+        enc=transposed(on_active, x),
         dec=transposed(activation, upstream),
-        b_enc=_sum_by(entries.col, on_pre, len(p.threshold)),
+        b_enc=_sum_by(col, on_active, len(p.threshold)),
         b_dec=upstream.sum(0),
         threshold=_sum_by(entries.col, by_reconstruction + coefficient * by_penalty, len(p.threshold)),
     )
@@ -135,35 +130,41 @@ Products = tuple[Callable, Callable, Callable]
 
 
 def _sparse_products(e: Entries, dec: Tensor, n: int) -> Products:
-    """(values → values W_dec, upstream → upstream W_decᵀ at the entries, (values, x) → valuesᵀ x) on sparse matrices."""
-    crow, col = e.crow.int(), e.col.int()
-    order = torch.argsort(e.col, stable=True)
-    ccol = torch.zeros(len(dec) + 1, dtype=torch.int32, device=col.device)
-    ccol[1:] = torch.bincount(e.col, minlength=len(dec)).cumsum(0)
-    row_of = e.row[order].int()
+    """On sparse matrices: (active → active W_dec, upstream → upstream W_decᵀ at all entries, (active, x) → activeᵀ x)."""
+    row, col = e.row[e.active], e.col[e.active].int()
+    crow, ccol = _offsets(row, n), _offsets(col, len(dec))
+    order = torch.argsort(col, stable=True)
+    row_of = row[order].int()
+    all_crow, all_col = _offsets(e.row, n), e.col.int()
 
-    def matrix(values):
-        return torch.sparse_csr_tensor(crow, col, values, (n, len(dec)), check_invariants=False)
-
-    def transposed(values, x):
-        return torch.sparse_csr_tensor(ccol, row_of, values[order], (len(dec), n), check_invariants=False) @ x
+    def times(crow, col, values, shape, dense):
+        matrix = torch.sparse_csr_tensor(crow, col, values, shape, check_invariants=False)
+        return dense.new_empty(shape[0], dense.shape[1]).addmm_(matrix, dense, beta=0)  # `matrix @ dense` fills and copies
 
     def sampled(upstream):
-        empty = matrix(torch.zeros(len(col), dtype=upstream.dtype, device=col.device))
+        zeros = torch.zeros(len(all_col), dtype=upstream.dtype, device=col.device)
+        empty = torch.sparse_csr_tensor(all_crow, all_col, zeros, (n, len(dec)), check_invariants=False)
         return torch.sparse.sampled_addmm(empty, upstream, dec.T, beta=0.0).values()
 
-    return lambda values: matrix(values) @ dec, sampled, transposed
+    def transposed(values, x):
+        return times(ccol, row_of, values[order], (len(dec), n), x)
+
+    return lambda values: times(crow, col, values, (n, len(dec)), dec), sampled, transposed
+
+
+def _offsets(index: Tensor, length: int) -> Int[Tensor, " length_plus_1"]:
+    """Where each row begins in sorted indices, and their number at the end."""
+    counts = torch.bincount(index, minlength=length).cumsum(0)
+    return torch.nn.functional.pad(counts, (1, 0)).int()
 
 
 def _dense_products(e: Entries, dec: Tensor, n: int) -> Products:
     """The same three products, dense."""
+    row, col = e.row[e.active], e.col[e.active]
 
     def matrix(values):
         out = torch.zeros(n, len(dec), dtype=values.dtype, device=values.device)
-        out[e.row, e.col] = values
+        out[row, col] = values
         return out
 
-    def sampled(upstream):
-        return (upstream @ dec.T)[e.row, e.col]
-
-    return lambda values: matrix(values) @ dec, sampled, lambda values, x: matrix(values).T @ x
+    return lambda values: matrix(values) @ dec, lambda upstream: (upstream @ dec.T)[e.row, e.col], lambda values, x: matrix(values).T @ x

@@ -102,5 +102,5 @@ def scaling(x: Float[Tensor, "tokens d_model"]) -> tuple[Float[Tensor, " d_model
 
 def batch_metrics(residual: Float[Tensor, "tokens d_model"], x: Float[Tensor, "tokens d_model"], frequency: Float[Tensor, " d_sae"], dead: int) -> dict[str, float]:
     """What the progress bar and the training curve show of one batch."""
-    fvu = (residual.square().sum() / (x - x.mean(0)).square().sum()).item()
+    fvu = ((residual.norm() / (x - x.mean(0)).norm()) ** 2).item()
     return {"l0": frequency.sum().item(), "fvu": fvu, "dead": dead, "high_frequency": int((frequency > saes.HIGH_FREQUENCY).sum())}

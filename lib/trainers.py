@@ -131,15 +131,14 @@ class JumpReLUTrainer:
         dead = (self.unused > self.recipe.dead_after).nonzero()[:, 0]
         if not len(dead):
             return
-        pre, dec, target = found.pre[:, dead], self.p.dec.data[dead], -found.residual
+        pre, dec, scale = found.pre.index_select(1, dead), self.p.dec.data[dead], 2 / found.residual.numel()
         best, index = pre.topk(min(self.recipe.k_aux, len(dead)), dim=1)
-        latents = torch.zeros_like(pre).scatter_(1, index, best.relu())
-        error = latents @ dec - target
-        upstream = error * (2 / error.numel())
-        on_pre = (upstream @ dec.T) * (latents > 0)
-        found.gradients.dec[dead] += latents.T @ upstream
-        found.gradients.enc[dead] += on_pre.T @ x
-        found.gradients.b_enc[dead] += on_pre.sum(0)
+        latents = torch.zeros_like(pre).scatter_(1, index, best.relu_())
+        error = torch.addmm(found.residual, latents, dec)
+        on_pre = (error @ dec.T) * (latents > 0)
+        found.gradients.dec[dead] += scale * (latents.T @ error)
+        found.gradients.enc[dead] += scale * (on_pre.T @ x)
+        found.gradients.b_enc[dead] += scale * on_pre.sum(0)
         above = (self.p.threshold.data[dead] - pre.amax(0)).clamp(min=0)
         self.p.threshold.data[dead] -= 0.03 * above
 
