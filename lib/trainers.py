@@ -71,6 +71,7 @@ class JumpReLUTrainer:
     SHIFT = 7.5  # of all thresholds, in learning rates per relative error: more than Adam moves a threshold in a step
     INTEGRAL = 0.03  # the sum is held within ±1
     MEMORY = 0.95
+    AUX_TOKENS = 512  # of a batch, whose order is random
 
     def __init__(self, recipe: Recipe, calibration: Float[Tensor, "tokens d_model"], start: SAE | None = None):
         self.recipe = recipe
@@ -127,14 +128,15 @@ class JumpReLUTrainer:
         return batch_metrics(found.residual, x, found.frequency, int((self.unused > recipe.dead_after).sum()))
 
     def _help_dead(self, x: Tensor, found) -> None:
-        """Add to the gradients: the dead latents' best ``k_aux`` per token reconstruct the residual."""
+        """Add to the gradients: the dead latents' best ``k_aux`` per token reconstruct the residual of ``AUX_TOKENS`` tokens."""
         dead = (self.unused > self.recipe.dead_after).nonzero()[:, 0]
         if not len(dead):
             return
-        pre, dec, scale = found.pre.index_select(1, dead), self.p.dec.data[dead], 2 / found.residual.numel()
+        x, residual, pre = x[: self.AUX_TOKENS], found.residual[: self.AUX_TOKENS], found.pre[: self.AUX_TOKENS].index_select(1, dead)
+        dec, scale = self.p.dec.data[dead], 2 / residual.numel()
         best, index = pre.topk(min(self.recipe.k_aux, len(dead)), dim=1)
         latents = torch.zeros_like(pre).scatter_(1, index, best.relu_())
-        error = torch.addmm(found.residual, latents, dec)
+        error = torch.addmm(residual, latents, dec)
         on_pre = (error @ dec.T) * (latents > 0)
         found.gradients.dec[dead] += scale * (latents.T @ error)
         found.gradients.enc[dead] += scale * (on_pre.T @ x)
