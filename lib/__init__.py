@@ -23,6 +23,12 @@ ksparse       k columns chosen on the training split, refitted without penalty
 draws         bootstrap draws as tables: means over seeds, shares of a gap
 sparse_probing  every probe on an SAE, and its controls
 stress        probes with few or mislabelled training prompts
+examples      text sequences with a latent's activations, for explaining and for scoring
+judges        what explains a latent; the offline n-gram judge
+llm           a judge behind an OpenAI-compatible server
+populations   means over all latents from a stratified sample
+autointerp    auto-interp scores, uniform and weighted by frequency
+cards         latents as HTML: examples, frequency, score, explanation
 figures       every figure of the notebooks
 records       what a notebook run found, as JSON and parquet
 pretrained    the shipped base SAE, made anew

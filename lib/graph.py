@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
 LIB = ROOT / "lib"
 SHIPPED = {"sources": ["data/sources.yaml", "data/prompts/*.csv"], "datasets": ["data/prompts/templates.yaml"],
-           "finetuning": ["data/pretrained/*/sae_weights.safetensors"]}  # fmt: skip
+           "finetuning": ["data/pretrained/*/sae_weights.safetensors"], "cards": ["lib/templates/cards.html"]}  # fmt: skip
 
 
 def text_hash(text: str) -> str:
