@@ -36,8 +36,8 @@ def card(
     groups = {"top": ordered[:top]}
     for i, group in enumerate(np.array_split(ordered[top:], n_quantiles), 1):
         groups[f"quantile {i} of {n_quantiles}"] = group[len(group) // 2 :][:per_quantile]
-    maximum = found.value.max() if len(found.value) else 1.0
-    shown = {name: [examples.example(latents, latent, sequences, i, maximum) for i in group] for name, group in groups.items() if len(group)}
+    maximum = float(found.value.max()) if len(found.value) else 1.0
+    shown = {name: [examples.example(latents, latent, sequences, i, maximum) for i in group.tolist()] for name, group in groups.items() if len(group)}
     return Card(sae, latent, why, facts, explanation, shown)
 
 

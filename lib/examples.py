@@ -192,7 +192,7 @@ def draw(latents: scipy.sparse.csc_matrix, latent: int, sequences: Sequences, pl
         np.concatenate([order[: plan.top], _from_each(quantiles(rest, plan.quantiles), plan.per_quantile, rng), _silent(sequences, found, False, plan.inactive, rng)]),
         np.concatenate([_from_each(quantiles(sides[1], plan.quantiles), plan.scoring_per_quantile, rng), _silent(sequences, found, True, plan.scoring_inactive, rng)]),
     ]
-    return Drawn(*([example(latents, latent, sequences, i, found.value.max()) for i in part.astype(int)] for part in chosen))
+    return Drawn(*([example(latents, latent, sequences, i, float(found.value.max())) for i in part.astype(int).tolist()] for part in chosen))
 
 
 def _from_each(groups: list[np.ndarray], n: int, rng: np.random.Generator) -> np.ndarray:

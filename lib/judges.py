@@ -178,6 +178,17 @@ class NgramJudge:
         return [bool(level[sorted(marks)].mean() > level.mean()) for level, marks in zip(levels, marked, strict=True)]
 
 
+def offline(name: str) -> Judge:
+    """A judge that needs no server, by its name.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if name != "ngram":
+        raise ValueError(f"unknown judge {name!r}; allowed are 'ngram' (offline) and 'llm' (a server)")
+    return NgramJudge()
+
+
 WORDING = {"token": "at “{}”", "stem": "at words in “{}…”", "previous": "after “{}”", "next": "before “{}”", "pair": "at the end of “{}”", "class": "at {}", "context": "in texts with “{}…”"}
 
 

@@ -68,7 +68,7 @@ class LLMJudge:
         self.client = openai.OpenAI(base_url=base_url, api_key=key or "none", max_retries=retries, timeout=timeout)
         self.model, self.server, self.cache, self.workers = model, base_url, cache, workers
         self.key_variable, self.max_requests, self.max_tokens = key_variable, max_requests, max_tokens
-        self.usage, self._lock = Usage(), threading.Lock()
+        self.usage, self._lock, self._plain = Usage(), threading.Lock(), False
 
     def explain(self, examples: list[Example]) -> Explanation | None:
         """See ``Judge``."""
@@ -128,19 +128,28 @@ class LLMJudge:
         return text, finish
 
     def _request(self, messages: list[dict], schema: dict) -> Any:
-        """One request; what the client gives up on becomes one sentence, without the server's words, which may hold the key."""
+        """One request; what the client gives up on becomes one sentence, without the server's words, which may hold the key.
+
+        A server that refuses structured answers or the temperature is asked without them from then on.
+        """
         form = {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": schema}}
-        host = urlsplit(self.server).hostname
+        options = {} if self._plain else {"temperature": 0, "response_format": form}
+        host, tries = urlsplit(self.server).hostname, self.client.max_retries + 1
         try:
-            return self.client.chat.completions.create(model=self.model, messages=messages, temperature=0, response_format=form)
+            return self.client.chat.completions.create(model=self.model, messages=messages, **options)
+        except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+            if options:
+                self._plain = True
+                return self._request(messages, schema)
+            problem = f"{host} refuses the request with status {error.status_code}"
         except (openai.AuthenticationError, openai.PermissionDeniedError):
             problem = f"{host} refuses the key in the environment variable {self.key_variable}"
         except openai.NotFoundError:
             problem = f"{host} does not know the model {self.model!r} (or the base URL {self.server} has a wrong path)"
         except openai.APIConnectionError:
-            problem = f"no answer from {self.server} after {self.client.max_retries + 1} tries; is the server up?"
+            problem = f"no answer from {self.server} after {tries} tries; is the server up?"
         except openai.APIStatusError as error:
-            problem = f"{host} answers with status {error.status_code} after {self.client.max_retries + 1} tries"
+            problem = f"{host} answers with status {error.status_code} after {tries} tries"
         raise ValueError(problem)
 
     def _spend(self) -> None:

@@ -27,6 +27,7 @@ import pandas as pd
 from IPython.display import Markdown
 
 from lib import corpora, datasets, figures, pareto, records, sae, sae_training
+from lib.files import relative, write_table
 from lib.recipes import Recipe
 
 # %% [markdown]
@@ -157,5 +158,8 @@ Markdown(
 )
 
 # %%
+saes = table[["variant", "sparsity", "seed"]].assign(folder=table["folder"].map(relative))
+list_path = write_table(run.folder / "saes" / "architectures.parquet", saes)
 tidy = table.drop(columns="folder").melt(["variant", "sparsity", "seed"], var_name="metric")
-records.write(run, pd.concat([tidy, costs], ignore_index=True), costs, inputs=[prompts_path], outputs={"tokens": store, "held_out": held_out}).name
+outputs = {"tokens": store, "held_out": held_out, "saes": list_path}
+records.write(run, pd.concat([tidy, costs], ignore_index=True), costs, inputs=[prompts_path], outputs=outputs).name

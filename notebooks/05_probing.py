@@ -31,6 +31,7 @@ import torch
 from IPython.display import Markdown, display
 
 from lib import activations, datasets, draws, figures, ksparse, latents, metrics, models, probes, records, sae, sparse_probing, stress
+from lib.files import write_table
 
 # %% [markdown]
 # ## Parameters
@@ -361,7 +362,7 @@ for name in main[:2]:
     columns = probed.chosen[sparse_probing.first_key(probed.chosen, name, k_pooling, ksparse.SELECTIONS[0], show_k)]
     per_split = {s: ksparse.column_aurocs(x[(prompts["split"] == s).to_numpy()], y[(prompts["split"] == s).to_numpy()]) for s in ("val", gap_split)}
     frequency = np.asarray((x > 0).mean(0)).ravel()
-    areas.append(pd.DataFrame(per_split).assign(variant=name, chosen=np.isin(np.arange(x.shape[1]), columns), frequency=frequency))
+    areas.append(pd.DataFrame(per_split).assign(variant=name, latent=np.arange(x.shape[1]), chosen=np.isin(np.arange(x.shape[1]), columns), frequency=frequency))
 areas = pd.concat(areas, ignore_index=True)
 figure = figures.latent_scatter(areas[areas["frequency"] > 0.01], "val", gap_split)
 figures.save(figure, run.figures, "05_latents", f"Profile {profile}, layer {sae_layer}, {k_pooling} pooling; latents that fire in more than 1 % of prompts. Marked: chosen for k = {show_k} on the training split.")
@@ -435,4 +436,6 @@ other = [by_wrapper, at_one_percent[at_one_percent["probe"] != "dense"], omp.ass
 table = pd.concat([grid, lexical, methods[methods["probe"] != "TF-IDF"], transforms, sae_rows, *other], ignore_index=True)
 told = sae_rows["k"].isin([0, 1, show_k]) & sae_rows["selection"].isin(["", ksparse.SELECTIONS[0]]) & sae_rows["pooling"].isin([k_pooling, *linear_poolings])
 headline = pd.concat([methods.assign(layer=layer, pooling=pooling), sae_rows[told]], ignore_index=True)
-records.write(run, table, headline, inputs=[prompts_path, store, list_path], outputs={}).name
+chosen = areas[areas["chosen"]].assign(folder=lambda t: t["variant"].map(saes.drop_duplicates("variant").set_index("variant")["folder"]))
+chosen_path = write_table(run.folder / "results" / "chosen_latents.parquet", chosen.drop(columns="chosen"))
+records.write(run, table, headline, inputs=[prompts_path, store, list_path], outputs={"chosen_latents": chosen_path}).name

@@ -1,0 +1,54 @@
+import re
+
+import numpy as np
+import pandas as pd
+import scipy.sparse
+
+from lib import cards
+from lib.cards import Card
+from lib.examples import Example, Sequences
+
+HOSTILE = '<script>alert("x")</script>'
+
+
+def hostile(latent=3, score=0.5):
+    example = Example([" say", f" {HOSTILE}", " now"], np.array([0, 10, 4]), 0)
+    return Card(f"SAE {HOSTILE}", latent, f"because {HOSTILE}", {"frequency": 0.01 * latent, "score": score}, f"fires at {HOSTILE}", {f"top {HOSTILE}": [example]})
+
+
+def test_all_text_is_escaped_in_page_and_fragment():
+    for html in (cards.page([hostile()], f"title {HOSTILE}"), cards.fragment([hostile()])):
+        assert HOSTILE not in html and "&lt;script&gt;" in html
+    assert len(re.findall("<script", cards.page([hostile()], "t"))) == 1
+    assert "<script" not in cards.fragment([hostile()])
+
+
+def test_a_page_needs_no_network():
+    html = cards.page([hostile()], "t")
+    assert not re.search(r"(src|href)\s*=\s*[\"'](?!data:)|url\(|@import|https?://", html)
+
+
+def test_marks_show_levels_and_missing_facts_are_named():
+    html = cards.fragment([hostile(score=None)])
+    assert '--level:1.00" title="10 of 10"' in html and '--level:0.40" title="4 of 10"' in html
+    assert "score n/a" in html and "frequency 0.03" in html
+
+
+def test_cards_of_picked_latents():
+    tokens = [f" t{i}" for i in range(40)]
+    text = Sequences(tokens, np.arange(0, 41, 4), np.arange(10) % 2 == 1, np.zeros((40, 1), dtype=np.float16))
+    rng = np.random.default_rng(0)
+    dense = rng.random((40, 4)) * (rng.random((40, 4)) < [0.9, 0.5, 0.3, 0.0])
+    latents = scipy.sparse.csc_matrix(dense.astype(np.float32))
+    scored = pd.DataFrame({"latent": range(4), "frequency": (dense > 0).mean(0), "score": [0.1, 0.9, np.nan, np.nan],
+                           "status": ["scored", "scored", "not drawn", "never fires"], "explanation": ["a", "b", None, None]})  # fmt: skip
+    picked = cards.pick(scored, 2)
+    assert picked == {"most frequent": [0, 1], "best explained": [1, 0], "worst explained": [0, 1]}
+    made = cards.cards(latents, text, "mine", {"chosen": [3, 1]} | picked, scored, {1: {"AUROC": 0.7}})
+    assert [one.latent for one in made] == [3, 1, 0]
+    assert made[0].groups == {} and made[0].explanation == "no explanation: never fires" and made[0].facts["score"] is None
+    assert made[1].why == "chosen, most frequent, best explained, worst explained" and made[1].facts["AUROC"] == 0.7
+    top = made[2].groups["top"][0]
+    assert top.peak == 10 and top.index == int(np.argmax(dense[:, 0])) // 4
+    shown = [one.index for group in made[2].groups.values() for one in group]
+    assert len(shown) == len(set(shown))

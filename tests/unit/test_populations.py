@@ -1,0 +1,87 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from lib import populations
+from lib.metrics import Estimate
+
+
+def population(n=3000, seed=0):
+    """Frequencies over four decades; frequent latents score worse, with noise."""
+    rng = np.random.default_rng(seed)
+    frequency = 10 ** rng.uniform(-4.5, -0.3, n)
+    score = np.clip(0.1 - 0.15 * np.log10(frequency) + 0.15 * rng.standard_normal(n), -1, 1)
+    return frequency, score
+
+
+def estimates(frequency, score, sample, weighted):
+    drawn = pd.Series(score[sample.latents], sample.latents)
+    return populations.estimate(drawn, sample.stratum, frequency, weighted)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_means_are_unbiased_and_their_intervals_cover_while_the_plain_mean_of_the_sample_is_far_off(weighted):
+    frequency, score = population()
+    truth = np.average(score, weights=frequency if weighted else None)
+    found, plain = [], []
+    for seed in range(400):
+        sample = populations.draw(frequency, np.ones(3000, bool), 100, np.random.default_rng(seed))
+        assert len(sample.latents) == len(set(sample.latents)) == 100
+        found.append(estimates(frequency, score, sample, weighted))
+        plain.append(score[sample.latents].mean())
+    values = np.array([one.value for one in found])
+    standard_error = values.std(ddof=1) / 20
+    assert abs(values.mean() - truth) < 3.5 * standard_error
+    assert abs(np.mean(plain) - truth) > 10 * standard_error
+    assert np.mean([one.low <= truth <= one.high for one in found]) > 0.9
+    assert np.mean([one.high - one.low for one in found]) < 0.12
+
+
+def test_an_equal_draw_serves_the_weighted_mean_worse():
+    frequency, score = population()
+    stratified, equal = [], []
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        stratified.append(estimates(frequency, score, populations.draw(frequency, np.ones(3000, bool), 100, rng), True).value)
+        chosen = rng.choice(3000, 100, replace=False)
+        equal.append(np.average(score[chosen], weights=frequency[chosen]))
+    assert np.std(stratified) < 0.6 * np.std(equal)
+
+
+def test_all_latents_drawn_give_the_exact_means_and_no_width():
+    frequency, score = population(60)
+    eligible = np.arange(60) != 7
+    sample = populations.draw(frequency, eligible, 1000, np.random.default_rng(0))
+    assert sample.latents.tolist() == np.flatnonzero(eligible).tolist() and sample.stratum[7] == -1
+    for weighted in (False, True):
+        found = estimates(frequency, score, sample, weighted)
+        assert found.value == pytest.approx(np.average(score[eligible], weights=frequency[eligible] if weighted else None))
+        assert found.high - found.low == pytest.approx(0, abs=1e-9)
+
+
+def test_by_hand_two_strata():
+    stratum, frequency = np.array([0, 0, 0, 0, 1, 1]), np.array([0.1, 0.1, 0.1, 0.1, 0.2, 0.4])
+    scores = pd.Series([0.2, 0.4, 0.5, 0.9], [0, 1, 4, 5])
+    uniform, weighted = (populations.estimate(scores, stratum, frequency, w) for w in (False, True))
+    assert uniform.value == pytest.approx((4 * 0.3 + 2 * 0.7) / 6)
+    assert weighted.value == pytest.approx((4 * 0.1 * 0.3 + 0.2 * 0.5 + 0.4 * 0.9) / 1.0)
+    # N² (1 − n/N) s² / n of the first stratum, over 6²; the second is known whole; t with 1 + 1 degrees: 4.3027
+    assert uniform.high - uniform.value == pytest.approx(4.3027 * np.sqrt(16 * 0.5 * 0.02 / 2 / 36), rel=1e-4)
+
+
+def test_strata_without_scores_join_their_neighbours():
+    stratum, frequency = np.repeat([0, 1, 2, 3], 4), np.ones(16) / 16
+    found = populations.estimate(pd.Series([0.1, 0.3, 0.6], [4, 5, 12]), stratum, frequency, False)
+    assert found.value == pytest.approx(np.mean([0.1, 0.3, 0.6]))
+    assert populations.estimate(pd.Series([0.4], [9]), stratum, frequency, False) == Estimate(0.4, None, None, 1, 1)
+
+
+def test_nothing_to_draw_is_an_error():
+    with pytest.raises(ValueError, match="0 latents"):
+        populations.draw(np.ones(5), np.zeros(5, bool), 10, np.random.default_rng(0))
+
+
+def test_difference_of_independent_means():
+    found = populations.difference(Estimate(0.5, 0.2, 0.8, 10, 10), Estimate(0.1, -0.3, 0.5, 20, 20))
+    assert (found.value, found.low, found.high) == pytest.approx((0.4, -0.1, 0.9))
+    assert populations.difference(Estimate(0.5, None, None, 1, 1), Estimate(0.1, 0, 1, 2, 2)).low is None
