@@ -100,9 +100,10 @@ class NgramJudge:
     workers = 1
     plan = Plan(top=16, per_quantile=16, inactive=64)
 
-    def __init__(self, max_terms: int = 20, candidates: int = 100):
+    def __init__(self, max_terms: int = 20, candidates: int = 60):
         self.max_terms, self.candidates = max_terms, candidates
         self._number: dict[Condition, int] = {}
+        self._names: list[Condition] = []
         self._known: dict[tuple[str, ...], tuple[np.ndarray, np.ndarray]] = {}
 
     def explain(self, examples: list[Example]) -> Explanation:
@@ -115,7 +116,7 @@ class NgramJudge:
             folds = GroupKFold(min(FOLDS, len(examples)), shuffle=True, random_state=0).split(matrix, y, sequence)
             with warnings.catch_warnings(), sklearn.config_context(assume_finite=True, skip_parameter_validation=True):
                 warnings.simplefilter("ignore", ConvergenceWarning)
-                path = LassoCV(positive=True, alphas=15, eps=2e-2, tol=1e-3, precompute=True, cv=list(folds)).fit(matrix, y)
+                path = LassoCV(positive=True, alphas=12, eps=2e-2, tol=1e-3, precompute=True, cv=list(folds)).fit(matrix, y)
             kept = np.argsort(-path.coef_, kind="stable")[: self.max_terms]
             kept = kept[path.coef_[kept] > 0]
             if len(kept):
@@ -131,29 +132,41 @@ class NgramJudge:
         lengths = np.array([len(one.tokens) for one in examples])
         row = np.concatenate([rows + first for (rows, _), first in zip(parts, np.cumsum(lengths) - lengths, strict=True)])
         column = np.concatenate([columns for _, columns in parts])
-        found, column = np.unique(column, return_inverse=True)
         holds = np.bincount(column)
-        gain = (np.bincount(column, weights=y[row]) - y.mean() * holds) / np.sqrt(holds)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            gain = (np.bincount(column, weights=y[row]) - y.mean() * holds) / np.sqrt(holds)
         active = y[row] > 0
         pairs = np.unique(column[active] * len(examples) + np.repeat(np.arange(len(examples)), lengths)[row[active]])
-        support = np.bincount(pairs // len(examples), minlength=len(found))
-        best = np.argsort(-np.where(support > 1, gain, 0), kind="stable")[: self.candidates]
-        best = best[(support[best] > 1) & (gain[best] > 0)]
-        place = np.full(len(found), -1)
+        support = np.bincount(pairs // len(examples), minlength=len(holds))
+        good = np.flatnonzero((support > 1) & (gain > 0))
+        best = self._best(good, gain)
+        place = np.full(len(holds), -1)
         place[best] = np.arange(len(best))
         inside = place[column] >= 0
         matrix = np.zeros((len(y), len(best)))
         matrix[row[inside], place[column[inside]]] = 1
-        names = list(self._number)
-        return [names[found[i]] for i in best], matrix
+        return [self._names[i] for i in best], matrix
+
+    def _best(self, numbers: np.ndarray, gain: np.ndarray) -> list[int]:
+        """The candidates of largest gain; ties go by name, as numbers depend on what was met before."""
+        if len(numbers) > self.candidates:
+            least = np.partition(gain[numbers], -self.candidates)[-self.candidates]
+            numbers = numbers[gain[numbers] >= least]
+        return sorted(numbers.tolist(), key=lambda i: (-gain[i], self._names[i]))[: self.candidates]
 
     def _encoded(self, tokens: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """Positions and numbers of the conditions that hold in a sequence; sequences are met again and again."""
         key = tuple(tokens)
         if key not in self._known:
-            pairs = [(i, self._number.setdefault(c, len(self._number))) for i, here in enumerate(conditions(tokens)) for c in sorted(here)]
+            pairs = [(i, self._numbered(c)) for i, here in enumerate(conditions(tokens)) for c in here]
             self._known[key] = tuple(np.array(pairs, dtype=np.int64).reshape(-1, 2).T)
         return self._known[key]
+
+    def _numbered(self, condition: Condition) -> int:
+        if condition not in self._number:
+            self._number[condition] = len(self._names)
+            self._names.append(condition)
+        return self._number[condition]
 
     def levels(self, explanation: Explanation, tokens: list[str]) -> np.ndarray:
         """The rule's level of every token."""

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import joblib
 import numpy as np
 import pandas as pd
 import scipy.sparse
@@ -96,25 +97,45 @@ def probe_saes(
         ValueError: an SAE of another width, layer or model than the activations, or no k that is possible.
     """
     found, strengths = Probed({}, {}, {}), {}
-    for row in tqdm(list(table.itertuples()), desc="SAEs probed", unit="SAE"):
-        sae = saes.load(row.folder)
-        saes.check_fits(sae, tokens.activations.shape[1], hook_name, model)
-        pooled = latents.pool_latents(sae, tokens)
-        found.latents.setdefault(row.variant, pooled)
+    rows = list(table.itertuples())
+    activations, starts = tokens.activations.numpy(), tokens.starts.numpy()  # which the workers map, not copy
+
+    def call(row):
         key = (row.variant, None if pd.isna(row.seed) else int(row.seed))
-        for pooling, selection in itertools.product(poolings, ksparse.SELECTIONS):
-            first = (*key, "k-sparse", pooling, ksparse.SELECTIONS[0], 1)  # k = 1 does not depend on the selection
-            known = [(1, found.chosen[first], found.scores[first])] if first in found.scores else []
-            rest = [k for k in ks if k > 1] if known else ks
-            for k, columns, scores in [*known, *(k_sparse(pooled[pooling], given, rest, selection) if rest else [])]:
-                found.scores[*key, "k-sparse", pooling, selection, k] = scores
-                found.chosen[*key, "k-sparse", pooling, selection, k] = columns
-        for pooling, x in resid.items():
-            for name, values in views(sae, pooled, x, pooling).items():
-                if (name, pooling) not in strengths:
-                    strengths[name, pooling] = choose_c(values, given, c_grid)
-                found.scores[*key, name, pooling, "", 0] = linear_scores(values, given, strengths[name, pooling])
+        return joblib.delayed(_probe_sae)(key, row.folder, activations, starts, resid, given, ks, poolings, c_grid, dict(strengths), hook_name, model)
+
+    bar = tqdm(total=len(rows), desc="SAEs probed", unit="SAE")
+    for part in (rows[:1], rows[1:]):
+        workers = joblib.Parallel(max(1, min(joblib.cpu_count(), len(part))), return_as="generator", mmap_mode="c")
+        for row, (one, chosen_strengths) in zip(part, workers(map(call, part)), strict=True):
+            found.scores.update(one.scores)
+            found.chosen.update(one.chosen)
+            found.latents.setdefault(row.variant, one.latents[row.variant])
+            strengths |= chosen_strengths
+            bar.update()
+    bar.close()
     return found
+
+
+def _probe_sae(key, folder, activations, starts, resid, given, ks, poolings, c_grid, strengths, hook_name, model) -> tuple[Probed, dict]:
+    """All probes on one SAE, and the strengths of the linear ones, chosen where none is given."""
+    sae = saes.load(folder)
+    saes.check_fits(sae, activations.shape[1], hook_name, model)
+    pooled = latents.pool_latents(sae, PromptTokens(torch.from_numpy(activations), torch.from_numpy(starts)))
+    found = Probed({}, {}, {key[0]: pooled})
+    for pooling, selection in itertools.product(poolings, ksparse.SELECTIONS):
+        first = (*key, "k-sparse", pooling, ksparse.SELECTIONS[0], 1)  # k = 1 does not depend on the selection
+        known = [(1, found.chosen[first], found.scores[first])] if first in found.scores else []
+        rest = [k for k in ks if k > 1] if known else ks
+        for k, columns, scores in [*known, *(k_sparse(pooled[pooling], given, rest, selection) if rest else [])]:
+            found.scores[*key, "k-sparse", pooling, selection, k] = scores
+            found.chosen[*key, "k-sparse", pooling, selection, k] = columns
+    for pooling, x in resid.items():
+        for name, values in views(sae, pooled, x, pooling).items():
+            if (name, pooling) not in strengths:
+                strengths[name, pooling] = choose_c(values, given, c_grid)
+            found.scores[*key, name, pooling, "", 0] = linear_scores(values, given, strengths[name, pooling])
+    return found, strengths
 
 
 def controls(resid: Float[np.ndarray, "prompts d_model"], given: Task, n_random: int, seed: int) -> dict[str, np.ndarray]:

@@ -119,13 +119,12 @@ figures.save(figure, run.figures, "06_scores", about)
 # **What would refute it:** level or rising curves.
 
 # %%
-middle = architectures["sparsity"].isin([sorted(part)[len(part) // 2] for _, part in architectures.groupby("variant")["sparsity"].unique().items()])
-fifths = pd.concat([
-    autointerp.by_frequency(scored[i].table).assign(variant=saes.loc[i, "variant"], sae=i) for i in saes.index[saes["notebook"] == "03"][middle.to_numpy()]
-])
+of_03 = saes[(saes["notebook"] == "03") & (saes["seed"] == interp_seeds[0])]
+third = of_03[of_03.groupby("variant")["sparsity"].rank() == min(3, of_03.groupby("variant").size().min())]
+fifths = pd.concat([autointerp.by_frequency(scored[i].table).assign(variant=row["variant"], sae=i) for i, row in third.iterrows()])
 panels = fifths.assign(panel=lambda t: "fifths of the " + t["by"])
 figure = figures.curves(panels, "quantile", "panel", "variant", "fifth by frequency (1: rarest)", "auto-interp score (Spearman ρ)")
-figures.save(figure, run.figures, "06_frequency", f"{about}\nThe third sparsity of each architecture of notebook 03.")
+figures.save(figure, run.figures, "06_frequency", f"{about}\nOne SAE of each architecture of notebook 03, of the same rank of sparsity (L0 {', '.join(f'{scored[i].table.frequency.sum():.0f}' for i in third.index)}).")
 
 # %% [markdown]
 # ## The ways to a chat SAE

@@ -32,8 +32,11 @@ def planted(rule, text):
     return np.array([rules[rule](i, n) for i, n in enumerate(np.repeat(count, np.diff(text.starts)))], dtype=np.float32)
 
 
+SHARED = NgramJudge()  # it remembers which conditions hold where, and nothing of what it was asked
+
+
 def scores(text, activations, task, draws=8):
-    judge, latents = NgramJudge(), scipy.sparse.csc_matrix(activations[:, None])
+    judge, latents = SHARED, scipy.sparse.csc_matrix(activations[:, None])
     for seed in range(draws):
         rng = np.random.default_rng(seed)
         yield autointerp.judge_latent(judge, examples.draw(latents, 0, text, judge.plan, rng), task, rng)
@@ -79,6 +82,13 @@ def test_a_rule_is_applied_as_it_reads():
     assert judge.simulate(rule, [tokens, [" a"]]) == [LEVELS, 1.0]
     assert judge.detect(rule, [tokens, [" a"]]) == [True, False]
     assert judge.fuzz(rule, [tokens, tokens], [{5}, {0}]) == [True, False]
+
+
+def test_a_rule_does_not_depend_on_what_was_judged_before(text):
+    latents = scipy.sparse.csc_matrix(np.stack([planted(rule, text) for rule in ("a word", "words of a topic", "text about a topic")], axis=1))
+    drawn = [examples.draw(latents, i, text, NgramJudge.plan, np.random.default_rng(i)) for i in range(3)]
+    one = NgramJudge()
+    assert [one.explain(d.explaining) for d in drawn] == [NgramJudge().explain(d.explaining) for d in drawn]
 
 
 def test_examples_without_activity_or_pattern_give_no_rule():
