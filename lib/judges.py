@@ -202,7 +202,7 @@ def offline(name: str) -> Judge:
     return NgramJudge()
 
 
-WORDING = {"token": "at “{}”", "stem": "at words in “{}…”", "previous": "after “{}”", "next": "before “{}”", "pair": "at the end of “{}”", "class": "at {}", "context": "in texts with “{}…”"}
+WORDING = {"token": "at “{}”", "stem": "at “{}…”", "previous": "after “{}”", "next": "before “{}”", "pair": "at the end of “{}”", "class": "at {}", "context": "in texts with “{}…”"}
 
 
 def _read(base: float, rule: dict[Condition, float]) -> str:

@@ -162,7 +162,8 @@ for place, row in shown.iterrows():
     wanted = sorted({latent for members in picked.values() for latent in members} - set(scored[place].table.dropna(subset="score")["latent"]))
     judged = autointerp.judge_also(judging, matrix, sequences, scored[place], wanted, seed, scoring)
     made[row["variant"]] = cards.cards(matrix, sequences, row["variant"], picked, judged.table, aurocs)
-display(HTML(cards.fragment([one for which in ("best explained", "worst explained") for one in made[first] if which in one.why][: 2 * n_cards : n_cards // 2])))
+few = [one for which in ("best explained", "worst explained") for one in [card for card in made[first] if which in card.why][:2]]
+display(HTML(cards.fragment(few)))
 
 # %%
 page = [one for part in made.values() for one in part]
