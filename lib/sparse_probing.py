@@ -48,8 +48,12 @@ def k_sparse(x: ksparse.Columns, given: Task, ks: list[int], selection: str) -> 
     """
     y, training = given.y[given.train], x[given.train]
     live = len(ksparse.live_columns(training))
-    for k, columns in ksparse.select(training, y, [k for k in ks if k <= live] or ks, selection).items():
-        yield k, columns, ksparse.refit(training, y, columns).decision_function(ksparse.dense(x, columns))
+    chosen = ksparse.select(training, y, [k for k in ks if k <= live] or ks, selection)
+    union = np.unique(np.concatenate(list(chosen.values())))
+    few = ksparse.dense(x, union)
+    for k, columns in chosen.items():
+        place = np.searchsorted(union, columns)
+        yield k, columns, ksparse.refit(few[given.train], y, place).decision_function(few[:, place])
 
 
 def linear(sparse: bool, c: float = 1.0) -> Pipeline:
