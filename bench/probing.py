@@ -15,7 +15,7 @@ from lib import sae as saes
 from lib.files import run_dir
 
 PROFILE = "embedded"  # whose data are measured
-LAYER, ROUNDS, KS, POOLINGS = 2, 3, [1, 2, 5, 10, 20, 50, 100], ("max", "fixed")
+LAYER, ROUNDS, KS, POOLINGS = 2, 7, [1, 2, 5, 10, 20, 50, 100], ("max", "fixed")
 
 
 def _prompts():
