@@ -196,7 +196,7 @@ def by_frequency(scored: pd.DataFrame, parts: int = 5) -> pd.DataFrame:
             here = np.where(label == part, scored["stratum"], -1)
             if scored.loc[here >= 0, "score"].notna().any():
                 rows.append({"by": by, "quantile": part + 1, "frequency": scored.loc[here >= 0, "frequency"].mean()} | _mean(scored, here, False)._asdict())
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["by", "quantile", "frequency", *Estimate._fields])
 
 
 def coverage(scored: pd.DataFrame) -> pd.DataFrame:

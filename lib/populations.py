@@ -63,8 +63,11 @@ def estimate(scores: pd.Series, sample_stratum: Int[np.ndarray, " d_sae"], frequ
 
     ``scores`` by latent, of the scored ones. Stratified estimator of Σ w_i s_i / Σ w_i with w = 1 or the frequency; the sum
     below is known. Variance Σ_h N_h² (1 − n_h/N_h) s_h² / n_h, Student's t with Σ (n_h − 1) degrees. A stratum of which
-    no latent was scored is joined to its neighbour, one with a single score lends its neighbour's variance.
+    no latent was scored is joined to its neighbour, one with a single score lends its neighbour's variance. Without any
+    score the estimate is None.
     """
+    if scores.empty:
+        return Estimate(None, None, None, 0, 0)
     stratum = _joined(sample_stratum, scores.index.to_numpy())
     weight = frequency if weighted else np.ones_like(frequency)
     total = weight[stratum >= 0].sum()
@@ -96,6 +99,8 @@ def _joined(stratum: Int[np.ndarray, " d_sae"], scored: Int[np.ndarray, " n"]) -
 
 def difference(first: Estimate, second: Estimate) -> Estimate:
     """First minus second, of independent samples: half-widths add in quadrature. No interval where one has none."""
+    if None in (first.value, second.value):
+        return Estimate(None, None, None, 0, 0)
     value = first.value - second.value
     if None in (first.low, second.low):
         return Estimate(value, None, None, first.n + second.n, first.n_groups + second.n_groups)

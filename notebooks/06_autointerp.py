@@ -107,10 +107,12 @@ coverage.agg(["mean", "min", "max"]).T.round(3)
 # **What would refute C12:** the same order in both.
 
 # %%
+score_label = f"auto-interp score ({'Spearman ρ' if scoring == 'simulation' else 'true minus false positive rate'})"
 names = {"uniform": "uniform mean", "weighted": "weighted by firing frequency"}
 about = f"Profile {profile}, layer {layer}, {judge} judge, {scoring}; 95 % intervals over latents ({n_latents} per SAE), not over SAEs."
+about += f"\nPartial: {stopped[0]}." if stopped else ""
 points = table[table["notebook"] == "03"].assign(panel=lambda t: t["mean"].map(names))
-figure = figures.curves(points, "l0", "panel", "variant", "L0 (active latents per token)", "auto-interp score (Spearman ρ)", logx=True)
+figure = figures.curves(points, "l0", "panel", "variant", "L0 (active latents per token)", score_label, logx=True)
 figures.save(figure, run.figures, "06_scores", about)
 
 # %% [markdown]
@@ -123,8 +125,9 @@ of_03 = saes[(saes["notebook"] == "03") & (saes["seed"] == interp_seeds[0])]
 third = of_03[of_03.groupby("variant")["sparsity"].rank() == min(3, of_03.groupby("variant").size().min())]
 fifths = pd.concat([autointerp.by_frequency(scored[i].table).assign(variant=row["variant"], sae=i) for i, row in third.iterrows()])
 panels = fifths.assign(panel=lambda t: "fifths of the " + t["by"])
-figure = figures.curves(panels, "quantile", "panel", "variant", "fifth by frequency (1: rarest)", "auto-interp score (Spearman ρ)")
-figures.save(figure, run.figures, "06_frequency", f"{about}\nOne SAE of each architecture of notebook 03, of the same rank of sparsity (L0 {', '.join(f'{scored[i].table.frequency.sum():.0f}' for i in third.index)}).")
+if len(panels):
+    figure = figures.curves(panels, "quantile", "panel", "variant", "fifth by frequency (1: rarest)", score_label)
+    display(figures.save(figure, run.figures, "06_frequency", f"{about}\nOne SAE of each architecture of notebook 03, of the same rank of sparsity (L0 {', '.join(f'{scored[i].table.frequency.sum():.0f}' for i in third.index)})."))
 
 # %% [markdown]
 # ## The ways to a chat SAE
@@ -133,7 +136,7 @@ figures.save(figure, run.figures, "06_frequency", f"{about}\nOne SAE of each arc
 # %%
 ways = table[table["notebook"] == "04"].assign(panel=lambda t: t["mean"].map(names))
 label = ways["seed"].map(lambda s: "" if pd.isna(s) or len(interp_seeds) == 1 else f", seed {int(s)}")
-figure = figures.points(ways.assign(variant=ways["variant"] + label), "variant", "panel", xlabel="auto-interp score (Spearman ρ)")
+figure = figures.points(ways.assign(variant=ways["variant"] + label), "variant", "panel", xlabel=score_label)
 figures.save(figure, run.figures, "06_chat", about)
 
 # %%
@@ -175,14 +178,14 @@ print(f"{len(page)} latents with search and sort: figures/{profile}/latents.html
 
 # %%
 spread = points.groupby("mean")["value"].agg(lambda values: values.max() - values.min())
-ends = fifths[fifths["by"] == "latents"].pivot(index="variant", columns="quantile", values="value").iloc[:, [0, -1]].mean()
+ends = fifths[fifths["by"] == "latents"].groupby("quantile")["value"].mean().reindex([1, 5])
 at = {key: records.text(found) for key, found in estimates.items()}
 cost = ""
 if judge == "llm":
     cost = f"\n\nThe judge: {judging.usage._asdict()}, cost {judging.cost(*llm_prices):.2f}."
 Markdown(
     f"Over the SAEs of notebook 03 the uniform mean spans {spread['uniform']:.3f}, the weighted one {spread['weighted']:.3f}. From the rarest to the most "
-    f"frequent fifth of the latents the score goes from {ends.iloc[0]:.3f} to {ends.iloc[1]:.3f}. Weighted means: {first} {at[first, 'weighted']}, "
+    f"frequent fifth of the latents the score goes from {ends[1]:.3f} to {ends[5]:.3f}. Weighted means: {first} {at[first, 'weighted']}, "
     f"pretraining SAE {at['pretraining SAE', 'weighted']}, from scratch {at['from scratch', 'weighted']}.\n\n"
     f"*Caveats.* The score is of SAE and judge together: the {judge} judge is the limit of what can be explained. One SAE of each kind and seed "
     f"{interp_seeds}; intervals are over the latents drawn." + cost
@@ -191,7 +194,7 @@ Markdown(
 # %%
 every = pd.concat([one.table[one.table["status"] != "not drawn"].assign(sae=i, folder=saes.loc[i, "folder"]) for i, one in enumerate(scored)])
 latents_path = write_table(run.folder / "results" / "latent_scores.parquet", every.reset_index(drop=True))
-unit = {"unit": "Spearman" if scoring == "simulation" else "true minus false positive rate"}
+unit = {"unit": score_label}
 full = pd.concat([table.assign(metric="autointerp", **unit), fifths.assign(metric="autointerp_by_frequency", **unit), apart.assign(metric="autointerp_difference", **unit), counts.assign(metric="coverage")], ignore_index=True)
 headline = full[full["metric"].isin(["autointerp", "autointerp_difference"])]
 records.write(run, full, headline, inputs=[prompts_path, *list_paths, chosen_path], outputs={"latent_scores": latents_path}).name

@@ -76,6 +76,11 @@ def test_strata_without_scores_join_their_neighbours():
     assert populations.estimate(pd.Series([0.4], [9]), stratum, frequency, False) == Estimate(0.4, None, None, 1, 1)
 
 
+def test_without_a_score_there_is_no_mean():
+    none = populations.estimate(pd.Series([], dtype=float), np.zeros(4, int), np.ones(4) / 4, True)
+    assert none == populations.difference(none, Estimate(0.5, 0.2, 0.8, 10, 10)) == Estimate(None, None, None, 0, 0)
+
+
 def test_nothing_to_draw_is_an_error():
     with pytest.raises(ValueError, match="0 latents"):
         populations.draw(np.ones(5), np.zeros(5, bool), 10, np.random.default_rng(0))
