@@ -9,6 +9,7 @@ The non-negative lasso chooses the conditions, its penalty by cross-validation o
 their context), and the weights are refitted without penalty. A sequence's estimate is the largest level of its tokens.
 """
 
+import functools
 import warnings
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -95,7 +96,11 @@ def _classes(token: str, word: str, position: int) -> list[str]:
 
 
 class NgramJudge:
-    """Learns a rule of at most ``max_terms`` conditions; every condition holds in two or more activating sequences."""
+    """Learns a rule of at most ``max_terms`` conditions; every condition holds in two or more activating sequences.
+
+    It remembers which conditions hold where, which is much of its work, and no answers. Copies sent to another process are
+    one object there, so that they remember together.
+    """
 
     workers = 1
     plan = Plan(top=16, per_quantile=16, inactive=64)
@@ -105,6 +110,9 @@ class NgramJudge:
         self._number: dict[Condition, int] = {}
         self._names: list[Condition] = []
         self._known: dict[tuple[str, ...], tuple[np.ndarray, np.ndarray]] = {}
+
+    def __reduce__(self) -> tuple:
+        return _one_of_this_process, (self.max_terms, self.candidates)
 
     def explain(self, examples: list[Example]) -> Explanation:
         """See ``Judge``."""
@@ -189,6 +197,11 @@ class NgramJudge:
         """See ``Judge``: yes where the marked tokens have a higher mean level than all tokens."""
         levels = [self.levels(explanation, tokens) for tokens in sequences]
         return [bool(level[sorted(marks)].mean() > level.mean()) for level, marks in zip(levels, marked, strict=True)]
+
+
+@functools.cache
+def _one_of_this_process(max_terms: int, candidates: int) -> NgramJudge:
+    return NgramJudge(max_terms, candidates)
 
 
 def offline(name: str) -> Judge:

@@ -1,3 +1,4 @@
+import pickle
 import zlib
 
 import numpy as np
@@ -89,6 +90,8 @@ def test_a_rule_does_not_depend_on_what_was_judged_before(text):
     drawn = [examples.draw(latents, i, text, NgramJudge.plan, np.random.default_rng(i)) for i in range(3)]
     one = NgramJudge()
     assert [one.explain(d.explaining) for d in drawn] == [NgramJudge().explain(d.explaining) for d in drawn]
+    copy = pickle.loads(pickle.dumps(NgramJudge(max_terms=3)))
+    assert copy is pickle.loads(pickle.dumps(NgramJudge(max_terms=3))) and copy.max_terms == 3 != one.max_terms
 
 
 def test_examples_without_activity_or_pattern_give_no_rule():
