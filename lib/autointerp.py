@@ -199,6 +199,12 @@ def by_frequency(scored: pd.DataFrame, parts: int = 5) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["by", "quantile", "frequency", *Estimate._fields])
 
 
+def fall(scored: pd.DataFrame, parts: int = 5) -> float:
+    """Uniform mean score of the rarest ``parts``-th of the latents minus that of the most frequent; NaN if one has no score."""
+    by_part = by_frequency(scored, parts).query("by == 'latents'").set_index("quantile")["value"].reindex([1, parts]).astype(float)
+    return float(by_part.iloc[0] - by_part.iloc[1])
+
+
 def coverage(scored: pd.DataFrame) -> pd.DataFrame:
     """Latents and share of the firing mass by status. The means speak of those scored and not drawn; the latter are stood for."""
     found = scored.groupby("status")["frequency"].agg(latents="size", firing_mass="sum")

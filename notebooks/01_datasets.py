@@ -170,11 +170,12 @@ Markdown(
 )
 
 # %%
-path = run.folder / "prompts.parquet"
+path, raw_path = run.folder / "prompts.parquet", run.folder / "raw_prompts.parquet"
 datasets.save(prompts, path)
+datasets.save(datasets.plain(raw), raw_path)  # as they were before normalisation, for notebook 07
 counts = [
     {"metric": "prompts", "split": split, "value": float(n), "n": int(n), "unit": "prompts"}
     for split, n in prompts["split"].value_counts(sort=False).items()
 ]
 table = pd.concat([formatting, pd.DataFrame(counts)], ignore_index=True)
-records.write(run, table, table, inputs=[], outputs={"prompts": path}).name
+records.write(run, table, table, inputs=[], outputs={"prompts": path, "raw_prompts": raw_path}).name

@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
-from lib import corpora, datasets, figures, pareto, records, sae, sae_training
+from lib import corpora, datasets, figures, metrics, pareto, records, sae, sae_training
 from lib.files import relative, write_table
 from lib.recipes import Recipe
 
@@ -125,6 +125,14 @@ figures.save(figures.frequency_histograms(frequencies, sae.HIGH_FREQUENCY), run.
 high = table.groupby(["variant", "sparsity"], sort=False)[["l0", "high_frequency", "above_1pct", "high_frequency_mass", "dead"]].mean()
 high.round(3)
 
+# %%
+sparse_enough = table[table["l0"] > 0.9 * target_l0s[1]]
+by_seed = sparse_enough.groupby(["variant", "seed"], sort=False)["high_frequency"].mean()
+frequent = pd.DataFrame([
+    {"metric": "high_frequency", "variant": v} | metrics.t_interval(by_seed[v].to_numpy())._asdict() | {"unit": "latents"}
+    for v in variants if v in by_seed
+])
+
 # %% [markdown]
 # ## What becomes of a frequent latent
 # For each latent that fires on more than 10 % of tokens under the L0 penalty: the largest cosine of its decoder row to a row of
@@ -149,11 +157,13 @@ figures.save(figures.training_curves(curves), run.figures, "03_training", captio
 
 # %%
 cost = {r.variant: records.text(r, 4) for r in costs.itertuples()}
-frequent = table[table["l0"] > 0.9 * target_l0s[1]].groupby("variant", sort=False)["high_frequency"].mean()
-lines = [f"- {v}: {frequent[v]:.1f} latents above 10 %" + (f", FVU cost at matched L0 {cost[v]}" if v in cost else "") for v in frequent.index]
+lines = [
+    f"- {r.variant}: {records.text(r, 1)} latents above 10 %" + (f", FVU cost at matched L0 {cost[r.variant]}" if r.variant in cost else "")
+    for r in frequent.itertuples()
+]
 Markdown(
     f"Means over the SAEs of L0 about {target_l0s[1]} and more, {len(seeds)} seeds:\n\n" + "\n".join(lines)
-    + "\n\nThe SAEs are small and see few tokens; learning rates were chosen for each architecture on another split. The order "
+    + "\n\n95 % t intervals over seeds. The SAEs are small and see few tokens; learning rates were chosen for each architecture on another split. The order "
     "of the architectures is that of such short runs."
 )
 
@@ -162,4 +172,5 @@ saes = table[["variant", "sparsity", "seed"]].assign(folder=table["folder"].map(
 list_path = write_table(run.folder / "saes" / "architectures.parquet", saes)
 tidy = table.drop(columns="folder").melt(["variant", "sparsity", "seed"], var_name="metric")
 outputs = {"tokens": store, "held_out": held_out, "saes": list_path}
-records.write(run, pd.concat([tidy, costs], ignore_index=True), costs, inputs=[prompts_path], outputs=outputs).name
+headline = pd.concat([costs, frequent], ignore_index=True)
+records.write(run, pd.concat([tidy, headline], ignore_index=True), headline, inputs=[prompts_path], outputs=outputs).name

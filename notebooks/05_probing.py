@@ -242,6 +242,19 @@ told = differences[chosen_way | ((differences["variant"] == main[1]) & (differen
 told.assign(difference=[records.text(row) for row in told.itertuples()])[["variant", "pooling", "selection", "against", "difference"]].reset_index(drop=True)
 
 # %% [markdown]
+# What the single latent (C2) and the k-sparse probe (C3) lose to the dense probe, and max pooling against the fixed position for the
+# dense probe itself (C7), all on the same replicates.
+
+# %%
+of_k = drawn.xs(("k-sparse", k_pooling, ksparse.SELECTIONS[0]), level=["probe", "pooling", "selection"])
+of_k = draws.over_seeds(of_k[of_k.index.get_level_values("k").isin([1, show_k])], seed)
+line_draws = dense_drawn.xs(dense_pooling, level="pooling").droplevel(["variant", "seed", "probe", "selection", "k"])
+behind = draws.estimates(line_draws.reindex(of_k.index.get_level_values("split")).to_numpy() - of_k).assign(metric="auroc_behind_dense", pooling=k_pooling)
+dense_ways = draws.estimates(draws.paired(dense_drawn, "pooling", "fixed")).assign(metric="auroc_difference", against="fixed", level="pooling")
+behind[behind["variant"].isin(main)].assign(behind=[records.text(r) for r in behind[behind["variant"].isin(main)].itertuples()]).pivot(
+    index=["variant", "k"], columns="split", values="behind").reindex(columns=list(few))
+
+# %% [markdown]
 # ## SAE probes by jailbreak and transformation, and at 1 % false positives
 # As above for the dense probe. **What to look for:** whether the SAE probes lose on the same wrappers as the dense one.
 
@@ -429,13 +442,15 @@ Markdown(
 # %%
 found = {"auroc": [sae_table, control_table], "gap_closed": [gaps.assign(split=gap_split)], "auroc_lost": [lost],
          "auroc_difference": [differences.assign(split=gap_split, k=show_k)]}
-sae_rows = pd.concat([part.assign(metric=name) for name, parts in found.items() for part in parts], ignore_index=True)
+sae_rows = pd.concat([part.assign(metric=name) for name, parts in found.items() for part in parts] + [behind, dense_ways], ignore_index=True)
 sae_rows = sae_rows.assign(layer=sae_layer, n=sae_rows["split"].map(prompts["split"].value_counts()), unit="fraction")
 stress_rows = pd.concat([table.assign(metric="auroc", change=name) for name, table in stressed.items()])
 other = [by_wrapper, at_one_percent[at_one_percent["probe"] != "dense"], omp.assign(metric="direction_share"), parts_table.assign(metric="logit_parts"), stress_rows]
 table = pd.concat([grid, lexical, methods[methods["probe"] != "TF-IDF"], transforms, sae_rows, *other], ignore_index=True)
-told = sae_rows["k"].isin([0, 1, show_k]) & sae_rows["selection"].isin(["", ksparse.SELECTIONS[0]]) & sae_rows["pooling"].isin([k_pooling, *linear_poolings])
-headline = pd.concat([methods.assign(layer=layer, pooling=pooling), sae_rows[told]], ignore_index=True)
+linear = (sae_rows["k"] == 0) & sae_rows["pooling"].isin(linear_poolings)
+at_k = sae_rows["k"].isin([1, show_k]) & (sae_rows["pooling"] == k_pooling) & sae_rows["selection"].isin([ksparse.SELECTIONS[0], np.nan])
+within = sae_rows["level"].isin(["selection", "pooling"]) & (sae_rows["variant"] == main[1]) | (sae_rows["probe"] == "dense")
+headline = pd.concat([methods.assign(layer=layer, pooling=pooling), sae_rows[linear | at_k | within]], ignore_index=True)
 chosen = areas[areas["chosen"]].assign(folder=lambda t: t["variant"].map(saes.drop_duplicates("variant").set_index("variant")["folder"]))
 chosen_path = write_table(run.folder / "results" / "chosen_latents.parquet", chosen.drop(columns="chosen"))
 records.write(run, table, headline, inputs=[prompts_path, store, list_path], outputs={"chosen_latents": chosen_path}).name

@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import HTML, Markdown, display
 
-from lib import autointerp, cards, corpora, datasets, examples, figures, judges, llm, models, populations, records, sae
+from lib import autointerp, cards, corpora, datasets, examples, figures, judges, llm, metrics, models, populations, records, sae
 from lib.files import write_table, write_text
 
 # %% [markdown]
@@ -130,6 +130,25 @@ if len(panels):
     display(figures.save(figure, run.figures, "06_frequency", f"{about}\nOne SAE of each architecture of notebook 03, of the same rank of sparsity (L0 {', '.join(f'{scored[i].table.frequency.sum():.0f}' for i in third.index)})."))
 
 # %% [markdown]
+# In numbers, over the SAEs of notebook 03: how far the score falls from the rarest to the most frequent fifth of the latents, the
+# rank correlation of the two means, and what the JumpReLU SAEs are ahead of TopK at the highest L0.
+
+# %%
+of_architectures = [i for i, row in saes.iterrows() if row["notebook"] == "03"]
+wide = points.pivot(index="sae", columns="mean", values="value")
+falls = np.array([autointerp.fall(scored[i].table) for i in of_architectures])
+checks = [{"metric": "autointerp_fall"} | metrics.t_interval(falls[~np.isnan(falls)])._asdict()]
+checks += [{"metric": "rank_correlation", "value": wide["uniform"].corr(wide["weighted"], method="spearman"), "n": len(wide), "n_groups": len(wide)}]
+densest = points[points["sparsity"] == points.loc[points["variant"] == "topk", "sparsity"].max()]
+at_densest = {(r.mean, r.variant): populations.Estimate(r.value, r.low, r.high, r.n, r.n_groups) for r in densest[densest["seed"] == interp_seeds[0]].itertuples()}
+checks += [
+    {"metric": "autointerp_lead", "variant": variant, "mean": mean, "against": "topk"} | populations.difference(found, at_densest[mean, "topk"])._asdict()
+    for (mean, variant), found in at_densest.items() if variant.startswith("JumpReLU")
+]
+checks = pd.DataFrame(checks)
+checks.assign(found=[records.text(r) for r in checks.itertuples()]).drop(columns=["value", "low", "high"])
+
+# %% [markdown]
 # ## The ways to a chat SAE
 # **What to look for:** `finetuned from pretraining SAE` slightly ahead by the weighted mean, the resampled one behind (C9).
 
@@ -195,6 +214,6 @@ Markdown(
 every = pd.concat([one.table[one.table["status"] != "not drawn"].assign(sae=i, folder=saes.loc[i, "folder"]) for i, one in enumerate(scored)])
 latents_path = write_table(run.folder / "results" / "latent_scores.parquet", every.reset_index(drop=True))
 unit = {"unit": score_label}
-full = pd.concat([table.assign(metric="autointerp", **unit), fifths.assign(metric="autointerp_by_frequency", **unit), apart.assign(metric="autointerp_difference", **unit), counts.assign(metric="coverage")], ignore_index=True)
-headline = full[full["metric"].isin(["autointerp", "autointerp_difference"])]
+full = pd.concat([table.assign(metric="autointerp", **unit), fifths.assign(metric="autointerp_by_frequency", **unit), apart.assign(metric="autointerp_difference", **unit), checks.assign(**unit), counts.assign(metric="coverage")], ignore_index=True)
+headline = full[full["metric"].isin(["autointerp", "autointerp_difference", *checks["metric"]])]
 records.write(run, full, headline, inputs=[prompts_path, *list_paths, chosen_path], outputs={"latent_scores": latents_path}).name
