@@ -28,6 +28,9 @@ judges        what explains a latent; the offline n-gram judge
 llm           a judge behind an OpenAI-compatible server
 populations   means over all latents from a stratified sample
 autointerp    auto-interp scores, uniform and weighted by frequency
+artefacts     known artefacts planted in texts, and the characters they change
+readings      texts with the characters of each token, and every unit's peak
+debugging     what a probe would cheat on: ranked latents, exposed artefacts
 cards         latents as HTML: examples, frequency, score, explanation
 figures       every figure of the notebooks
 records       what a notebook run found, as JSON and parquet

@@ -111,6 +111,15 @@ def tokenise(bridge: TransformerBridge, texts: list[str], max_length: int | None
     return full
 
 
+def token_offsets(bridge: TransformerBridge, texts: list[str]) -> list[list[tuple[int, int]]]:
+    """First and last character of every token of ``tokenise(bridge, texts)``; both 0 for special tokens."""
+    tokenizer = bridge.tokenizer
+    side, tokenizer.truncation_side = tokenizer.truncation_side, "left"
+    found = tokenizer(texts, truncation=True, max_length=bridge.cfg.n_ctx, return_offsets_mapping=True)["offset_mapping"]
+    tokenizer.truncation_side = side
+    return found
+
+
 def split_tokens(bridge: TransformerBridge, texts: list[str], context: int) -> list[list[int]]:
     """Token ids of documents cut into windows of at most ``context`` tokens, special ones included.
 
