@@ -3,6 +3,8 @@
 PROFILE ?= embedded
 MIRROR ?=
 BENCH ?=
+CSV ?=
+OOD ?=
 SLOW ?=
 VENV := .venv
 PYTHON := $(VENV)/bin/python
@@ -14,7 +16,7 @@ export PYTHONWARNINGS := ignore:IProgress,ignore:Sparse CSR
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help reproduce test lab data publish bench pretrained clean env
+.PHONY: help reproduce test lab data debug publish bench pretrained clean env
 
 help: ## Print this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | column -t -s '|'
@@ -35,6 +37,10 @@ lab: env ## Open the notebooks in JupyterLab
 data: env ## Fetch the data of PROFILE and check them (MIRROR=folder: from there, without network)
 	@$(PYTHON) -m lib.runner --fetch --profile $(PROFILE)
 	@mkdir -p $(RUN)
+
+debug: env ## What would a probe cheat on in your data? (CSV=file with text,label; OOD=another)
+	@test -n "$(CSV)" || { echo "error: give CSV=file with the columns text,label (and OOD=file, if there is one)"; exit 1; }
+	@$(PYTHON) -m lib.runner --debug "$(CSV)" $(if $(OOD),"$(OOD)")
 
 publish: ## Run the embedded profile, and copy the executed notebooks beside their .py
 	$(MAKE) reproduce PROFILE=embedded

@@ -1,6 +1,7 @@
 """Headless notebooks: papermill plus what it lacks (checked parameters, outputs that appear only on success).
 
 ``python -m lib.runner 05_probing --profile notebooks/profiles/public.yaml -p layer 3`` runs one notebook;
+``python -m lib.runner --debug my.csv [ood.csv]`` runs 01 and 07 on a user's own data;
 ``python -m lib.runner --publish`` puts the executed embedded notebooks beside their ``.py``.
 """
 
@@ -8,6 +9,7 @@ import argparse
 import base64
 import io
 import os
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import Any
 import yaml
 
 from lib import graph, sources
-from lib.files import ROOT, replacing, run_dir, write_text
+from lib.files import ROOT, relative, replacing, run_dir, write_text
 
 PROFILES = graph.NOTEBOOKS / "profiles"
 
@@ -121,6 +123,23 @@ def fetch(values: dict[str, Any]) -> None:
             print(f"{name}: {sources.fetch(name).relative_to(ROOT)}, checksum right")
 
 
+def debug(train_csv: str, ood_csv: str = "") -> None:
+    """Notebooks 01 and 07 on a user's own data with the shipped SAE, as the profile ``debug-<name of the file>``.
+
+    Raises:
+        ValueError: no such file.
+    """
+    paths = [Path(name) for name in (train_csv, ood_csv) if name]
+    for path in paths:
+        if not path.is_file():
+            raise ValueError(f"there is no file {str(path)!r}; give a CSV with the columns text,label")
+    profile = "debug-" + re.sub(r"[^\w-]+", "-", paths[0].stem)
+    values = {"profile": profile} | dict(zip(("train_csv", "ood_csv"), (str(path.resolve()) for path in paths), strict=False))
+    for name in ("01_datasets", "07_dataset_debugging"):
+        _run(graph.NOTEBOOKS / f"{name}.py", values)
+    print(f"notebooks in {relative(run_dir(profile) / 'notebooks')}, latents with their examples in figures/{profile}/debugging.html")
+
+
 def publish() -> None:
     """Copy the executed embedded notebooks beside their ``.py``; all must be there and hold no error."""
     import nbformat
@@ -151,6 +170,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("notebook", nargs="?", help="name without suffix, such as 05_probing")
     parser.add_argument("--profile", default="embedded", help="name of a profile, or path of a YAML file")
     parser.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
+    parser.add_argument("--debug", nargs="+", metavar="CSV", help="debug your own data: training CSV, and one out of distribution")
     parser.add_argument("--publish", action="store_true", help="copy executed embedded notebooks beside their .py")
     parser.add_argument("--fetch", action="store_true", help="check the profile and fetch its public files")
     return parser.parse_args()
@@ -162,6 +182,8 @@ def main() -> None:
     try:
         if arguments.publish:
             return publish()
+        if arguments.debug:
+            return debug(*arguments.debug[:2])
         values = read_profile(profile_path(arguments.profile))
         values |= {name: yaml.safe_load(value) for name, value in arguments.parameter}
         if arguments.fetch:
