@@ -16,7 +16,7 @@ export PYTHONWARNINGS := ignore:IProgress,ignore:Sparse CSR
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help reproduce test lab data debug publish bench pretrained clean env
+.PHONY: help reproduce test lab data debug publish scorecard bench pretrained clean env
 
 help: ## Print this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | column -t -s '|'
@@ -42,9 +42,12 @@ debug: env ## What would a probe cheat on in your data? (CSV=file with text,labe
 	@test -n "$(CSV)" || { echo "error: give CSV=file with the columns text,label (and OOD=file, if there is one)"; exit 1; }
 	@$(PYTHON) -m lib.runner --debug "$(CSV)" $(if $(OOD),"$(OOD)")
 
-publish: ## Run the embedded profile, and copy the executed notebooks beside their .py
-	$(MAKE) reproduce PROFILE=embedded
-	$(PYTHON) -m lib.runner --publish
+publish: reproduce ## Keep PROFILE's records in data/records; of embedded also the executed notebooks
+	$(PYTHON) -m lib.runner --publish --profile $(PROFILE)
+	$(PYTHON) -m lib.scorecard
+
+scorecard: env ## Write the scorecard into README, from data/records
+	$(PYTHON) -m lib.scorecard
 
 bench: env ## Measure afresh into data/bench (BENCH=activations: one of them)
 	@$(PYTHON) -m pip show --quiet dictionary-learning 2>/dev/null || $(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps dictionary-learning==0.1.0

@@ -34,6 +34,7 @@ debugging     what a probe would cheat on: ranked latents, exposed artefacts
 cards         latents as HTML: examples, frequency, score, explanation
 figures       every figure of the notebooks
 records       what a notebook run found, as JSON and parquet
+scorecard     the paper's claims, decided by their rules from the records
 pretrained    the shipped base SAE, made anew
 runner        headless notebooks: papermill, profiles, atomic outputs
 

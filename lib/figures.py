@@ -209,3 +209,24 @@ def latent_scatter(table: pd.DataFrame, x: str, y: str) -> Figure:
         ax.label_outer()
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=8)
     return figure
+
+
+def verdicts(table: pd.DataFrame, order: tuple[str, ...]) -> Figure:
+    """A cell per claim (``id``, ``title``) and ``profile``, coloured by ``verdict`` (best first in ``order``) and labelled with it and ``measured``."""
+    claims, profiles = list(dict.fromkeys(table["id"])), list(dict.fromkeys(table["profile"]))
+    colours = dict(zip(order, ["#4477aa", "#aaccee", "#ee7733", "#dddddd", "#f5f5f5"], strict=True))
+    figure, (ax,) = _panels(1, width=3.2 + 3.2 * len(profiles), height=1.0 + 0.42 * len(claims))
+    for row in table.itertuples():
+        x, y = profiles.index(row.profile), len(claims) - 1 - claims.index(row.id)
+        ax.add_patch(plt.Rectangle((x, y), 0.98, 0.94, color=colours[row.verdict]))
+        dark = row.verdict == order[0]
+        ax.text(x + 0.02, y + 0.66, row.verdict, fontsize=9, weight="bold", va="center", color="white" if dark else "black")
+        ax.text(x + 0.02, y + 0.27, row.measured, fontsize=7.5, va="center", color="white" if dark else "0.2")
+    ax.set(xlim=(0, len(profiles)), ylim=(0, len(claims)))
+    titles = table.drop_duplicates("id").set_index("id")["title"]
+    ax.set_yticks(np.arange(len(claims)) + 0.47, [f"{name}  {titles[name]}" for name in claims[::-1]])
+    ax.set_xticks(np.arange(len(profiles)) + 0.49, profiles)
+    ax.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
+    ax.grid(False)
+    sns.despine(ax=ax, left=True, bottom=True)
+    return figure

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
 LIB = ROOT / "lib"
 SHIPPED = {"sources": ["data/sources.yaml", "data/prompts/*.csv"], "datasets": ["data/prompts/templates.yaml"],
-           "finetuning": ["data/pretrained/*/sae_weights.safetensors"], "cards": ["lib/templates/cards.html"]}  # fmt: skip
+           "finetuning": ["data/pretrained/*/sae_weights.safetensors"], "cards": ["lib/templates/cards.html"], "records": ["data/claims.yaml"], "scorecard": ["data/records/*/*.json"]}  # fmt: skip
 
 
 def text_hash(text: str) -> str:
@@ -90,6 +90,7 @@ def makefile(profile: str) -> str:
     for notebook, target in zip(notebooks(), targets, strict=True):
         used = modules(notebook)
         shipped = [path for name in used for pattern in SHIPPED.get(name, []) for path in sorted(ROOT.glob(pattern))]
+        shipped = [path for path in shipped if path.parent != ROOT / "data" / "records" / profile]  # this run makes those
         needs = [f"notebooks/{notebook.name}", "$(PROFILE_FILE)", *(f"lib/{name}.py" for name in used)]
         needs += [path.relative_to(ROOT).as_posix() for path in shipped]
         needs += [f"{run}/results/{name}.outputs" for name in upstream(notebook)]

@@ -79,9 +79,9 @@ def output(run: Run, notebook: str, name: str) -> Path:
     return ROOT / read(run, notebook)["outputs"][name]["path"]
 
 
-def claims() -> dict[str, Any]:
-    """The paper's claims and numbers, ``data/claims.yaml``."""
-    return yaml.safe_load((DATA / "claims.yaml").read_text(encoding="utf-8"))
+def claims(path: Path = DATA / "claims.yaml") -> dict[str, Any]:
+    """The paper's claims and numbers."""
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
 def text(estimate: Any, digits: int = 3) -> str:

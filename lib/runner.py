@@ -2,7 +2,7 @@
 
 ``python -m lib.runner 05_probing --profile notebooks/profiles/public.yaml -p layer 3`` runs one notebook;
 ``python -m lib.runner --debug my.csv [ood.csv]`` runs 01 and 07 on a user's own data;
-``python -m lib.runner --publish`` puts the executed embedded notebooks beside their ``.py``.
+``python -m lib.runner --publish`` keeps a profile's records, and puts the executed embedded notebooks beside their ``.py``.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from lib import graph, sources
-from lib.files import ROOT, relative, replacing, run_dir, write_text
+from lib.files import DATA, ROOT, relative, replacing, run_dir, write_text
 
 PROFILES = graph.NOTEBOOKS / "profiles"
 
@@ -140,8 +140,22 @@ def debug(train_csv: str, ood_csv: str = "") -> None:
     print(f"notebooks in {relative(run_dir(profile) / 'notebooks')}, latents with their examples in figures/{profile}/debugging.html")
 
 
-def publish() -> None:
-    """Copy the executed embedded notebooks beside their ``.py``; all must be there and hold no error."""
+def publish(profile: str = "embedded") -> None:
+    """Copy the records of a profile to ``data/records``, and of ``embedded`` also the executed notebooks beside their ``.py``.
+
+    Raises:
+        ValueError: a notebook has not been run.
+    """
+    for path in graph.notebooks():
+        record = run_dir(profile) / "results" / f"{path.stem}.json"
+        if not record.exists():
+            raise ValueError(f"{relative(record)} is missing; run make reproduce PROFILE={profile} first")
+        write_text(DATA / "records" / profile / record.name, record.read_text(encoding="utf-8"), only_if_changed=True)
+    if profile == "embedded":
+        _publish_notebooks()
+
+
+def _publish_notebooks() -> None:
     import nbformat
 
     for path in graph.notebooks():
@@ -171,7 +185,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--profile", default="embedded", help="name of a profile, or path of a YAML file")
     parser.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
     parser.add_argument("--debug", nargs="+", metavar="CSV", help="debug your own data: training CSV, and one out of distribution")
-    parser.add_argument("--publish", action="store_true", help="copy executed embedded notebooks beside their .py")
+    parser.add_argument("--publish", action="store_true", help="copy a profile's records to data/records, and executed embedded notebooks beside their .py")
     parser.add_argument("--fetch", action="store_true", help="check the profile and fetch its public files")
     return parser.parse_args()
 
@@ -181,7 +195,7 @@ def main() -> None:
     arguments = _arguments()
     try:
         if arguments.publish:
-            return publish()
+            return publish(profile_path(arguments.profile).stem)
         if arguments.debug:
             return debug(*arguments.debug[:2])
         values = read_profile(profile_path(arguments.profile))

@@ -34,6 +34,8 @@ grid_bootstrap: 50
 train_sizes: [40, 0]
 noise_shares: [0.2]
 stress_draws: 2
+plant_shares: [0.5]
+plant_seeds: [0, 1]
 """
 
 

@@ -1,0 +1,160 @@
+import json
+
+import pandas as pd
+import pytest
+import yaml
+
+from lib import figures, graph, runner, scorecard
+from lib.files import ROOT
+
+CLAIM = {
+    "title": "t", "claim": "a is above b", "where": "w", "paper": {"ood": 0.9}, "record": "05_x", "seeds": "05_x.seeds", "difference": "d",
+    "measured": {"a b": {"metric": "m", "variant": "A", "k": "$show_k"}, "other": {"metric": "m", "variant": "B"}},
+    "rule": {"reproduced": ["a b.low > other.high", "a b.value >= 0.9"], "direction only": ["a b.low > 0.5 * other.value"]},
+}  # fmt: skip
+
+
+def record(a=(0.95, 0.9, 0.99), b=(0.5, 0.4, 0.6), extra=()):
+    rows = [{"metric": "m", "variant": v, "k": k, "value": x[0], "low": x[1], "high": x[2], "n": 10} for v, k, x in (("A", 5, a), ("A", 20, (0.1, 0.0, 0.2)), ("B", 5, b))]
+    return {"notebook": "05_x", "parameters": {"show_k": 5, "seeds": [0, 1, 2]}, "metrics": rows + list(extra)}
+
+
+def verdict(of, claim=CLAIM):
+    return scorecard.evaluate({"C1": claim}, of, "p")[0]
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "expected"),
+    [
+        ((0.95, 0.9, 0.99), (0.5, 0.4, 0.6), "reproduced"),
+        ((0.85, 0.8, 0.89), (0.5, 0.4, 0.6), "direction only"),  # below 0.9
+        ((0.95, 0.55, 0.99), (0.5, 0.4, 0.6), "direction only"),  # intervals touch
+        ((0.3, 0.2, 0.4), (0.5, 0.4, 0.6), "not reproduced"),
+        ((None, None, None), (0.5, 0.4, 0.6), "not applicable"),
+        ((0.95, None, None), (0.5, 0.4, 0.6), "not applicable"),  # one seed: no interval
+    ],
+)
+def test_verdicts_by_hand(a, b, expected):
+    row = verdict({"05_x": record(a, b)})
+    assert row.verdict == expected
+    assert (row.why == "") == (expected == "reproduced")
+    assert row.seeds == 3 and row.paper == "ood 0.9"
+
+
+def test_without_a_record_a_claim_is_not_run():
+    row = verdict({"04_y": record()})
+    assert row.verdict == "not run" and row.why == "no record of 05_x" and row.seeds is None
+
+
+def test_a_filter_takes_the_records_own_parameter_and_one_row_only():
+    row = verdict({"05_x": record()})
+    assert row.measured == {"a b": "0.950 [0.900, 0.990]", "other": "0.500 [0.400, 0.600]"} and row.n == 10
+    twice = record(extra=[{"metric": "m", "variant": "B", "k": 1, "value": -0.8, "low": -0.9, "high": -0.7}])
+    with pytest.raises(ValueError, match="2 rows of 05_x match"):
+        verdict({"05_x": twice})
+    for reduce, value in (("max", 0.5), ("min", -0.8), ("farthest", -0.8)):
+        assert scorecard.quantity(twice, {"variant": "B", "reduce": reduce})["value"] == value
+    assert scorecard.quantity(twice, {"variant": ["B", "C"], "k": 1})["value"] == -0.8
+    with pytest.raises(ValueError, match="unknown reduce 'mean'"):
+        scorecard.quantity(twice, {"variant": "B", "reduce": "mean"})
+
+
+@pytest.mark.parametrize("text", ["a > 0", "a.mean > 0", "a.low => 0", "a.low > ", "a.low > 0 or 1", "__import__('os').low", "a.low > 2 * 3"])
+def test_what_is_no_condition_is_refused(text):
+    with pytest.raises(ValueError, match="is no condition"):
+        scorecard.condition(text)
+
+
+def test_conditions_are_parsed():
+    assert scorecard.condition("a b.low <= -0.02") == (("a b", "low"), "<=", -0.02, None)
+    assert scorecard.condition("a.low > b c.high") == (("a", "low"), ">", 1.0, ("b c", "high"))
+    assert scorecard.condition("a 10 %.value <= 0.1 * b.value") == (("a 10 %", "value"), "<=", 0.1, ("b", "value"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"where": None}, r"claim C1 has no \['where'\]"),
+        ({"rule": {"reproduced": ["a b.low > 0"]}}, "claim C1 has rules"),
+        ({"rule": {"reproduced": ["x.low > 0"], "direction only": ["a b.low > 0"]}}, "speaks of 'x'; measured are"),
+    ],
+)
+def test_a_malformed_claim_is_named(tmp_path, change, message):
+    claim = {name: value for name, value in (CLAIM | change).items() if value is not None}
+    path = tmp_path / "claims.yaml"
+    path.write_text(yaml.safe_dump({"C1": claim, "setting": {}}))
+    with pytest.raises(ValueError, match=message):
+        scorecard.load(path)
+
+
+def test_every_claim_of_the_paper_has_a_rule_and_a_notebook():
+    claims = scorecard.load()
+    assert list(claims) == [f"C{i}" for i in range(1, 14)]
+    names = {path.stem for path in graph.notebooks()}
+    for claim in claims.values():
+        assert claim["record"] in names
+        assert set(claim["rule"]["direction only"]) != set(claim["rule"]["reproduced"])
+        notebook, _, parameter = claim.get("seeds", "05_probing.seed").partition(".")
+        assert parameter in graph.parameters(graph.NOTEBOOKS / f"{notebook}.py")
+
+
+def test_the_filters_match_the_committed_records():
+    """Every quantity of every claim is one row of the records that are kept: no typing error reads as "not applicable"."""
+    for profile, found in scorecard.committed().items():
+        for row in scorecard.evaluate(scorecard.load(), found, profile):
+            assert row.verdict in scorecard.RULES or row.verdict == "not reproduced", (profile, row.id, row.why)
+
+
+def test_the_readmes_scorecard_is_up_to_date():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = scorecard.every(scorecard.load(), scorecard.committed())
+    assert {row.profile for row in rows} == {"embedded", "public"}
+    assert scorecard.render(readme, rows) == readme, "make scorecard"
+
+
+def test_a_changed_record_changes_the_table_and_markers_are_needed():
+    claims, readme = {"C1": CLAIM}, "a\n<!-- scorecard -->\nold\n<!-- /scorecard -->\nb\n"
+    good, bad = (scorecard.render(readme, scorecard.evaluate(claims, {"05_x": record(a)}, "p")) for a in ((0.95, 0.9, 0.99), (0.3, 0.2, 0.4)))
+    assert good.startswith("a\n<!--") and good.endswith("-->\nb\n") and "old" not in good
+    assert "**reproduced**" in good and "**not reproduced**" in bad and "0.300 [0.200, 0.400]" in bad
+    with pytest.raises(ValueError, match="has 0 lines <!-- /scorecard -->"):
+        scorecard.render("<!-- scorecard -->", [])
+
+
+def test_text_is_escaped_in_the_table():
+    row = scorecard.evaluate({"C1": CLAIM | {"claim": "a | <b>"}}, {"05_x": record()}, "p")
+    assert "a \\| &lt;b&gt;" in scorecard.markdown(row)
+
+
+def test_profiles_stand_side_by_side():
+    rows = scorecard.every({"C1": CLAIM, "C2": CLAIM}, {"p": {"05_x": record()}, "q": {}})
+    text = scorecard.markdown(rows).splitlines()
+    assert text[0] == "|  | claim | the paper | p | q |" and len(text) == 4
+    assert "**not run**: no record of 05_x" in text[2]
+    assert scorecard.counts(rows).set_index(["profile", "verdict"])["value"].to_dict() == {("p", "reproduced"): 2, ("q", "not run"): 2}
+
+
+def test_the_figure_labels_every_cell():
+    table = scorecard.table(scorecard.every({"C1": CLAIM}, {"p": {"05_x": record()}, "q": {}}))
+    figure = figures.verdicts(table, scorecard.VERDICTS)
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert texts[0] == "reproduced" and texts[2] == "not run" and len(texts) == 4
+
+
+def test_publishing_keeps_the_records(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "run_dir", lambda profile: tmp_path / "runs" / profile)
+    monkeypatch.setattr(runner, "DATA", tmp_path)
+    monkeypatch.setattr(runner, "relative", str)
+    with pytest.raises(ValueError, match="01_datasets.json is missing; run make reproduce PROFILE=mine first"):
+        runner.publish("mine")
+    (tmp_path / "runs" / "mine" / "results").mkdir(parents=True)
+    for path in graph.notebooks():
+        (tmp_path / "runs" / "mine" / "results" / f"{path.stem}.json").write_text(json.dumps({"notebook": path.stem}))
+    runner.publish("mine")
+    assert sorted(scorecard.committed(tmp_path / "records")["mine"]) == [path.stem for path in graph.notebooks()]
+
+
+def test_the_run_does_not_depend_on_the_records_it_makes():
+    text = graph.makefile("embedded")
+    assert "data/records/public/05_probing.json" in text and "data/records/embedded" not in text
+    assert isinstance(scorecard.table([]), pd.DataFrame)
