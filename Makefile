@@ -16,7 +16,7 @@ export PYTHONWARNINGS := ignore:IProgress,ignore:Sparse CSR
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help reproduce test lab data debug publish scorecard bench pretrained clean env
+.PHONY: help reproduce test lab data debug publish report scorecard bench pretrained clean env
 
 help: ## Print this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | column -t -s '|'
@@ -45,6 +45,9 @@ debug: env ## What would a probe cheat on in your data? (CSV=file with text,labe
 publish: reproduce ## Keep PROFILE's records in data/records; of embedded also the executed notebooks
 	$(PYTHON) -m lib.runner --publish --profile $(PROFILE)
 	$(PYTHON) -m lib.scorecard
+
+report: env ## A static site of PROFILE's executed notebooks, in report/PROFILE
+	@$(PYTHON) -m lib.report --profile $(NAME)
 
 scorecard: env ## Write the scorecard into README, from data/records
 	$(PYTHON) -m lib.scorecard

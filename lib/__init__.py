@@ -37,6 +37,7 @@ records       what a notebook run found, as JSON and parquet
 scorecard     the paper's claims, decided by their rules from the records
 pretrained    the shipped base SAE, made anew
 runner        headless notebooks: papermill, profiles, atomic outputs
+report        a static site from executed notebooks
 
 Imports point one way, a module uses only modules above it; tests/unit/test_structure.py holds them to it.
 """

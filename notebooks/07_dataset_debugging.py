@@ -198,5 +198,4 @@ Markdown(
 drop = [{"metric": "raw_exposed", "method": method, "value": float(sum(found)), "n": debugging.TOP, "unit": "items"} for method, found in exposed.items()]
 told = pd.concat([recall.assign(metric="recall_at_10", unit="fraction"), pd.DataFrame(drop), gains.assign(metric="auroc_gained_by_cleaning", unit="fraction")])
 rest = [each.assign(metric="recall_at_10"), cells.assign(metric="auroc"), top.assign(metric="latent_auroc"), ranks.rename(columns={"rank": "value"}).assign(metric="rank")]
-outputs = {}
-records.write(run, pd.concat([told, *rest], ignore_index=True), told, inputs=[raw_path], outputs=outputs).name
+records.write(run, pd.concat([told, *rest], ignore_index=True), told, inputs=[raw_path], outputs={}).name

@@ -1,5 +1,7 @@
 """Public tensor arguments are checked while testing: jaxtyping with beartype on every module of lib."""
 
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,9 @@ from jaxtyping import install_import_hook
 install_import_hook("lib", "beartype.beartype")
 
 from lib import models  # noqa: E402  (after the hook)
+
+FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync", "--window-size=1400,1000")  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -25,3 +30,19 @@ def csv(tmp_path):
         return str(path)
 
     return write
+
+
+@pytest.fixture
+def browser(tmp_path):
+    """Headless Chromium (Debian: chromium and chromium-driver) that keeps its console's messages."""
+    from selenium import webdriver
+
+    if not shutil.which("chromedriver") and not os.environ.get("NEED_BROWSER"):
+        pytest.skip("chromedriver is not installed")
+    options = webdriver.ChromeOptions()
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path / 'browser'}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
+    yield driver
+    driver.quit()

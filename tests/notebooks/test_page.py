@@ -1,7 +1,5 @@
 """The page of latent cards in a real browser (Debian: chromium and chromium-driver)."""
 
-import os
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,23 +10,6 @@ from lib.cards import Card
 from lib.examples import Example
 
 pytestmark = pytest.mark.slow
-FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync", "--window-size=1400,1000")  # fmt: skip
-
-
-@pytest.fixture
-def browser(tmp_path):
-    from selenium import webdriver
-
-    if not shutil.which("chromedriver") and not os.environ.get("NEED_BROWSER"):
-        pytest.skip("chromedriver is not installed")
-    options = webdriver.ChromeOptions()
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path / 'browser'}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
-    yield driver
-    driver.quit()
 
 
 def card(latent, frequency, score, text):

@@ -1,0 +1,98 @@
+"""Notebook 05 as somebody reads and tweaks it: in JupyterLab, from its .ipynb and from its .py."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+import jupytext
+import pytest
+
+from lib import graph, runner
+
+pytestmark = pytest.mark.slow
+NOTEBOOK = graph.NOTEBOOKS / "05_probing.py"
+OPEN = """
+const [path, factory, source, done] = arguments;
+(async () => {
+  const app = window.jupyterapp;
+  await app.restored;
+  const widget = await app.commands.execute('docmanager:open', {path, factory});
+  await widget.context.ready;
+  await widget.sessionContext.ready;
+  const cells = [...Array(widget.content.model.cells.length).keys()].map(i => widget.content.model.cells.get(i));
+  const cell = cells.find(one => (one.getMetadata('tags') || []).includes('parameters'));
+  cell.sharedModel.setSource(source);
+  app.shell.activateById(widget.id);
+  await app.commands.execute('notebook:run-all-cells');
+  const outputs = cells.filter(one => one.type === 'code').map(one => one.outputs.toJSON());
+  const counts = cells.filter(one => one.type === 'code').map(one => one.executionCount);
+  await app.commands.execute('docmanager:save');
+  await widget.context.sessionContext.shutdown();
+  await app.commands.execute('application:close');
+  return {errors: outputs.flat().filter(o => o.output_type === 'error').map(o => o.ename + ': ' + o.evalue), counts};
+})().then(done, error => done({errors: [String(error)], counts: []}));
+"""
+
+
+@pytest.fixture
+def lab(tmp_path):
+    """JupyterLab on a copy of the notebooks, with settings of its own; its address and folder."""
+    shutil.copytree(graph.NOTEBOOKS, tmp_path / "notebooks")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    own = {name: str(tmp_path / name) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_WORKSPACES_DIR", "JUPYTERLAB_SETTINGS_DIR")}
+    options = [f"--port={port}", f"--ServerApp.root_dir={tmp_path}", "--IdentityProvider.token=test", "--LabApp.expose_app_in_browser=True"]
+    with open(tmp_path / "lab.log", "w") as log:
+        command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", *options]
+        server = subprocess.Popen(command, env=os.environ | own, stdout=log, stderr=log)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        _until(lambda: _answers(f"{address}/api?token=test"), 60)
+        yield address, tmp_path / "notebooks"
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def _answers(url):
+    try:
+        return urllib.request.urlopen(url).status == 200
+    except urllib.error.URLError:
+        return False
+
+
+def _until(holds, seconds):
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, f"not within {seconds} s"
+        time.sleep(0.3)
+
+
+def parameters(values, note):
+    """The notebook's parameters cell with the values of a small run, and a comment to find again."""
+    defaults = graph.parameters(NOTEBOOK)
+    chosen = defaults | runner.select(NOTEBOOK, values)
+    return "\n".join([*(f"{name} = {value!r}" for name, value in chosen.items()), f"# {note}"])
+
+
+def test_both_forms_open_run_and_stay_in_step(browser, lab, small_run):
+    address, folder = lab
+    browser.set_script_timeout(600)
+    browser.get(f"{address}/lab?token=test")
+    _until(lambda: browser.execute_script("return !!window.jupyterapp"), 60)
+    n_code = sum(cell.cell_type == "code" for cell in jupytext.read(NOTEBOOK).cells)
+    for suffix, factory in ((".ipynb", "Notebook"), (".py", "Jupytext Notebook")):
+        note = f"edited in the {suffix}"
+        found = browser.execute_async_script(OPEN, f"notebooks/{NOTEBOOK.stem}{suffix}", factory, parameters(small_run, note))
+        assert found["errors"] == []
+        assert len(found["counts"]) == n_code and all(found["counts"])
+        pair = [jupytext.read(folder / f"{NOTEBOOK.stem}{end}") for end in (".py", ".ipynb")]
+        assert note in (folder / NOTEBOOK.name).read_text(encoding="utf-8")
+        assert [(c.cell_type, c.source) for c in pair[0].cells] == [(c.cell_type, c.source) for c in pair[1].cells]
+        assert any(cell.get("outputs") for cell in pair[1].cells)
