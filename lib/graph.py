@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
 LIB = ROOT / "lib"
 SHIPPED = {"sources": ["data/sources.yaml", "data/prompts/*.csv"], "datasets": ["data/prompts/templates.yaml"],
-           "finetuning": ["data/pretrained/*/sae_weights.safetensors"], "cards": ["lib/templates/cards.html"], "records": ["data/claims.yaml"], "scorecard": ["data/records/*/*.json"]}  # fmt: skip
+           "finetuning": ["data/pretrained/*/sae_weights.safetensors"], "cards": ["lib/templates/cards.html"], "scorecard": ["data/claims.yaml", "data/records/*/*.json"]}  # fmt: skip
 
 
 def text_hash(text: str) -> str:

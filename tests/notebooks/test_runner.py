@@ -183,3 +183,16 @@ def test_parameters_must_be_literals(tmp_path):
     path.write_text(HEAD)
     with pytest.raises(ValueError, match="no cell tagged parameters"):
         graph.parameters(path)
+
+
+def test_debug_runs_two_notebooks_on_a_users_files(tmp_path, monkeypatch, capsys):
+    ran = []
+    monkeypatch.setattr(runner, "_run", lambda notebook, values: ran.append((notebook.stem, values)))
+    mine = tmp_path / "my data (1).csv"
+    mine.write_text("text,label\n")
+    runner.debug(str(mine), str(mine))
+    assert [name for name, _ in ran] == ["01_datasets", "07_dataset_debugging"]
+    assert ran[0][1] == {"profile": "debug-my-data-1-", "train_csv": str(mine), "ood_csv": str(mine)}
+    assert "figures/debug-my-data-1-/debugging.html" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"there is no file 'nowhere.csv'; give a CSV"):
+        runner.debug(str(mine), "nowhere.csv")

@@ -2,12 +2,14 @@
 
 import ast
 import re
+import subprocess
 
 import jupytext
 import nbformat
 import pytest
 
 from lib import graph
+from lib.files import ROOT
 
 ORDER = re.findall(r"^(\w+)  +\w", (graph.LIB / "__init__.py").read_text(), flags=re.M)
 MODULES = sorted(graph.LIB.glob("[!_]*.py"))
@@ -71,3 +73,9 @@ def test_the_committed_notebook_is_executed_and_in_step(path):
 def test_no_number_of_the_paper_is_typed_into_a_notebook():
     for path in NOTEBOOKS:
         assert not re.search(r"\b(4,?046|1,?014|3,?850|0\.999|0\.048|0\.00087)\b", path.read_text())
+
+
+def test_no_text_of_downloaded_data_is_committed():
+    """Pages of public profiles show texts of the data sets; only figures are kept."""
+    kept = subprocess.run(["git", "ls-files", "figures"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    assert kept and {name for name in kept if not name.endswith(".png")} <= {"figures/embedded/latents.html", "figures/embedded/debugging.html"}
