@@ -147,7 +147,7 @@ each = debugging.recall(ranks, ["method", "control", "share", "artefact"])
 caption = f"Profile {profile}, layer {layer}; {len(artefacts.ARTEFACTS)} artefacts in {len(plain):,} prompts (n), {len(plant_seeds)} seeds; bands: 95 % t intervals over seeds."
 panels = recall.assign(panel=recall["control"].map({"planted": "planted in one class", "placebo": "placebo: in both classes"}))
 figure = figures.curves(panels, "share", "panel", "method", "share of a class with the artefact (fraction)", f"recall at {debugging.TOP} (fraction of artefacts)")
-figures.save(figure, run.figures, "07_planted", caption + " The first ten items of each method.")
+figures.save(figure, run.figures, "07_planted", caption + "\nThe first ten items of each method.")
 
 # %%
 at_share = each[(each["share"] == show_share) & (each["control"] == "planted")]
