@@ -16,7 +16,7 @@ export PYTHONWARNINGS := ignore:IProgress,ignore:Sparse CSR
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help reproduce test lab data debug publish report scorecard bench pretrained clean env
+.PHONY: help reproduce test lab data debug tiny publish report scorecard bench pretrained clean env
 
 help: ## Print this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | column -t -s '|'
@@ -41,6 +41,10 @@ data: env ## Fetch the data of PROFILE and check them (MIRROR=folder: from there
 debug: env ## What would a probe cheat on in your data? (CSV=file with text,label; OOD=another)
 	@test -n "$(CSV)" || { echo "error: give CSV=file with the columns text,label (and OOD=file, if there is one)"; exit 1; }
 	@$(PYTHON) -m lib.runner --debug "$(CSV)" $(if $(OOD),"$(OOD)")
+
+tiny: env ## All notebooks on a tiny random Gemma 2 that is built here: chat template, rollouts, LM loss
+	@test -f data/raw/tiny-gemma/config.json || $(PYTHON) -m tests.tiny_gemma data/raw/tiny-gemma
+	@$(MAKE) --no-print-directory reproduce PROFILE=tiny-gemma
 
 publish: reproduce ## Keep PROFILE's records in data/records; of embedded also the executed notebooks
 	$(PYTHON) -m lib.runner --publish --profile $(PROFILE)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import torch
 import transformers
 
-from lib import activations, models, sources
+from lib import activations, forward, models, sources
 
 PROFILE = "embedded"  # whose data are measured
 LAYER = 3
@@ -34,11 +34,11 @@ def measure() -> Iterator[tuple[str, str, list[float]]]:
     bridge, hf = models.load_model(models.MINILM), _cut_model(models.MINILM, LAYER)
     token_ids = sorted(models.tokenise(bridge, sources.base_prompts("embedded")["text"].tolist()[:N_TEXTS]), key=len)
     lengths = [len(ids) for ids in token_ids]
-    work = [activations.padded([token_ids[i] for i in rows], bridge.tokenizer.pad_token_id)
-            for rows in activations.batches(lengths)]  # fmt: skip
+    work = [forward.padded([token_ids[i] for i in rows], bridge.tokenizer.pad_token_id)
+            for rows in forward.batches(lengths)]  # fmt: skip
 
     def ours(ids, mask):
-        resid = activations.resid_post_at(bridge, ids, mask, [LAYER])[LAYER]
+        resid = forward.resid_post_at(bridge, ids, mask, [LAYER])[LAYER]
         return [activations.pool(resid, mask.bool(), pooling) for pooling in activations.POOLINGS]
 
     steps = {

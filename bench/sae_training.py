@@ -83,7 +83,7 @@ def measure() -> Iterator[tuple[str, str, list[float]]]:
     """Trainings first, then the rates in turn."""
     folder = run_dir("bench")
     store, held_out = sae_training.token_stores(
-        models.MINILM, corpora.corpus("pretraining"), LAYER, folder / "activations", 1_580_000, 120_000, seed=1
+        models.Reader(models.MINILM), corpora.corpus("pretraining"), LAYER, folder / "activations", 1_580_000, 120_000, seed=1
     )
     found = {}
     for target, seed in [(30.0, seed) for seed in SEEDS] + [(float(target), 0) for target in (10, 20, 40, 80)]:

@@ -5,9 +5,13 @@ graph         which file makes which, for make
 sources       where base prompts come from: shipped files, pinned downloads, a user's CSV
 corpora       texts that SAEs are trained on
 datasets      base prompts -> normalised, augmented, split prompt table
+chat          chat templates: prompts, the end of the user's turn, dialogues
 models        any Hugging Face or packaged model as a TransformerBridge
 stores        folders of checksummed safetensors shards that resume
+forward       batched forward passes that stop at a layer
 activations   residual-stream activations: pooled per prompt, or per token
+rollouts      the model's own responses to prompts
+token_blocks  training tokens in shuffled blocks, from disk or straight from the model
 jumprelu      sparse-exact JumpReLU steps and the sparsity penalties
 sae           SAEs as SAELens objects: saved, loaded, checked, measured
 recipes       what decides an SAE's training, and the interface of a trainer
@@ -15,6 +19,7 @@ comparators   SAELens' Gated, TopK, BatchTopK and Matryoshka as trainers
 trainers      the JumpReLU trainer, from scratch or from an SAE that is finetuned
 sae_training  the training loop, checkpoints and resume
 metrics       AUROC, recall at a false-positive rate, bootstrap over base prompts
+splice        language-model loss with an SAE spliced in
 finetuning    chat SAEs: how they begin, and what finetuning changes
 pareto        SAE architectures compared at matched L0
 probes        dense probes and their lexical baseline
@@ -26,6 +31,7 @@ stress        probes with few or mislabelled training prompts
 examples      text sequences with a latent's activations, for explaining and for scoring
 judges        what explains a latent; the offline n-gram judge
 llm           a judge behind an OpenAI-compatible server
+refusals      how often a chat model refuses, by jailbreak
 populations   means over all latents from a stratified sample
 autointerp    auto-interp scores, uniform and weighted by frequency
 artefacts     known artefacts planted in texts, and the characters they change
@@ -36,6 +42,7 @@ figures       every figure of the notebooks
 records       what a notebook run found, as JSON and parquet
 scorecard     the paper's claims, decided by their rules from the records
 pretrained    the shipped base SAE, made anew
+sizing        tokens, disk, memory and hours of a profile, before it starts
 runner        headless notebooks: papermill, profiles, atomic outputs
 report        a static site from executed notebooks
 

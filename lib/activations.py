@@ -1,13 +1,12 @@
 """Residual-stream activations: pooled per prompt for probing, per token for SAE training and token probes.
 
-One forward pass gives the residual stream after any set of layers and stops at the last of them. Batches are
-bucketed by length; padded positions never count. Results are stores (see ``lib.stores``): resumable, checksummed.
+Padded positions never count. Results are stores (see ``lib.stores``): resumable, checksummed.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,51 +15,21 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from lib.models import check_layers, resid_post, special_ids, tokenise
+from lib.forward import run
+from lib.models import check_layers, fixed_position, resid_post, seeing, special_ids, tokenise
 from lib.stores import Shard, build, read_all, read_manifest, store_path
 
 POOLINGS = ("max", "mean", "fixed")
-BATCH_TOKENS = 4096  # padded tokens per forward pass
-STORED = {"float32": torch.float32, "float16": torch.float16}
-
-
-class _Stop(Exception):
-    """Ends a forward pass once the last wanted layer has been read."""
-
-
-@torch.inference_mode()
-def resid_post_at(
-    bridge: TransformerBridge,
-    ids: Int[Tensor, "batch pos"],
-    mask: Int[Tensor, "batch pos"],
-    layers: list[int],
-) -> dict[int, Float[Tensor, "batch pos d_model"]]:
-    """The residual stream after each block of ``layers``, from one forward pass that stops at the last one."""
-    found: dict[int, Tensor] = {}
-
-    def keep(tensor, hook, layer):
-        found[layer] = tensor
-        if layer == layers[-1]:
-            raise _Stop
-
-    def hook_of(layer):
-        return lambda tensor, hook: keep(tensor, hook, layer)
-
-    layers = check_layers(bridge, layers)
-    with bridge.hooks(fwd_hooks=[(resid_post(layer), hook_of(layer)) for layer in layers]):
-        try:
-            bridge.original_model(input_ids=ids, attention_mask=mask)
-        except _Stop:
-            pass
-    return found
+STORED = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def pool(
-    resid: Float[Tensor, "batch pos d_model"], mask: Bool[Tensor, "batch pos"], pooling: str
+    resid: Float[Tensor, "batch pos d_model"], mask: Bool[Tensor, "batch pos"], pooling: str, fixed: int = -1
 ) -> Float[Tensor, "batch d_model"]:
     """Aggregate over a prompt's own tokens: per-coordinate max, mean, or the fixed position.
 
-    The fixed position is the prompt's last token (MiniLM: the closing [SEP]).
+    The fixed position is counted from the end of the prompt, on whichever side it is padded: its last token (MiniLM: the
+    closing [SEP]), or ``models.fixed_position`` of a chat model.
 
     Raises:
         ValueError: unknown pooling.
@@ -71,47 +40,15 @@ def pool(
         weights = mask.to(resid.dtype)[..., None]
         return (resid * weights).sum(1) / weights.sum(1)
     if pooling == "fixed":
-        position = torch.arange(mask.shape[1], device=mask.device).masked_fill(~mask, -1).amax(1)
+        last = torch.arange(mask.shape[1], device=mask.device).masked_fill(~mask, -1).amax(1)
+        position = (last + 1 + fixed).clamp(min=0)
         return resid[torch.arange(len(resid), device=resid.device), position]
     raise ValueError(f"unknown pooling {pooling!r}; allowed are {POOLINGS}")
-
-
-def batches(lengths: list[int], batch_tokens: int = BATCH_TOKENS) -> Iterator[list[int]]:
-    """Consecutive positions of ``lengths`` (sorted by the caller) in batches of at most ``batch_tokens``, padded."""
-    start = 0
-    for stop in range(1, len(lengths) + 1):
-        full = stop < len(lengths) and (stop - start + 1) * max(lengths[start : stop + 1]) > batch_tokens
-        if full or stop == len(lengths):
-            yield list(range(start, stop))
-            start = stop
-
-
-def padded(
-    token_ids: list[list[int]], pad: int, device: str | torch.device = "cpu"
-) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]:
-    """Right-padded ids and their attention mask."""
-    width = max(map(len, token_ids))
-    ids = torch.full((len(token_ids), width), pad)
-    mask = torch.zeros_like(ids)
-    for row, tokens in enumerate(token_ids):
-        ids[row, : len(tokens)] = torch.tensor(tokens)
-        mask[row, : len(tokens)] = 1
-    return ids.to(device), mask.to(device)
 
 
 def texts_hash(texts: list[str]) -> str:
     """SHA-256 of a list of texts, their order included."""
     return hashlib.sha256("\x00".join(texts).encode()).hexdigest()
-
-
-def _run(bridge: TransformerBridge, token_ids: list[list[int]], layers: list[int]) -> Iterator[tuple]:
-    """Yield (rows, mask, residual streams) for length-bucketed batches of ``token_ids``."""
-    order = sorted(range(len(token_ids)), key=lambda i: (len(token_ids[i]), i))
-    device = next(bridge.original_model.parameters()).device
-    for batch in batches([len(token_ids[i]) for i in order]):
-        rows = [order[i] for i in batch]
-        ids, mask = padded([token_ids[i] for i in rows], bridge.tokenizer.pad_token_id, device)
-        yield rows, mask.bool(), resid_post_at(bridge, ids, mask, layers)
 
 
 def harvest_pooled(
@@ -143,40 +80,51 @@ def harvest_pooled(
         chunk = chunks[i]
         names = {(layer, pooling): f"resid_post.{layer}.{pooling}" for layer in layers for pooling in poolings}
         out = {name: torch.empty(len(chunk), bridge.cfg.d_model) for name in names.values()}
-        norms = {layer: torch.empty(len(chunk)) for layer in layers}
-        for rows, mask, resid in _run(bridge, [token_ids[j] for j in chunk], layers):
+        norms, fixed = {layer: torch.empty(len(chunk)) for layer in layers}, fixed_position(bridge)
+        for rows, mask, resid in run(bridge, [token_ids[j] for j in chunk], layers):
+            resid = {layer: x.float() for layer, x in resid.items()}  # sums in bfloat16 keep three digits
             for (layer, pooling), name in names.items():
-                out[name][rows] = pool(resid[layer], mask, pooling).float().cpu()
+                out[name][rows] = pool(resid[layer], mask, pooling, fixed).cpu()
             for layer in layers:
-                norms[layer][rows] = pool(resid[layer].norm(dim=-1, keepdim=True), mask, "mean")[:, 0].float().cpu()
+                norms[layer][rows] = pool(resid[layer].norm(dim=-1, keepdim=True), mask, "mean")[:, 0].cpu()
         lengths = torch.tensor([len(token_ids[j]) for j in chunk])
         return out | {f"norm.{layer}": norm for layer, norm in norms.items()} | {"index": torch.tensor(chunk), "length": lengths}
 
     return build(store_path(parent, "pooled", parameters), parameters, len(chunks), make, unit="shard")
 
 
-def harvest_tokens(
+class TokenShards(NamedTuple):
+    """The shards of a token store, before they are made: what decides them, tokens in each, and how to make one."""
+
+    parameters: dict[str, Any]
+    counts: list[int]
+    make: Callable[[int], Shard]
+
+
+def token_shards(
     bridge: TransformerBridge,
     model: dict[str, str],
     texts_sha256: str,
     token_ids: list[list[int]],
     layer: int,
-    parent: Path,
     special: bool,
     shuffle_seed: int | None = None,
     shard_tokens: int = 65_536,
-    dtype: str = "float16",
-) -> Path:
-    """Store the residual stream of every token after one layer; returns the store's folder.
+    dtype: str | None = None,
+) -> TokenShards:
+    """The residual stream of every token after one layer, in shards.
 
     A shard holds ``activations`` (tokens, d_model), ``sequence`` (index into ``token_ids``), ``position`` and
     ``token_id``. For SAE training ``special=False`` leaves special tokens out, and ``shuffle_seed`` shuffles the
-    sequences over the shards and the tokens within a shard; for probing, rows stay in order.
+    sequences over the shards and the tokens within a shard; for probing, rows stay in order. A causal model's BOS is never
+    stored (see ``models.seeing``). ``dtype`` is bfloat16 for a model in bfloat16, whose range float16 lacks, else float16.
 
     Raises:
-        ValueError: layer out of range, nothing to store, unknown dtype, or a damaged store.
+        ValueError: layer out of range, nothing to store, or unknown dtype.
     """
     check_layers(bridge, [layer])
+    if dtype is None:
+        dtype = "bfloat16" if bridge.original_model.dtype == torch.bfloat16 else "float16"
     if not token_ids or dtype not in STORED:
         raise ValueError(f"nothing to harvest: {len(token_ids)} texts, dtype {dtype!r} (allowed {sorted(STORED)})")
     order = np.arange(len(token_ids))
@@ -188,20 +136,43 @@ def harvest_tokens(
                           "texts": texts_sha256, "n_sequences": len(token_ids), "special": special,
                           "shuffle_seed": shuffle_seed, "shard_tokens": shard_tokens}  # fmt: skip
 
+    def kept(ids: Tensor) -> Tensor:
+        return ~torch.isin(ids, left_out) & seeing(bridge, ids)
+
     def make(i: int) -> Shard:
         parts = []
-        for rows, mask, resid in _run(bridge, [token_ids[j] for j in chunks[i]], [layer]):
+        for rows, mask, resid in run(bridge, [token_ids[j] for j in chunks[i]], [layer]):
             sequence, position = torch.nonzero(mask.cpu(), as_tuple=True)
             values = resid[layer][mask].to(STORED[dtype]).cpu()
             parts.append((torch.as_tensor(chunks[i])[rows][sequence], position, values))
         sequence, position, values = (torch.cat(column) for column in zip(*parts, strict=True))
         token_id = torch.tensor([token_ids[s][p] for s, p in zip(sequence.tolist(), position.tolist(), strict=True)])
-        kept = ~torch.isin(token_id, left_out)
+        wanted = kept(token_id)
         shard = {"activations": values, "sequence": sequence, "position": position, "token_id": token_id}
-        rows = _row_order(sequence[kept], position[kept], shuffle_seed, i)
-        return {name: tensor[kept][rows] for name, tensor in shard.items()}
+        rows = _row_order(sequence[wanted], position[wanted], shuffle_seed, i)
+        return {name: tensor[wanted][rows] for name, tensor in shard.items()}
 
-    return build(store_path(parent, "tokens", parameters), parameters, len(chunks), make, unit="shard")
+    counts = [int(kept(torch.tensor([token for j in chunk for token in token_ids[j]])).sum()) for chunk in chunks]
+    return TokenShards(parameters, counts, make)
+
+
+def harvest_tokens(
+    bridge: TransformerBridge,
+    model: dict[str, str],
+    texts_sha256: str,
+    token_ids: list[list[int]],
+    layer: int,
+    parent: Path,
+    special: bool,
+    **options: Any,
+) -> Path:
+    """Store :func:`token_shards`, with the same ``options``; returns the store's folder.
+
+    Raises:
+        ValueError: see :func:`token_shards`, or a damaged store.
+    """
+    shards = token_shards(bridge, model, texts_sha256, token_ids, layer, special, **options)
+    return build(store_path(parent, "tokens", shards.parameters), shards.parameters, len(shards.counts), shards.make, unit="shard")
 
 
 def _row_order(sequence: Tensor, position: Tensor, shuffle_seed: int | None, shard: int) -> Tensor:
@@ -261,9 +232,10 @@ class PromptTokens(NamedTuple):
 
     activations: Float[Tensor, "tokens d_model"]
     starts: Int[Tensor, " prompts_plus_1"]
+    fixed: int = -1  # the fixed position, counted from a prompt's end
 
 
-def load_prompt_tokens(folder: Path) -> PromptTokens:
+def load_prompt_tokens(folder: Path, fixed: int = -1) -> PromptTokens:
     """All tokens of an unshuffled token store, grouped by prompt."""
     shards = read_all(folder)
     sequence = torch.cat([shard["sequence"] for shard in shards])
@@ -271,7 +243,7 @@ def load_prompt_tokens(folder: Path) -> PromptTokens:
         raise ValueError(f"{folder} is shuffled (a training store); prompts need a store without shuffle_seed")
     counts = torch.bincount(sequence)
     starts = torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)])
-    return PromptTokens(torch.cat([shard["activations"] for shard in shards]), starts)
+    return PromptTokens(torch.cat([shard["activations"] for shard in shards]), starts, fixed)
 
 
 def prompt_tokens(
@@ -279,6 +251,5 @@ def prompt_tokens(
 ) -> PromptTokens:
     """Harvest (or find) the activations of every token of the prompts at one layer, special tokens included."""
     token_ids = tokenise(bridge, texts)
-    return load_prompt_tokens(
-        harvest_tokens(bridge, model, texts_hash(texts), token_ids, layer, parent, special=True)
-    )
+    store = harvest_tokens(bridge, model, texts_hash(texts), token_ids, layer, parent, special=True)
+    return load_prompt_tokens(store, fixed_position(bridge))

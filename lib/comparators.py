@@ -36,9 +36,9 @@ class SAELensTrainer:
         self.mean, self.scale = scaling(calibration)
         torch.manual_seed(recipe.seed)
         config, build = self._config(calibration.shape[1])
-        self.sae = build(config)
+        self.sae = build(config).to(calibration.device)
         self.optimizer = torch.optim.Adam(self.sae.parameters(), lr=recipe.lr, fused=True)
-        self.unused = torch.zeros(recipe.d_sae)
+        self.unused = calibration.new_zeros(recipe.d_sae)
         self.steps = 0
 
     def _config(self, d_model: int):
@@ -85,7 +85,7 @@ class SAELensTrainer:
         sae = SAE.from_dict(config)
         sae.load_state_dict(state)
         sae.cfg.metadata = SAEMetadata(**metadata)
-        return _fold_scaling(sae, self.mean, self.scale)
+        return _fold_scaling(sae, self.mean.cpu(), self.scale)
 
     def state(self) -> dict[str, Any]:
         """See ``Trainer``."""
@@ -95,4 +95,4 @@ class SAELensTrainer:
         """See ``Trainer``."""
         self.sae.load_state_dict(state["sae"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.unused, self.steps = state["unused"], state["steps"]
+        self.unused, self.steps = state["unused"].to(self.unused), state["steps"]

@@ -9,14 +9,18 @@ import importlib.util
 import json
 import re
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from lib.sources import N_CHAT_OOD, chat_instructions, fetch, registry
 
 CORPORA = ("docstrings", "pretraining", "rollouts")
+CHARACTERS = 5  # of a token, at most, on average
+DIALOGUE = ("messages", "conversation", "conversations")  # columns of the hub's chat data sets
+TEXT = ("text", "prompt", "instruction", "question")
 PASSAGE = 1200  # characters, at least, unless the document ends
 PROSE_PACKAGES = ("numpy", "sklearn", "pandas", "matplotlib", "torch", "transformers", "networkx", "sympy", "jupyterlab",
                   "nbconvert", "papermill", "seaborn", "pooch", "tqdm", "openai", "jinja2", "aiohttp", "sae_lens")  # fmt: skip
@@ -24,20 +28,65 @@ ZIPPED = {"brown": r"brown/c[a-r]\d\d$", "webtext": r"\.txt$", "abc": r"\.txt$",
           "movie_reviews": r"\.txt$"}  # fmt: skip
 
 
-def corpus(name: str) -> list[str]:
+def corpus(name: str, tokens: int = 0) -> list[str]:
     """The passages of a corpus, without repeats.
 
     ``docstrings``: prose paragraphs of the docstrings of installed packages. ``pretraining``: Brown, WikiText, news,
     speeches, web text, film reviews. ``rollouts``: AlpacaEval answers of seven models, without the instructions that
-    notebook 01 keeps for OOD, and hh-rlhf dialogues.
+    notebook 01 keeps for OOD, and hh-rlhf dialogues. ``hf:<data set>[:<configuration>[:<split>]]``: a data set of the hub (or a
+    local folder of parquet, JSON or CSV), streamed until it holds about ``tokens`` tokens; see :func:`hub_rows`.
 
     Raises:
-        ValueError: unknown name, or a public file that cannot be fetched.
+        ValueError: unknown name, or a file or data set that cannot be fetched.
     """
+    if name.startswith("hf:"):
+        return list(dict.fromkeys(hub_rows(name, tokens * CHARACTERS)))
     if name not in CORPORA:
-        raise ValueError(f"unknown corpus {name!r}; allowed are {CORPORA}")
+        raise ValueError(f"unknown corpus {name!r}; allowed are {CORPORA}, or hf:<data set>[:<configuration>[:<split>]]")
     makers = {"docstrings": _docstrings, "pretraining": _pretraining, "rollouts": _rollouts}
     return list(dict.fromkeys(makers[name]()))
+
+
+def hub_rows(name: str, characters: int) -> Iterator[str]:
+    """Rows of a hub data set until they hold ``characters``: a column of turns as a dialogue, or a column of text.
+
+    Raises:
+        ValueError: the data set cannot be had, or has no such column.
+    """
+    import datasets as hub
+
+    place, configuration, split = [*name.removeprefix("hf:").split(":"), "", ""][:3]
+    try:
+        rows = hub.load_dataset(place, configuration or None, split=split or "train", streaming=True)
+        seen = 0
+        with tqdm(total=characters, desc=place, unit="character", unit_scale=True) as bar:
+            for row in rows:
+                text = _of_row(row, name)
+                yield text
+                seen += len(text)
+                bar.update(len(text))
+                if seen >= characters:
+                    return
+    except (OSError, hub.exceptions.DatasetsError) as error:
+        why = "it is gated: accept its terms on the hub and set HF_TOKEN" if "gated" in str(error).lower() else f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        raise ValueError(f"the data set {place!r} cannot be had from the hub ({why})") from error
+
+
+def _of_row(row: dict, name: str) -> str:
+    for column in DIALOGUE:
+        if row.get(column):
+            turns = [{"role": turn.get("role", turn.get("from")), "content": turn.get("content", turn.get("value"))} for turn in row[column]]
+            people = {"user": "User", "human": "User", "assistant": "Assistant", "gpt": "Assistant"}
+            return "\n\n".join(f"{people[turn['role']]}: {turn['content'].strip()}" for turn in turns if turn["role"] in people)
+    text = next((row[column] for column in TEXT if isinstance(row.get(column), str)), None)
+    if text is None:
+        raise ValueError(f"{name} has the columns {sorted(row)}; one of {DIALOGUE + TEXT} is needed")
+    return text
+
+
+def first_turns(dialogues: list[str]) -> list[str]:
+    """The user's first turn of each dialogue (of other text, all of it), without repeats."""
+    return list(dict.fromkeys(_user_turn(text).removeprefix("User:").strip() for text in dialogues))
 
 
 def hold_out(passages: list[str], share: float, seed: int) -> tuple[list[str], list[str]]:

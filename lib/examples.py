@@ -119,7 +119,7 @@ def _cut(bridge: TransformerBridge, store: Path, of_text: np.ndarray, width: int
     sides = dict(zip(np.unique(of_text), np.random.default_rng([seed, 1]).permutation(len(np.unique(of_text))) % 2 == 1, strict=True))
     scoring = np.array([sides[of_text[window[kept][i]]] for i in first])
     starts = np.append(first, kept.sum())
-    return Sequences(token_texts(bridge.tokenizer, ids[kept].tolist()), starts, scoring, x.numpy()[kept])
+    return Sequences(token_texts(bridge.tokenizer, ids[kept].tolist()), starts, scoring, (x.float() if x.dtype == torch.bfloat16 else x).numpy()[kept])
 
 
 def encode(sae: SAE, sequences: Sequences) -> scipy.sparse.csc_matrix:

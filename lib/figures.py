@@ -131,7 +131,8 @@ def _legend(figure: Figure, ax: Axes) -> None:
 
 
 def _spread(rows: pd.DataFrame) -> np.ndarray:
-    return np.clip([rows["value"] - rows["low"], rows["high"] - rows["value"]], 0, None)
+    value, low, high = (rows[name].astype(float) for name in ("value", "low", "high"))
+    return np.clip([value - low, high - value], 0, None)
 
 
 def _reference(ax: Axes, rows: pd.DataFrame, label: str, vertical: bool) -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,8 @@ from lib import sae as saes
 from lib.files import relative
 from lib.metrics import Estimate, t_interval
 from lib.recipes import Recipe
-from lib.sae_training import load_tokens, train
+from lib.sae_training import train
+from lib.token_blocks import Source, load_tokens
 
 DECODER = "decoder rows"  # stands for a text where a metric needs none
 MOVED = 0.9  # a latent has moved if the cosine of its decoder row before and after is below this
@@ -41,15 +42,15 @@ def variants(
 
 
 def train_variants(
-    found: dict[str, Variant], recipe: Recipe, seeds: list[int], chat: Path, prompts: Path, held_out: Path, parent: Path
+    found: dict[str, Variant], recipe: Recipe, seeds: list[int], chat: Source, prompts: Source, held_out: Path, parent: Path, **options: Any
 ) -> pd.DataFrame:
-    """Train (or find) every variant with every seed: columns variant, seed, start (folder or None), folder."""
+    """Train (or find) every variant with every seed, with ``options`` of ``train``: columns variant, seed, start (folder or None), folder."""
     rows = []
     for name, variant in found.items():
         stores = [chat] + [prompts] * variant.repeats
         for seed in seeds:
             changed = dataclasses.replace(recipe, **variant.changes, seed=seed)
-            folder = train(changed, stores, held_out, parent, variant.start)
+            folder = train(changed, stores, held_out, parent, variant.start, **options)
             rows.append({"variant": name, "seed": seed, "start": variant.start and relative(variant.start), "folder": relative(folder)})
     return pd.DataFrame(rows)
 
@@ -67,16 +68,16 @@ def drift(before: SAE, after: SAE) -> dict[str, float]:
     return {"cosine": cosine.mean().item(), "moved": (cosine < MOVED).float().mean().item()}
 
 
-def measure(table: pd.DataFrame, held_out: dict[str, Path]) -> pd.DataFrame:
+def measure(table: pd.DataFrame, held_out: dict[str, Path], device: str = "cpu") -> pd.DataFrame:
     """Held-out metrics of every SAE of ``table`` on each text (columns variant, seed, text, metric, value), and its drift."""
     rows = []
     for row in table.itertuples():
-        sae = saes.load(row.folder)
+        sae = saes.load(row.folder, device)
         for text, store in held_out.items():
             found = saes.evaluate(sae, load_tokens(store).float())
             rows += [{"text": text, "metric": name, "value": found[name]} | _key(row) for name in ("fvu", "l0", "dead", "high_frequency")]
         if isinstance(row.start, str):
-            rows += [{"text": DECODER, "metric": name, "value": value} | _key(row) for name, value in drift(saes.load(row.start), sae).items()]
+            rows += [{"text": DECODER, "metric": name, "value": value} | _key(row) for name, value in drift(saes.load(row.start, device), sae).items()]
     return pd.DataFrame(rows)
 
 

@@ -16,7 +16,7 @@ Pooled = dict[str, scipy.sparse.csr_matrix]
 
 @torch.inference_mode()
 def pool_latents(sae: SAE, tokens: PromptTokens) -> Pooled:
-    """Latents of every prompt as (prompts, d_sae) matrices: max and mean over its tokens, and at its last token.
+    """Latents of every prompt as (prompts, d_sae) matrices: max and mean over its tokens, and at its fixed position.
 
     Raises:
         ValueError: the SAE's width is not the activations'.
@@ -26,7 +26,7 @@ def pool_latents(sae: SAE, tokens: PromptTokens) -> Pooled:
     for first, last in prompt_batches(tokens.starts.numpy(), BATCH_TOKENS):
         starts = tokens.starts[first : last + 1]
         flat, values = active_entries(sae, tokens.activations[starts[0] : starts[-1]].float())
-        for pooling, part in _pooled(flat, values, sae.cfg.d_sae, (starts - starts[0]).numpy()).items():
+        for pooling, part in _pooled(flat, values, sae.cfg.d_sae, (starts - starts[0]).numpy(), tokens.fixed).items():
             parts[pooling].append(part)
     return {pooling: scipy.sparse.vstack(part, format="csr") for pooling, part in parts.items()}
 
@@ -45,25 +45,26 @@ def active_entries(sae: SAE, x: Float[torch.Tensor, "tokens d_model"]) -> tuple[
 
     For a plain JumpReLU SAE the encoder product is compared with the threshold once, and only active entries are read.
     """
+    x = x.to(sae.W_dec.device)
     plain = sae.cfg.architecture() == "jumprelu" and sae.cfg.normalize_activations == "none" and bool((sae.threshold >= 0).all())
     if plain:
         x = x - sae.b_dec if sae.cfg.apply_b_dec_to_input else x
         latents = torch.addmm(sae.b_enc, x, sae.W_enc)
-        flat = np.flatnonzero((latents > sae.threshold).numpy())
+        flat = np.flatnonzero((latents > sae.threshold).cpu().numpy())
     else:
         latents = sae.encode(x)
         latents = latents.to_dense() if latents.is_sparse else latents
-        flat = np.flatnonzero((latents > 0).numpy())
-    return flat, latents.numpy().ravel()[flat]
+        flat = np.flatnonzero((latents > 0).cpu().numpy())
+    return flat, latents.cpu().numpy().ravel()[flat]
 
 
-def _pooled(flat: np.ndarray, values: np.ndarray, d_sae: int, starts: np.ndarray) -> Pooled:
+def _pooled(flat: np.ndarray, values: np.ndarray, d_sae: int, starts: np.ndarray, fixed: int = -1) -> Pooled:
     """Entries (prompt, latent) sorted by their flat index; one reduction per run of equal index."""
     n, lengths = len(starts) - 1, np.diff(starts)
     token, latent = np.divmod(flat, d_sae)
     prompt = np.repeat(np.arange(n), lengths)
     key = prompt[token] * d_sae + latent
-    last = token == starts[1:][prompt[token]] - 1
+    last = token == np.maximum(starts[1:] + fixed, starts[:-1])[prompt[token]]
     order = np.argsort(key, kind="stable")
     key, ordered = key[order], values[order]
     runs = np.flatnonzero(np.r_[True, key[1:] != key[:-1]]) if len(key) else np.zeros(0, dtype=int)
@@ -80,7 +81,7 @@ def _pooled(flat: np.ndarray, values: np.ndarray, d_sae: int, starts: np.ndarray
 @torch.inference_mode()
 def reconstruction(sae: SAE, latents: scipy.sparse.csr_matrix) -> Float[np.ndarray, "prompts d_model"]:
     """Pooled reconstruction from pooled latents. Decoding is affine, so it is exact for mean and fixed, not for max."""
-    parts = [sae.decode(torch.from_numpy(latents[i : i + BATCH_TOKENS].toarray())) for i in range(0, latents.shape[0], BATCH_TOKENS)]
+    parts = [sae.decode(torch.from_numpy(latents[i : i + BATCH_TOKENS].toarray()).to(sae.W_dec.device)).cpu() for i in range(0, latents.shape[0], BATCH_TOKENS)]
     return torch.cat(parts).numpy()
 
 

@@ -148,6 +148,15 @@ def difference(
     return _with_interval(value[0], draws, len(labels), len(np.unique(groups)))
 
 
+def rate(values: Scores, groups: np.ndarray, weights: Weights) -> Estimate:
+    """Mean of ``values`` (0/1: a rate), with the percentile interval over the replicates of ``weights``; none without rows."""
+    if not len(values):
+        return Estimate(None, None, None, 0, 0)
+    total = np.maximum(weights.sum(1), 1e-12)
+    draws = np.where(weights.sum(1) > 0, weights @ values / total, np.nan)
+    return _with_interval(float(np.mean(values)), draws, len(values), len(np.unique(groups)))
+
+
 def _with_interval(value: float, draws: np.ndarray, n: int, n_groups: int) -> Estimate:
     low, high = np.nanpercentile(draws, [2.5, 97.5])
     return Estimate(float(value), float(low), float(high), n, n_groups)

@@ -12,6 +12,7 @@ from sae_lens import SAE
 from lib import sae as saes
 from lib.metrics import Estimate, t_interval
 from lib.sae_training import train
+from lib.token_blocks import Source
 from lib.recipes import Recipe
 
 
@@ -28,11 +29,11 @@ def recipes(base: Recipe, variants: dict[str, dict], sparsities: dict[str, list[
     return grid
 
 
-def train_grid(grid: dict[tuple[str, int | float, int], Recipe], store: Path, held_out: Path, parent: Path) -> pd.DataFrame:
-    """Train (or find) every SAE of a grid; a row each with its held-out metrics, speed and folder."""
+def train_grid(grid: dict[tuple[str, int | float, int], Recipe], store: Source, held_out: Path, parent: Path, **options) -> pd.DataFrame:
+    """Train (or find) every SAE of a grid, with ``options`` of ``train``; a row each with its held-out metrics, speed and folder."""
     rows = []
     for (variant, sparsity, seed), recipe in grid.items():
-        folder = train(recipe, store, held_out, parent)
+        folder = train(recipe, store, held_out, parent, **options)
         record = saes.training_record(folder)
         row = {"variant": variant, "sparsity": sparsity, "seed": seed, "tokens_per_s": record["tokens_per_s"], "folder": folder}
         rows.append(row | record["held_out"])

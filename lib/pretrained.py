@@ -20,7 +20,7 @@ def make(name: str, layer: int, tokens: int, max_tokens: int, d_sae: int, target
     parent = run_dir("pretrained")
     texts = corpora.corpus("pretraining")
     texts = corpora.as_user_prompts(texts) if name == "prompts" else texts
-    store, held_out = sae_training.token_stores(models.MINILM, texts, layer, parent / "activations", max_tokens, 200_000, seed)
+    store, held_out = sae_training.token_stores(models.Reader(models.MINILM), texts, layer, parent / "activations", max_tokens, 200_000, seed)
     recipe = Recipe(d_sae=d_sae, target_l0=target_l0, tokens=tokens, lr=2e-3, seed=seed)
     folder = sae_training.train(recipe, store, held_out, parent / "saes")
     sae = saes.load(folder)

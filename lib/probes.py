@@ -12,7 +12,8 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from lib.activations import PromptTokens, batches
+from lib.activations import PromptTokens
+from lib.forward import batches
 from lib.metrics import auroc
 
 C_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)

@@ -17,7 +17,7 @@ from lib.activations import prompt_tokens
 from lib.artefacts import Spans
 from lib.examples import Sequences, token_texts
 from lib.latents import active_entries
-from lib.models import special_ids, token_offsets, tokenise
+from lib.models import seeing, special_ids, token_offsets, tokenise
 
 Matrix = scipy.sparse.csr_matrix | np.ndarray
 
@@ -39,8 +39,9 @@ def read(bridge: TransformerBridge, model: dict[str, str], texts: list[str], lay
         ValueError: a text without any token.
     """
     flat = np.concatenate(tokenise(bridge, texts))
+    stored = seeing(bridge, torch.from_numpy(flat)).numpy()
     tokens = prompt_tokens(bridge, model, texts, layer, parent)
-    places = np.concatenate(token_offsets(bridge, texts))
+    flat, places = flat[stored], np.concatenate(token_offsets(bridge, texts))[stored]
     kept = ~np.isin(flat, special_ids(bridge).numpy())
     counts = np.add.reduceat(kept, tokens.starts[:-1].numpy())
     if (counts == 0).any():

@@ -8,6 +8,7 @@
 import argparse
 import base64
 import io
+import json
 import os
 import re
 import sys
@@ -18,7 +19,7 @@ from typing import Any
 import yaml
 
 from lib import graph, sources
-from lib.files import DATA, ROOT, relative, replacing, run_dir, write_text
+from lib.files import DATA, ROOT, relative, replacing, run_dir, write_json, write_text
 
 PROFILES = graph.NOTEBOOKS / "profiles"
 
@@ -115,12 +116,35 @@ def _tidy(source: Path, target: Path) -> None:
 
 
 def fetch(values: dict[str, Any]) -> None:
-    """Fetch the public files that a profile reads, with their checksums (from the environment's MIRROR, if set)."""
+    """Say what a profile will take, and fetch the public files that it reads, with their checksums (from the environment's
+    MIRROR, if set).
+
+    Raises:
+        ValueError: an unknown parameter, a model that cannot be had, too little disk, or a file that cannot be fetched.
+    """
     for path in graph.notebooks():
         select(path, values)
+    _estimate(values)
     if values.get("dataset") == "public" and not values.get("train_csv"):
         for name in sources.registry():
             print(f"{name}: {sources.fetch(name).relative_to(ROOT)}, checksum right")
+
+
+def _estimate(values: dict[str, Any]) -> None:
+    """Print the sizes of a run, unless one with these values has begun; too little disk ends it before anything is fetched."""
+    folder = run_dir(values["profile"])
+    known = folder / "sizes.json"
+    if known.exists() and json.loads(known.read_text(encoding="utf-8")).get("values") == values:
+        return
+    from lib import sizing
+
+    if "model" not in sizing.values_of(values):
+        return
+    table = sizing.estimate(values)
+    sums = f"{table['disk_gib'].sum():.1f} GiB of disk, {table['memory_gib'].max():.1f} GiB of memory at most beside what Python takes, about {table['hours'].sum():.1f} hours"
+    print(f"{values['profile']}, estimated:\n{table.round(2).to_string(index=False)}\ntogether {sums}")
+    sizing.check(table)
+    write_json(known, {"values": values, "steps": json.loads(table.to_json(orient="records"))})
 
 
 def debug(train_csv: str, ood_csv: str = "") -> None:

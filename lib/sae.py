@@ -5,6 +5,7 @@ Gemma Scope SAE is usable wherever ours is.
 """
 
 import json
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -24,6 +25,7 @@ from lib.jumprelu import Parameters
 
 HIGH_FREQUENCY = 0.1  # a latent is high-frequency if it fires on more than this fraction of tokens
 BATCH_TOKENS = 4096
+NPZ = "params.npz"  # of Gemma Scope
 
 
 def from_parameters(
@@ -88,7 +90,8 @@ def save(sae: SAE, folder: Path, training: dict[str, Any], dtype: str = "float32
 
 
 def load(place: str | Path, device: str = "cpu") -> SAE:
-    """An SAE from a SAELens folder, or ``release:sae_id`` from the registry of ``SAE.from_pretrained``.
+    """An SAE in float32 from a SAELens folder, a folder with Gemma Scope's ``params.npz``, or ``release:sae_id`` from the
+    registry of ``SAE.from_pretrained``.
 
     Raises:
         ValueError: no such folder or release, or a damaged folder, named in the message.
@@ -98,14 +101,27 @@ def load(place: str | Path, device: str = "cpu") -> SAE:
         try:
             return SAE.from_pretrained(release, sae_id, device=device)
         except (OSError, ValueError, KeyError) as error:
-            raise ValueError(f"the SAE {place!r} cannot be had from the registry or its hub: {error}") from error
+            raise ValueError(f"the SAE {place!r} cannot be had from the registry or its hub: {str(error).splitlines()[0]}") from error
     folder = Path(locate(str(place)))
-    if not (folder / "cfg.json").exists():
-        raise ValueError(f"{folder} is no SAE folder (cfg.json, sae_weights.safetensors), nor 'release:sae_id'")
+    if not any((folder / name).exists() for name in ("cfg.json", NPZ)):
+        raise ValueError(f"{folder} is no SAE folder (cfg.json, sae_weights.safetensors; or {NPZ}), nor 'release:sae_id'")
     try:
-        return SAE.load_from_disk(folder, device=device, dtype="float32")
+        return SAE.load_from_disk(folder, device=device, dtype="float32") if (folder / "cfg.json").exists() else _load_npz(folder).to(device)
     except Exception as error:
         raise ValueError(f"{folder} is damaged or not a SAELens folder: {type(error).__name__}: {error}") from error
+
+
+def _load_npz(folder: Path) -> JumpReLUSAE:
+    """Gemma Scope's format: ``W_enc`` (d_model, d_sae), ``W_dec`` (d_sae, d_model), ``b_enc``, ``threshold``, ``b_dec``; no
+    bias is taken off the input. The layer is read from the folder's path, ``…/layer_12/width_16k/average_l0_82``."""
+    with np.load(folder / NPZ, allow_pickle=False) as file:
+        weights = {name: torch.from_numpy(file[name]).float() for name in ("W_enc", "W_dec", "b_enc", "threshold", "b_dec")}
+    d_model, d_sae = weights["W_enc"].shape
+    layer = next((part.removeprefix("layer_") for part in folder.parts if re.fullmatch(r"layer_\d+", part)), None)
+    metadata = SAEMetadata(**({} if layer is None else {"hook_name": f"blocks.{layer}.hook_resid_post"}))
+    sae = JumpReLUSAE(JumpReLUSAEConfig(d_in=d_model, d_sae=d_sae, apply_b_dec_to_input=False, metadata=metadata))
+    sae.load_state_dict(weights)
+    return sae
 
 
 def locate(place: str) -> str:
@@ -115,8 +131,8 @@ def locate(place: str) -> str:
 
 def identity(place: str | Path) -> str:
     """What tells one SAE from another: the SHA-256 of a folder's weights, or ``release:sae_id``."""
-    weights = Path(locate(str(place))) / "sae_weights.safetensors"
-    return file_hash(weights) if weights.exists() else str(place)
+    found = [Path(locate(str(place))) / name for name in ("sae_weights.safetensors", NPZ)]
+    return next((file_hash(weights) for weights in found if weights.exists()), str(place))
 
 
 def training_record(folder: Path) -> dict[str, Any]:
@@ -148,15 +164,16 @@ def evaluate(sae: SAE, x: Float[Tensor, "tokens d_model"]) -> dict[str, Any]:
     their (10 %) share of all firings; frequency = firing frequency of each latent (fraction of tokens).
     """
     error, count = 0.0, torch.zeros(sae.cfg.d_sae, dtype=torch.float64)
-    mean = x.float().mean(0)
+    device = sae.W_dec.device
+    mean = x.float().mean(0).to(device)
     total = 0.0
     for chunk in x.split(BATCH_TOKENS):
-        chunk = chunk.float()
+        chunk = chunk.to(device).float()
         latents = sae.encode(chunk)
         latents = latents.to_dense() if latents.is_sparse else latents
         error += (chunk - sae.decode(latents)).square().sum().item()
         total += (chunk - mean).square().sum().item()
-        count += (latents > 0).sum(0)
+        count += (latents > 0).sum(0).cpu()
     frequency = (count / len(x)).numpy()
     return {"fvu": error / total} | frequency_summary(frequency) | {"frequency": frequency}
 

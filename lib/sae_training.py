@@ -5,14 +5,12 @@ run goes on at its last checkpoint, to the same weights as an uninterrupted one.
 """
 
 import dataclasses
-import functools
 import json
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -22,53 +20,43 @@ from lib import activations, comparators, corpora, jumprelu, models, recipes, tr
 from lib import sae as saes
 from lib.files import file_hash, replacing, value_hash
 from lib.recipes import Recipe, Trainer
-from lib.stores import read_all, read_manifest
+from lib.token_blocks import BUFFER_TOKENS, Blocks, Source, load_tokens, parameters
 from lib.trainers import make_trainer
 
 CALIBRATION_TOKENS = 16_384
-CONTEXT = 128  # tokens of a window
 CHECKPOINT_SECONDS = 60.0
 
 
-def token_stores(
-    model: str, texts: list[str], layer: int, parent: Path, max_tokens: int, held_out_tokens: int, seed: int, device: str = "cpu"
-) -> tuple[Path, Path]:
-    """Training and held-out token stores of a corpus at one layer; passages are on one side only.
+def token_stores(reader: models.Reader, texts: list[str], layer: int, parent: Path, max_tokens: int, held_out_tokens: int, seed: int) -> tuple[Source, Path]:
+    """Training and held-out tokens of a corpus at one layer; passages are on one side only. The held-out ones are on disk.
 
     ``max_tokens`` and ``held_out_tokens`` bound the tokens of the two (0: all there are).
 
     Raises:
         ValueError: fewer than two passages, or a layer out of range.
     """
-    parts = zip(corpora.hold_out(texts, 0.05, seed), (max_tokens, held_out_tokens), strict=True)
-    training, held_out = (token_store(model, part, layer, parent, limit, seed, device) for part, limit in parts)
-    return training, held_out
+    training, held_out = corpora.hold_out(texts, 0.05, seed)
+    return token_store(reader, training, layer, parent, max_tokens, seed), held_out_store(reader, held_out, layer, parent, held_out_tokens, seed)
 
 
-def token_store(model: str, texts: list[str], layer: int, parent: Path, max_tokens: int, seed: int, device: str = "cpu") -> Path:
-    """The shuffled token store of texts at one layer, ``max_tokens`` of them (0: all), special tokens left out."""
-    bridge, identity = models.load_model(model, device), models.identity(model)
-    token_ids = corpora.first_tokens(models.split_tokens(bridge, texts, CONTEXT), max_tokens, seed)
-    content = activations.texts_hash([str(ids) for ids in token_ids])
-    return activations.harvest_tokens(bridge, identity, content, token_ids, layer, parent, special=False, shuffle_seed=seed)
+def held_out_store(reader: models.Reader, texts: list[str], layer: int, parent: Path, max_tokens: int, seed: int) -> Path:
+    """:func:`token_store` on disk."""
+    return token_store(reader._replace(store="disk"), texts, layer, parent, max_tokens, seed)
 
 
-def load_tokens(*stores: Path) -> Float[Tensor, "tokens d_model"]:
-    """The activations of one or more token stores, in their stored (half) precision; a store given twice counts twice.
+def token_store(reader: models.Reader, texts: list[str], layer: int, parent: Path, max_tokens: int, seed: int) -> Source:
+    """The shuffled tokens of texts at one layer, ``max_tokens`` of them (0: all), special tokens left out.
 
     Raises:
-        ValueError: unfinished, damaged or empty store, or values that are not finite.
+        ValueError: unknown ``store``, or a layer out of range.
     """
-    parts = [_read_tokens(store, (store / "manifest.json").stat().st_mtime_ns) for store in stores]
-    return torch.cat(parts) if len(parts) > 1 else parts[0]
-
-
-@functools.lru_cache(maxsize=2)  # a grid of trainings reads the same two stores again and again
-def _read_tokens(store: Path, modified: int) -> Tensor:
-    x = torch.cat([shard["activations"] for shard in read_all(store)])
-    if not len(x) or not torch.isfinite(x).all():
-        raise ValueError(f"{store}: {len(x)} tokens, or values that are not finite; it cannot be trained on")
-    return x
+    bridge = reader.bridge()
+    token_ids = corpora.first_tokens(models.split_tokens(bridge, texts, reader.context), max_tokens, seed)
+    content = activations.texts_hash([str(ids) for ids in token_ids])
+    given = (bridge, models.identity(reader.model), content, token_ids, layer)
+    if reader.store == "stream":
+        return activations.token_shards(*given, special=False, shuffle_seed=seed)
+    return activations.harvest_tokens(*given, parent, special=False, shuffle_seed=seed)
 
 
 def lr_factor(recipe: Recipe, step: int) -> float:
@@ -78,68 +66,61 @@ def lr_factor(recipe: Recipe, step: int) -> float:
     return min(1.0, warm, decay)
 
 
-def batch_rows(n_tokens: int, recipe: Recipe, step: int) -> Tensor:
-    """Rows of a step: a fresh permutation of all tokens per epoch, which depends on the seed and the epoch only."""
-    per_epoch = n_tokens // recipe.batch_tokens
-    epoch, index = divmod(step, per_epoch)
-    return _epoch_order(n_tokens, recipe.seed, epoch)[index * recipe.batch_tokens :][: recipe.batch_tokens]
-
-
-@functools.lru_cache(maxsize=1)
-def _epoch_order(n_tokens: int, seed: int, epoch: int) -> Tensor:
-    return torch.randperm(n_tokens, generator=torch.Generator().manual_seed(1_000_003 * seed + epoch))
-
-
-def sae_path(parent: Path, recipe: Recipe, stores: list[Path], held_out: Path, start: Path | str | None = None) -> Path:
+def sae_path(parent: Path, recipe: Recipe, stores: list[Source], held_out: Path, start: Path | str | None = None) -> Path:
     """``parent/<architecture>-<hash of recipe, data, SAE to start from and training code>``."""
     code = [file_hash(Path(module.__file__)) for module in (jumprelu, saes, recipes, comparators, trainers)]
-    data = [read_manifest(store)["parameters"] for store in [*stores, held_out]]
+    data = [parameters(store) for store in [*stores, held_out]]
     first = saes.identity(start) if start else None
     return parent / f"{recipe.architecture}-{value_hash([dataclasses.asdict(recipe), data, first, code])}"
 
 
 def train(
-    recipe: Recipe, store: Path | list[Path], held_out: Path, parent: Path, start: Path | str | None = None, progress: bool = True
-) -> Path:
-    """Train an SAE on a token store, or finetune ``start`` (see :func:`lib.sae.load`); measure it, return its SAELens folder.
+    recipe: Recipe, store: Source | list[Source], held_out: Path, parent: Path, start: Path | str | None = None, progress: bool = True,
+    device: str = "cpu", buffer_tokens: int = BUFFER_TOKENS,
+) -> Path:  # fmt: skip
+    """Train an SAE on tokens, or finetune ``start`` (see :func:`lib.sae.load`); measure it, return its SAELens folder.
 
-    Several stores are one mixture; a store that stands n times is repeated n times.
+    Several stores are one mixture; a store that stands n times is repeated n times. Of more than ``buffer_tokens`` tokens,
+    blocks of so many are shuffled (see ``lib.token_blocks``). Weights are float32 on ``device``.
 
     Raises:
-        ValueError: an impossible recipe, too few tokens, stores of different layers, a foreign checkpoint, or an SAE to
-            start from that does not fit.
+        ValueError: an impossible recipe, too few tokens, stores of different layers, a foreign checkpoint, an SAE to start
+            from that does not fit, or too little memory.
     """
     stores = store if isinstance(store, list) else [store]
     folder = sae_path(parent, recipe.check(), stores, held_out, start)
     if (folder / "training.json").exists():
         return folder
-    x, metadata = load_tokens(*stores), _metadata([*stores, held_out])
+    x, metadata = Blocks(stores, buffer_tokens), _metadata([*stores, held_out])
     if len(x) < recipe.batch_tokens or recipe.d_sae < 1:
         raise ValueError(f"{stores} have {len(x)} tokens, fewer than one batch of {recipe.batch_tokens}")
-    sample = torch.randperm(len(x), generator=torch.Generator().manual_seed(recipe.seed))[:CALIBRATION_TOKENS]
-    calibration = x[sample].float()
+    calibration = x.sample(CALIBRATION_TOKENS, recipe.seed).to(device).float()
     first = saes.load(start) if start else None
     if first is not None:
-        saes.check_fits(first, x.shape[1], metadata["hook_name"], metadata["model_name"])
-    trainer = make_trainer(recipe, calibration, first)
-    curve, seconds = _run(trainer, recipe, x, folder.with_suffix(".checkpoint"), progress)
+        saes.check_fits(first, calibration.shape[1], metadata["hook_name"], metadata["model_name"])
+    try:
+        trainer = make_trainer(recipe, calibration, first)
+        curve, seconds = _run(trainer, recipe, x, folder.with_suffix(".checkpoint"), progress, device)
+    except torch.OutOfMemoryError as error:
+        raise ValueError(f"the memory of {device} does not suffice for d_sae {recipe.d_sae} with batches of {recipe.batch_tokens} tokens; lower batch_tokens") from error
     trainer.finish(calibration[:4096])
     sae = trainer.export(metadata)
-    record = {"recipe": dataclasses.asdict(recipe), "data": [read_manifest(store)["parameters"] for store in stores],
+    record = {"recipe": dataclasses.asdict(recipe), "data": [parameters(store) for store in stores],
               "start": Path(start).name if start else None, "tokens_per_s": recipe.last_step * recipe.batch_tokens / seconds,
               "seconds": seconds, "curve": curve}  # fmt: skip
-    saes.save(sae, folder, record | saes.held_out_record(sae, load_tokens(held_out)))
+    measured = saes.held_out_record(sae.to(device), load_tokens(held_out))
+    saes.save(sae.cpu(), folder, record | measured)
     folder.with_suffix(".checkpoint").unlink(missing_ok=True)
     return folder
 
 
-def _metadata(stores: list[Path]) -> dict[str, Any]:
+def _metadata(stores: list[Source]) -> dict[str, Any]:
     """What the export says of its origin.
 
     Raises:
         ValueError: the stores are not of one model and layer.
     """
-    first, *others = (read_manifest(path)["parameters"] for path in stores)
+    first, *others = map(parameters, stores)
     for other in others:
         for key in ("model", "revision", "hook_name"):
             if first.get(key) != other.get(key):
@@ -147,7 +128,7 @@ def _metadata(stores: list[Path]) -> dict[str, Any]:
     return {"model_name": first.get("model"), "hook_name": first.get("hook_name"), "revision": first.get("revision")}
 
 
-def _run(trainer: Trainer, recipe: Recipe, x: Tensor, checkpoint: Path, progress: bool) -> tuple[list[dict], float]:
+def _run(trainer: Trainer, recipe: Recipe, x: Blocks, checkpoint: Path, progress: bool, device: str) -> tuple[list[dict], float]:
     """All steps that a checkpoint has not done yet; returns the training curve and the seconds of all steps."""
     start, curve, seconds = _resume(trainer, recipe, checkpoint)
     every = max(1, recipe.steps // 50)
@@ -156,7 +137,7 @@ def _run(trainer: Trainer, recipe: Recipe, x: Tensor, checkpoint: Path, progress
     bar = tqdm(range(start, last), initial=start, total=last, desc=checkpoint.stem, unit="step", disable=not progress)
     for step in bar:
         began = time.perf_counter()
-        found = trainer.step(x[batch_rows(len(x), recipe, step)].float(), lr_factor(recipe, step))
+        found = trainer.step(x.batch(step, recipe.batch_tokens, recipe.seed).to(device).float(), lr_factor(recipe, step))
         seconds += time.perf_counter() - began
         if step % every == 0 or step == last - 1:
             curve.append({"tokens": (step + 1) * recipe.batch_tokens} | found)

@@ -90,7 +90,7 @@ class Probed(NamedTuple):
 
 def probe_saes(
     table: pd.DataFrame, tokens: PromptTokens, resid: dict[str, np.ndarray], given: Task, ks: list[int], poolings: list[str],
-    c_grid: list[float], hook_name: str | None = None, model: str | None = None,
+    c_grid: list[float], hook_name: str | None = None, model: str | None = None, device: str = "cpu",
 ) -> Probed:  # fmt: skip
     """Every probe on every SAE of ``table`` (columns variant, seed, folder), after a check that it is of this hook and model.
 
@@ -102,15 +102,16 @@ def probe_saes(
     """
     found, strengths = Probed({}, {}, {}), {}
     rows = list(table.itertuples())
-    activations, starts = tokens.activations.numpy(), tokens.starts.numpy()  # which the workers map, not copy
+    shared = tokens.activations.view(torch.int16).numpy(), tokens.starts.numpy()  # which the workers map, not copy
+    form = tokens.activations.dtype, tokens.fixed
 
     def call(row):
         key = (row.variant, None if pd.isna(row.seed) else int(row.seed))
-        return joblib.delayed(_probe_sae)(key, row.folder, activations, starts, resid, given, ks, poolings, c_grid, dict(strengths), hook_name, model)
+        return joblib.delayed(_probe_sae)(key, row.folder, *shared, *form, resid, given, ks, poolings, c_grid, dict(strengths), hook_name, model, device)
 
     bar = tqdm(total=len(rows), desc="SAEs probed", unit="SAE")
     for part in (rows[:1], rows[1:]):
-        workers = joblib.Parallel(max(1, min(joblib.cpu_count(), len(part))), return_as="generator", mmap_mode="c")
+        workers = joblib.Parallel(max(1, min(joblib.cpu_count(), len(part))) if device == "cpu" else 1, return_as="generator", mmap_mode="c")
         for row, (one, chosen_strengths) in zip(part, workers(map(call, part)), strict=True):
             found.scores.update(one.scores)
             found.chosen.update(one.chosen)
@@ -121,11 +122,12 @@ def probe_saes(
     return found
 
 
-def _probe_sae(key, folder, activations, starts, resid, given, ks, poolings, c_grid, strengths, hook_name, model) -> tuple[Probed, dict]:
+def _probe_sae(key, folder, activations, starts, dtype, fixed, resid, given, ks, poolings, c_grid, strengths, hook_name, model, device) -> tuple[Probed, dict]:
     """All probes on one SAE, and the strengths of the linear ones, chosen where none is given."""
-    sae = saes.load(folder)
-    saes.check_fits(sae, activations.shape[1], hook_name, model)
-    pooled = latents.pool_latents(sae, PromptTokens(torch.from_numpy(activations), torch.from_numpy(starts)))
+    sae = saes.load(folder, device)
+    tokens = PromptTokens(torch.from_numpy(activations).view(dtype), torch.from_numpy(starts), fixed)
+    saes.check_fits(sae, tokens.activations.shape[1], hook_name, model)
+    pooled = latents.pool_latents(sae, tokens)
     found = Probed({}, {}, {key[0]: pooled})
     for pooling, selection in itertools.product(poolings, ksparse.SELECTIONS):
         first = (*key, "k-sparse", pooling, ksparse.SELECTIONS[0], 1)  # k = 1 does not depend on the selection

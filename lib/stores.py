@@ -5,6 +5,7 @@
 manifest follows it. So a shard that the manifest does not list is made again.
 """
 
+import errno
 import json
 import time
 from collections.abc import Callable
@@ -46,7 +47,7 @@ def build(folder: Path, parameters: dict[str, Any], n_shards: int, make: Callabl
     ``make(i)`` must depend on ``i`` and ``parameters`` only, so that a resumed store equals an uninterrupted one.
 
     Raises:
-        ValueError: the folder holds other parameters, or a tensor is not finite.
+        ValueError: the folder holds other parameters, a tensor is not finite, or the disk is full.
     """
     path = folder / "manifest.json"
     if path.exists():
@@ -58,7 +59,12 @@ def build(folder: Path, parameters: dict[str, Any], n_shards: int, make: Callabl
     todo = [i for i in range(n_shards) if not _has(folder, manifest, i)]
     for i in tqdm(todo, desc=folder.name, unit=unit, disable=not todo):
         started = time.perf_counter()
-        manifest["shards"][_name(i)] = _write_shard(folder / _name(i), make(i))
+        try:
+            manifest["shards"][_name(i)] = _write_shard(folder / _name(i), make(i))
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise ValueError(f"the disk is full: {folder} has {len(manifest['shards'])} of {n_shards} shards, which stay usable; make room and run again") from error
         manifest["seconds"][_name(i)] = round(time.perf_counter() - started, 3)
         manifest["finished"] = len(manifest["shards"]) == n_shards
         write_json(path, manifest)

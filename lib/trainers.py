@@ -12,6 +12,8 @@ from lib.comparators import SAELensTrainer
 from lib.jumprelu import Parameters, sparse_step
 from lib.recipes import Recipe, Trainer, batch_metrics, scaling
 
+QUANTILE_ROWS = 8192  # latents at a time: 131,072 of them on 8,192 tokens would take 4 GiB
+
 
 def make_trainer(recipe: Recipe, calibration: Float[Tensor, "tokens d_model"], start: SAE | None = None) -> Trainer:
     """The trainer of a recipe, initialised on a sample of training activations, or from an SAE that is finetuned.
@@ -35,7 +37,7 @@ def fresh(recipe: Recipe, x: Float[Tensor, "tokens d_model"], generator: torch.G
 
 def _quantile(recipe: Recipe, dec: Tensor, x: Tensor) -> Tensor:
     rate = (recipe.target_l0 or 0.02 * recipe.d_sae) / recipe.d_sae
-    return torch.quantile(dec @ x.T, 1 - rate, dim=1)
+    return torch.cat([torch.quantile(rows @ x.T, 1 - rate, dim=1) for rows in dec.split(QUANTILE_ROWS)])
 
 
 def resampled(p: Parameters, recipe: Recipe, x: Float[Tensor, "tokens d_model"], generator: torch.Generator) -> Parameters:
@@ -50,7 +52,7 @@ def resampled(p: Parameters, recipe: Recipe, x: Float[Tensor, "tokens d_model"],
     if not len(worst):
         return p
     residual = x - torch.addmm(p.b_dec, latents, p.dec)
-    tokens = torch.multinomial(residual.square().sum(1), len(worst), replacement=len(worst) > len(x), generator=generator)
+    tokens = torch.multinomial(residual.square().sum(1).cpu(), len(worst), replacement=len(worst) > len(x), generator=generator).to(x.device)
     rows = torch.nn.functional.normalize(residual[tokens], dim=1)
     p = Parameters(*(tensor.clone() for tensor in p))
     p.enc[worst], p.dec[worst], p.b_enc[worst], p.threshold[worst] = rows, rows, 0.0, _quantile(recipe, rows, x)
@@ -82,7 +84,7 @@ class JumpReLUTrainer:
             p = fresh(recipe, x, generator)
         else:
             saes.check_fits(start, x.shape[1])
-            p = resampled(saes.to_parameters(start, self.mean, self.scale), recipe, x, generator)
+            p = resampled(saes.to_parameters(start.to(x.device), self.mean, self.scale), recipe, x, generator)
             if len(p.threshold) != recipe.d_sae:
                 raise ValueError(f"the SAE to finetune has d_sae {len(p.threshold)}, the recipe {recipe.d_sae}; they must be equal")
         self.p = Parameters(*(torch.nn.Parameter(tensor) for tensor in p))
@@ -168,5 +170,5 @@ class JumpReLUTrainer:
         for parameter, tensor in zip(self.p, state["parameters"], strict=True):
             parameter.data.copy_(tensor)
         self.optimizer.load_state_dict(state["optimizer"])
-        self.unused, self.balance = state["unused"], list(state["balance"])
+        self.unused, self.balance = state["unused"].to(self.unused), list(state["balance"])
         self.integral, self.steps = state["integral"], state["steps"]

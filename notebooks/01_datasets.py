@@ -27,9 +27,9 @@
 # %%
 import numpy as np
 import pandas as pd
-from IPython.display import Markdown
+from IPython.display import Markdown, display
 
-from lib import datasets, figures, metrics, probes, records, sources
+from lib import chat, datasets, figures, llm, metrics, models, probes, records, refusals, rollouts, sources
 
 # %% [markdown]
 # ## Parameters
@@ -53,6 +53,17 @@ benign_jailbreak_share = 1.0  # fraction of harmless prompts that are also wrapp
 val_share = 0.2  # fraction of in-distribution base prompts
 max_cosine = 0.9  # near-duplicates across splits above this MiniLM cosine are removed
 n_bootstrap = 1000
+model = "all-MiniLM-L6-v2"  # packaged MiniLM, a Hugging Face id, or a local folder
+device = "cpu"
+dtype = "float32"  # of the forward pass, float32 | bfloat16 | float16
+n_jailbroken = 100  # harmful base prompts of either pool whose variants a chat model answers (0: none)
+response_tokens = 64  # of such an answer, at most
+refusal_judge = "phrases"  # phrases | llm
+llm_model = ""  # as the server calls it
+llm_base_url = "http://localhost:11434/v1"  # any OpenAI-compatible server
+llm_key_variable = "OPENAI_API_KEY"  # environment variable that holds the key
+llm_max_requests = 20_000  # budget; what is judged before it is spent is kept
+llm_max_tokens = 20_000_000
 seed = 0
 
 # %% [markdown]
@@ -148,6 +159,34 @@ caption = f"Profile {profile}; n = {len(prompts):,} prompts after augmentation."
 figures.save(figures.lengths(prompts), run.figures, "01_lengths", caption)
 
 # %% [markdown]
+# ## Jailbreak effectiveness
+# The paper plots how well each jailbreak works on the model, and takes the stronger of a kind for OOD. A chat model answers harmful
+# base prompts in every wrapper, greedily; an answer counts as refused by the phrases it begins with, or by a language model's
+# judgement (`refusal_judge`). **What to look for:** plain requests refused most, jailbreaks less, innocuous transformations least.
+# A model without chat template cannot be asked: not applicable. (Where all answers agree, the bootstrap has no spread and no bar.)
+
+# %%
+answered = pd.DataFrame(columns=[*prompts.columns, "response", "refused"])
+if n_jailbroken and chat.has_template(models.load_tokenizer(model)):
+    answered = refusals.asked(prompts, n_jailbroken, np.random.default_rng(seed))
+    bridge, parent = models.load_model(model, device, dtype), run.folder / "rollouts"
+    found = rollouts.generate(bridge, models.identity(model), answered["text"].tolist(), parent, response_tokens, temperature=0.0)
+    answered = answered.assign(response=found["response"].to_numpy(), refused=[refusals.refuses(text) for text in found["response"]])
+if refusal_judge == "llm" and len(answered):
+    judge = llm.LLMJudge(llm_model, llm_base_url, llm_key_variable, run.folder / "llm", llm_max_requests, llm_max_tokens)
+    answered["refused"] = refusals.judged(answered["response"].tolist(), judge)
+refused = refusals.rates(answered, n_bootstrap, seed)
+
+# %%
+caption = f"Profile {profile}, {model}; greedy, {response_tokens} tokens; refusal by {refusal_judge}; 95 % bootstrap over base prompts."
+if len(refused):
+    kinds = refused["kind"].where(refused["kind"] != "plain", "request")
+    named = refused.assign(row=kinds + ", " + refused["transform"] + " (" + refused["pool"] + ")", panel=f"{answered['base_id'].nunique()} harmful base prompts")
+    figure = figures.points(named, "row", "panel", xlabel="refusal rate (fraction)", xlim=(-0.02, 1.02))
+    display(figures.save(figure, run.figures, "01_jailbreaks", caption))
+Markdown("" if len(refused) else f"Not applicable: {model} is no chat model." if n_jailbroken else "Not asked: `n_jailbroken` is 0.")
+
+# %% [markdown]
 # ## Sizes beside the paper's
 
 # %%
@@ -177,5 +216,5 @@ counts = [
     {"metric": "prompts", "split": split, "value": float(n), "n": int(n), "unit": "prompts"}
     for split, n in prompts["split"].value_counts(sort=False).items()
 ]
-table = pd.concat([formatting, pd.DataFrame(counts)], ignore_index=True)
+table = pd.concat([formatting, pd.DataFrame(counts), *([refused] if len(refused) else [])], ignore_index=True)
 records.write(run, table, table, inputs=[], outputs={"prompts": path, "raw_prompts": raw_path}).name

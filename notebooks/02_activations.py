@@ -48,16 +48,20 @@ prompts_path = records.output(run, "01_datasets", "prompts")
 prompts = datasets.load(prompts_path)
 bridge = models.load_model(model, device, dtype)
 wanted = models.check_layers(bridge, layers or list(range(bridge.cfg.n_layers)))
-print(f"{len(prompts):,} prompts; {model}: {bridge.cfg.n_layers} layers, d_model {bridge.cfg.d_model}, context {bridge.cfg.n_ctx}")
+fixed = models.fixed_position(bridge)
+print(f"{len(prompts):,} prompts; {model}: {bridge.cfg.n_layers} layers, d_model {bridge.cfg.d_model}, context {bridge.cfg.n_ctx}; fixed position {fixed}")
 
 # %% [markdown]
 # ## Method
 # Let $x_{l,t} \in \mathbb{R}^{d}$ be the residual stream after block $l$ at token $t$ of a prompt with $T$ tokens. The
 # pooled activations are
 #
-# $$\text{max: } \max_t x_{l,t,i} \qquad \text{mean: } \tfrac1T \textstyle\sum_t x_{l,t,i} \qquad \text{fixed: } x_{l,T,i}$$
+# $$\text{max: } \max_t x_{l,t,i} \qquad \text{mean: } \tfrac1T \textstyle\sum_t x_{l,t,i} \qquad \text{fixed: } x_{l,T+1+p,i}$$
 #
-# Batches are bucketed by length, padded positions never count, and the forward pass stops at the last wanted layer.
+# with $p = -1$, or for a chat model the place of the token that closes the user's turn, found from its template ($-5$ for Gemma 2,
+# as in the paper). A chat model reads the prompt in its chat template, with the header of its own turn behind it; a causal model's
+# BOS, which sees nothing, does not count. Batches are bucketed by length, padded positions never count, a batch that memory
+# cannot hold is halved, and the forward pass stops at the last wanted layer.
 # The result is a folder of checksummed shards, named by a hash of everything that determines it: run this again and
 # nothing is computed; interrupt it and it goes on where it was.
 

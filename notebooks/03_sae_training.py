@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
-from lib import corpora, datasets, figures, metrics, pareto, records, sae, sae_training
+from lib import datasets, figures, metrics, models, pareto, records, rollouts, sae, sae_training
 from lib.files import relative, write_table
 from lib.recipes import Recipe
 
@@ -37,7 +37,13 @@ from lib.recipes import Recipe
 profile = "embedded"
 device = "cpu"
 layer = 2  # block whose residual stream is trained on; notebook 05 chose it on validation
-corpus = "docstrings"  # docstrings | pretraining | rollouts; the training prompts are added
+corpus = "docstrings"  # docstrings | pretraining | rollouts | hf:<data set> | own:<corpus>; the training prompts are added
+n_rollouts = 2000  # of the model's own, where a corpus is own:…
+rollout_tokens = 128  # of a rollout, at most
+rollout_temperature = 1.0  # 0: greedy
+context = 128  # tokens of a window of text
+store = "disk"  # disk | stream, training activations kept, or made anew for each training
+buffer_tokens = 4_000_000  # shuffled at a time
 max_tokens = 110_000  # training tokens harvested
 held_out_tokens = 20_000
 d_sae = 768
@@ -61,9 +67,12 @@ seeds = [0, 1, 2]
 run = records.start("03_sae_training", globals())
 prompts_path = records.output(run, "01_datasets", "prompts")
 prompts = datasets.load(prompts_path)
-model = records.read(run, "02_activations")["parameters"]["model"]
-texts = corpora.corpus(corpus) + prompts.loc[prompts["split"] == "train", "text"].tolist()
-store, held_out = sae_training.token_stores(model, texts, layer, run.folder / "activations", max_tokens, held_out_tokens, split_seed, device)
+made = records.read(run, "02_activations")["parameters"]
+model, reader = made["model"], models.Reader(made["model"], device, made["dtype"], context, store)
+sampling = rollouts.Sampling(n_rollouts, rollout_tokens, rollout_temperature, split_seed)
+asked = prompts.loc[prompts["split"] == "train", "text"].tolist()
+texts = rollouts.corpus(corpus, reader, sampling, asked, run.folder / "rollouts", max_tokens + held_out_tokens) + asked
+tokens, held_out = sae_training.token_stores(reader, texts, layer, run.folder / "activations", max_tokens, held_out_tokens, split_seed)
 x_held = sae_training.load_tokens(held_out)
 print(f"{len(texts):,} passages; held out: {tuple(x_held.shape)} (tokens, d_model), layer {layer} of {model}")
 
@@ -85,7 +94,7 @@ variants |= {f"JumpReLU, QF f₀={f0}": {"penalty": "quadratic_frequency", "f0":
 variants |= {name: {"architecture": name, "lr": gated_lr if name == "gated" else comparator_lr} for name in comparators}
 base = Recipe(d_sae=d_sae, tokens=train_tokens, batch_tokens=batch_tokens, lr=lr)
 grid = pareto.recipes(base, variants, {"target_l0": target_l0s, "coefficient": gated_coefficients}, seeds)
-table = pareto.train_grid(grid, store, held_out, run.folder / "saes")
+table = pareto.train_grid(grid, tokens, held_out, run.folder / "saes", device=device, buffer_tokens=buffer_tokens)
 table.drop(columns=["folder", "seed"]).groupby(["variant", "sparsity"], sort=False).mean().round(3)
 
 # %% [markdown]
@@ -171,6 +180,6 @@ Markdown(
 saes = table[["variant", "sparsity", "seed"]].assign(folder=table["folder"].map(relative))
 list_path = write_table(run.folder / "saes" / "architectures.parquet", saes)
 tidy = table.drop(columns="folder").melt(["variant", "sparsity", "seed"], var_name="metric")
-outputs = {"tokens": store, "held_out": held_out, "saes": list_path}
+outputs = {"held_out": held_out, "saes": list_path} | ({"tokens": tokens} if store == "disk" else {})
 headline = pd.concat([costs, frequent], ignore_index=True)
 records.write(run, pd.concat([tidy, headline], ignore_index=True), headline, inputs=[prompts_path], outputs=outputs).name

@@ -28,7 +28,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
-from lib import corpora, datasets, figures, finetuning, records, sae, sae_training
+from lib import corpora, datasets, figures, finetuning, models, records, rollouts, sae, sae_training, splice, token_blocks
 from lib.files import relative, write_table
 from lib.recipes import Recipe
 
@@ -39,13 +39,20 @@ from lib.recipes import Recipe
 profile = "embedded"
 device = "cpu"
 layer = 2  # block whose residual stream is trained on; notebook 05 chose it on validation
-base_sae = "data/pretrained/all-MiniLM-L6-v2-layer-2-base"  # SAELens folder or release/sae_id with a colon; empty to train one
+base_sae = "data/pretrained/all-MiniLM-L6-v2-layer-2-base"  # SAELens folder, folder with params.npz, or release:sae_id; empty to train one
 prompts_sae = "data/pretrained/all-MiniLM-L6-v2-layer-2-prompts"  # of pretraining text as user prompts; empty to train one
-chat_corpus = "prompts"  # prompts (the training split in all wrappers) | rollouts
-pretraining_corpus = "docstrings"  # docstrings | pretraining; for held-out metrics, and for SAEs that are trained here
+chat_corpus = "prompts"  # prompts (the training split in all wrappers) | rollouts | hf:<data set> | own:<corpus>
+pretraining_corpus = "docstrings"  # docstrings | pretraining | hf:<data set>; for held-out metrics, and for SAEs that are trained here
+n_rollouts = 2000  # of the model's own, where a corpus is own:…
+rollout_tokens = 128  # of a rollout, at most
+rollout_temperature = 1.0  # 0: greedy
+context = 128  # tokens of a window of text
+store = "disk"  # disk | stream, training activations kept, or made anew for each training
+buffer_tokens = 4_000_000  # shuffled at a time
 pretraining_tokens = 20_000  # harvested
 chat_tokens = 120_000  # harvested
 held_out_tokens = 20_000
+lm_loss_tokens = 20_000  # held-out tokens of each text, for the loss of a causal model
 base_d_sae = 1536  # of SAEs that are trained here
 base_train_tokens = 1_500_000  # seen by an SAE that is trained here
 finetune_tokens = 120_000  # tokens seen in finetuning
@@ -56,6 +63,7 @@ scratch_lr = 1.6e-2  # of 4e-3 to 1.6e-2, in the same way
 resample_shares = [0.25]  # share of latents made anew before finetuning
 prompt_repeats = []  # copies of the probe's training prompts in the mix, such as [1, 4]; no test where chat text is those prompts
 finetune_seeds = [0, 1, 2]
+n_bootstrap = 1000  # replicates over sequences, for the language-model loss
 split_seed = 1  # division of the passages into training and held-out ones
 
 # %% [markdown]
@@ -68,24 +76,27 @@ split_seed = 1  # division of the passages into training and held-out ones
 run = records.start("04_chat_finetune", globals())
 prompts_path = records.output(run, "01_datasets", "prompts")
 prompts = datasets.load(prompts_path)
-model = records.read(run, "02_activations")["parameters"]["model"]
+made = records.read(run, "02_activations")["parameters"]
+model, reader = made["model"], models.Reader(made["model"], device, made["dtype"], context, store)
+sampling = rollouts.Sampling(n_rollouts, rollout_tokens, rollout_temperature, split_seed)
 parent, rng = run.folder / "activations", np.random.default_rng(split_seed)
+probe_texts = prompts.loc[prompts["split"] == "train", "text"].tolist()
 if chat_corpus == "prompts":
     templates = datasets.load_templates(records.read(run, "01_datasets")["parameters"]["dataset"])
     chat_texts = [datasets.chat_texts(prompts, split, templates, rng) for split in ("train", "val")]
 else:
-    chat_texts = corpora.hold_out(corpora.corpus(chat_corpus), 0.05, split_seed)
-limits = (chat_tokens, held_out_tokens)
-chat, chat_held_out = (sae_training.token_store(model, texts, layer, parent, n, split_seed, device) for texts, n in zip(chat_texts, limits, strict=True))
-probe_texts = prompts.loc[prompts["split"] == "train", "text"].tolist()
-probe_prompts = sae_training.token_store(model, probe_texts, layer, parent, 0, split_seed, device)
+    found = rollouts.corpus(chat_corpus, reader, sampling, probe_texts, run.folder / "rollouts", chat_tokens + held_out_tokens)
+    chat_texts = corpora.hold_out(found, 0.05, split_seed)
 
 # %%
-texts = corpora.corpus(pretraining_corpus)
-pretraining, pretraining_held_out = sae_training.token_stores(model, texts, layer, parent, pretraining_tokens, held_out_tokens, split_seed, device)
+texts = corpora.corpus(pretraining_corpus, pretraining_tokens + held_out_tokens)
+chat = sae_training.token_store(reader, chat_texts[0], layer, parent, chat_tokens, split_seed)
+chat_held_out = sae_training.held_out_store(reader, chat_texts[1], layer, parent, held_out_tokens, split_seed)
+probe_prompts = sae_training.token_store(reader, probe_texts, layer, parent, 0, split_seed)
+pretraining, pretraining_held_out = sae_training.token_stores(reader, texts, layer, parent, pretraining_tokens, held_out_tokens, split_seed)
 held_out = {"chat": chat_held_out, pretraining_corpus: pretraining_held_out}
-stores = {"chat": chat, "probe prompts": probe_prompts, pretraining_corpus: pretraining} | {f"{k}, held out": v for k, v in held_out.items()}
-pd.Series({name: len(sae_training.load_tokens(store)) for name, store in stores.items()}, name="tokens").to_frame()
+sources = {"chat": chat, "probe prompts": probe_prompts, pretraining_corpus: pretraining} | {f"{k}, held out": v for k, v in held_out.items()}
+pd.Series({name: sum(token_blocks.counts(source)) for name, source in sources.items()}, name="tokens").to_frame()
 
 # %% [markdown]
 # ## The SAEs to begin with
@@ -94,15 +105,16 @@ pd.Series({name: len(sae_training.load_tokens(store)) for name, store in stores.
 
 # %%
 starts = {"pretraining SAE": sae.locate(base_sae), "IT-formatted SAE": sae.locate(prompts_sae)}
+options = {"device": device, "buffer_tokens": buffer_tokens}
 recipe = Recipe(d_sae=base_d_sae if not base_sae else sae.load(base_sae).cfg.d_sae, target_l0=sae_target_l0, tokens=base_train_tokens)
 if not base_sae:
     earlier = dataclasses.replace(recipe, stop_tokens=max(base_train_tokens - finetune_tokens, recipe.batch_tokens))
     for name, trained in {"pretraining SAE": recipe, "earlier checkpoint": earlier}.items():
-        starts[name] = sae_training.train(trained, pretraining, pretraining_held_out, run.folder / "saes")
+        starts[name] = sae_training.train(trained, pretraining, pretraining_held_out, run.folder / "saes", **options)
 if not prompts_sae:
     wrapped = corpora.as_user_prompts(corpora.hold_out(texts, 0.05, split_seed)[0])
-    store = sae_training.token_store(model, wrapped, layer, parent, pretraining_tokens, split_seed, device)
-    starts["IT-formatted SAE"] = sae_training.train(recipe, store, pretraining_held_out, run.folder / "saes")
+    as_prompts = sae_training.token_store(reader, wrapped, layer, parent, pretraining_tokens, split_seed)
+    starts["IT-formatted SAE"] = sae_training.train(recipe, as_prompts, pretraining_held_out, run.folder / "saes", **options)
 {name: Path(place).name for name, place in starts.items()}
 
 # %% [markdown]
@@ -115,10 +127,10 @@ if not prompts_sae:
 d_sae_start = sae.load(starts["pretraining SAE"]).cfg.d_sae
 recipe = Recipe(d_sae=d_sae_start, target_l0=sae_target_l0, tokens=finetune_tokens, lr=finetune_lr)
 ways = finetuning.variants(starts, {"tokens": scratch_tokens, "lr": scratch_lr}, resample_shares, prompt_repeats)
-trained = finetuning.train_variants(ways, recipe, finetune_seeds, chat, probe_prompts, chat_held_out, run.folder / "saes")
+trained = finetuning.train_variants(ways, recipe, finetune_seeds, chat, probe_prompts, chat_held_out, run.folder / "saes", **options)
 before = pd.DataFrame([{"variant": name, "seed": None, "start": None, "folder": relative(path)} for name, path in starts.items()])
 saes = pd.concat([before, trained], ignore_index=True)
-measured = finetuning.measure(saes, held_out)
+measured = finetuning.measure(saes, held_out, device)
 summary = finetuning.over_seeds(measured)
 
 # %% [markdown]
@@ -131,6 +143,24 @@ caption = f"Profile {profile}, layer {layer}, {d_sae_start:,} latents, held-out 
 for metric, label in (("fvu", "FVU (fraction of variance)"), ("l0", "L0 (active latents per token)")):
     figure = figures.points(summary[summary["metric"] == metric], "variant", "text", xlabel=label)
     display(figures.save(figure, run.figures, f"04_{metric}", caption))
+
+# %% [markdown]
+# ## Language-model loss with the SAE spliced in
+# The reconstruction takes the place of the residual stream, and the model goes on from there: `delta_lm_loss` is what its loss per
+# token rises by, and the loss recovered is 1 for a perfect SAE and 0 for one no better than zeros. Only a causal model has such a loss.
+# **What to look for:** finetuning lowers the delta on chat. **What would speak against it:** a delta on chat that stays.
+
+# %%
+losses, bridge = pd.DataFrame(columns=["metric", "variant", "text", "value", "low", "high", "n"]), reader.bridge()
+if lm_loss_tokens and models.is_causal(bridge):
+    held_texts = {"chat": chat_texts[1], pretraining_corpus: corpora.hold_out(texts, 0.05, split_seed)[1]}
+    windows = {name: corpora.first_tokens(models.split_tokens(bridge, part, context), lm_loss_tokens, split_seed) for name, part in held_texts.items()}
+    losses = splice.measure(bridge, saes, windows, layer, n_bootstrap, split_seed)
+    caption = f"Profile {profile}, {model}, layer {layer}, {', '.join(f'{n:,.0f} tokens of {text}' for text, n in losses.groupby('text')['n'].first().items())}; 95 % bootstrap over sequences."
+    delta = losses[losses["metric"] == "delta_lm_loss"]
+    display(figures.save(figures.points(delta, "variant", "text", xlabel="rise of the loss (nats per token)"), run.figures, "04_lm_loss", caption))
+shown = losses.assign(shown=[records.text(row) for row in losses.itertuples()], column=losses["metric"] + " (" + losses["text"] + ")")
+shown.pivot(index="variant", columns="column", values="shown") if len(losses) else Markdown(f"Not applicable: {model} is no causal language model.")
 
 # %% [markdown]
 # ## Drift, dead and high-frequency latents
@@ -148,15 +178,18 @@ summary.assign(
 # %%
 value = {(row.variant, row.text, row.metric): records.text(row) for row in summary.itertuples()}
 first = "finetuned from pretraining SAE"
+delta = {row.variant: records.text(row) for row in losses.itertuples() if row.metric == "delta_lm_loss" and row.text == "chat"}
+spliced = f" Spliced in, it adds {delta['pretraining SAE']} nats per token of chat before, {delta[first]} after." if delta else ""
 Markdown(
     f"FVU on chat: {value['pretraining SAE', 'chat', 'fvu']} before, {value[first, 'chat', 'fvu']} after finetuning, "
     f"{value['from scratch', 'chat', 'fvu']} from scratch. On {pretraining_corpus}: {value['pretraining SAE', pretraining_corpus, 'fvu']} before, "
-    f"{value[first, pretraining_corpus, 'fvu']} after. Decoder rows keep a mean cosine of {value[first, finetuning.DECODER, 'cosine']}; "
+    f"{value[first, pretraining_corpus, 'fvu']} after.{spliced} Decoder rows keep a mean cosine of {value[first, finetuning.DECODER, 'cosine']}; "
     f"{value[first, finetuning.DECODER, 'moved']} of the latents moved. Tokens seen: {finetune_tokens:,} in finetuning, {scratch_tokens:,} from "
     "scratch. Intervals are over seeds of finetuning; there is one SAE of each kind to begin with, and its noise is in no interval."
 )
 
 # %%
 list_path = write_table(run.folder / "saes" / "chat_saes.parquet", saes.assign(seed=saes["seed"].astype("Int64")))
-table = pd.concat([measured, summary], ignore_index=True)
-records.write(run, table, summary, inputs=[prompts_path, chat, probe_prompts, pretraining], outputs={"saes": list_path}).name
+headline = pd.concat([summary, losses], ignore_index=True) if len(losses) else summary
+table, kept = pd.concat([measured, headline], ignore_index=True), [source for source in sources.values() if isinstance(source, Path)]
+records.write(run, table, headline, inputs=[prompts_path, *kept], outputs={"saes": list_path}).name

@@ -59,6 +59,7 @@ run = records.start("05_probing", globals())
 prompts_path = records.output(run, "01_datasets", "prompts")
 store = records.output(run, "02_activations", "pooled")
 prompts, pooled = datasets.load(prompts_path), activations.load_pooled(store)
+model, dtype = (records.read(run, "02_activations")["parameters"][name] for name in ("model", "dtype"))
 train = (prompts["split"] == "train").to_numpy()
 y, ids = prompts["label"].to_numpy(), prompts["base_id"].to_numpy()
 weights = metrics.split_weights(prompts, n_bootstrap, seed)
@@ -120,8 +121,7 @@ figures.save(figure, run.figures, "05_layers", caption)
 x = pooled[layer, pooling]
 scores["mean difference"] = x @ probes.mean_difference(x[train], y[train])
 if attention_probe:
-    model = records.read(run, "02_activations")["parameters"]["model"]
-    tokens = activations.prompt_tokens(models.load_model(model, device), models.identity(model), texts.tolist(), layer, run.folder / "activations")
+    tokens = activations.prompt_tokens(models.load_model(model, device, dtype), models.identity(model), texts.tolist(), layer, run.folder / "activations")
     everyone = np.arange(len(prompts))
     head = probes.fit_attention(tokens, everyone[train], y[train], ids[train], seed)
     scores["attention"] = head.score(tokens, everyone)
@@ -171,8 +171,8 @@ table[table["probe"] == "dense"].assign(auroc=[records.text(r) for r in table[ta
 made = records.read(run, "04_chat_finetune")["parameters"]
 list_path = records.output(run, "04_chat_finetune", "saes")
 saes = pd.read_parquet(list_path)
-sae_layer, model = made["layer"], records.read(run, "02_activations")["parameters"]["model"]
-tokens = activations.prompt_tokens(models.load_model(model, device), models.identity(model), texts.tolist(), sae_layer, run.folder / "activations")
+sae_layer = made["layer"]
+tokens = activations.prompt_tokens(models.load_model(model, device, dtype), models.identity(model), texts.tolist(), sae_layer, run.folder / "activations")
 given = sparse_probing.task(prompts)
 here, line = activations.at_layer(pooled, sae_layer), validation[validation["layer"] == sae_layer]
 dense_pooling = line.loc[line["value"].idxmax(), "pooling"]
@@ -182,7 +182,7 @@ print(f"{len(saes)} SAEs at layer {sae_layer}; {len(tokens.activations):,} token
 
 # %%
 ks = sorted({1, show_k, *ks})
-probed = sparse_probing.probe_saes(saes, tokens, resid, given, ks, k_poolings, c_grid, models.resid_post(sae_layer), model)
+probed = sparse_probing.probe_saes(saes, tokens, resid, given, ks, k_poolings, c_grid, models.resid_post(sae_layer), model, device)
 few = {split: draw[:grid_bootstrap] for split, draw in weights.items()}
 drawn = draws.table(prompts, probed.scores, sparse_probing.LEVELS, few)
 dense_keys = {("dense", None, "dense", p, "", 0): scores[sae_layer, p] for p in activations.POOLINGS}

@@ -35,7 +35,7 @@ from lib.files import write_table, write_text
 # %% tags=["parameters"]
 profile = "embedded"
 device = "cpu"
-interp_corpus = "docstrings"  # docstrings | pretraining | rollouts; plain training and validation prompts are added
+interp_corpus = "docstrings"  # docstrings | pretraining | rollouts | hf:<data set>; plain training and validation prompts are added
 interp_tokens = 60_000  # read in random order; half of the texts for explaining, half for scoring
 n_latents = 100  # judged per SAE, drawn by firing frequency
 interp_seeds = [0]  # SAEs of these seeds
@@ -63,10 +63,10 @@ prompts, (architectures, chat_saes) = datasets.load(prompts_path), map(pd.read_p
 architectures = architectures[architectures["seed"].isin(interp_seeds)].assign(notebook="03")
 chat_saes = chat_saes[chat_saes["seed"].isna() | chat_saes["seed"].isin(interp_seeds)].assign(notebook="04")
 saes = pd.concat([architectures, chat_saes], ignore_index=True)
-model, layer = records.read(run, "02_activations")["parameters"]["model"], records.read(run, "04_chat_finetune")["parameters"]["layer"]
+(model, dtype), layer = (records.read(run, "02_activations")["parameters"][name] for name in ("model", "dtype")), records.read(run, "04_chat_finetune")["parameters"]["layer"]
 plain = prompts[(prompts["transform"] == "plain") & prompts["split"].isin(["train", "val"])]["text"].tolist()
-texts = corpora.corpus(interp_corpus) + plain
-sequences = examples.harvest(models.load_model(model, device), models.identity(model), texts, layer, run.folder / "activations", interp_tokens, seed)
+texts = corpora.corpus(interp_corpus, interp_tokens) + plain
+sequences = examples.harvest(models.load_model(model, device, dtype), models.identity(model), texts, layer, run.folder / "activations", interp_tokens, seed)
 print(f"{len(saes)} SAEs at layer {layer}; {len(sequences.tokens):,} tokens in {len(sequences.scoring):,} sequences of {len(texts):,} texts")
 
 # %% [markdown]

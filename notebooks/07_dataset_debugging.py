@@ -35,9 +35,10 @@ from lib.files import write_text
 # %% tags=["parameters"]
 profile = "embedded"
 device = "cpu"
+dtype = "float32"  # of the forward pass, float32 | bfloat16 | float16
 model = "all-MiniLM-L6-v2"  # packaged MiniLM, a Hugging Face id, or a local folder
 layer = 2  # block whose residual stream is trained on; notebook 05 chose it on validation
-base_sae = "data/pretrained/all-MiniLM-L6-v2-layer-2-base"  # SAELens folder or release/sae_id with a colon; empty to train one
+base_sae = "data/pretrained/all-MiniLM-L6-v2-layer-2-base"  # SAELens folder, folder with params.npz, or release:sae_id; empty to train one
 n_bootstrap = 1000  # replicates over base prompts
 show_k = 20  # of the figures that show one k
 plant_shares = [0.05, 0.1, 0.25, 0.5, 1.0]  # of one class that gets an artefact
@@ -57,7 +58,7 @@ prompts, parent = datasets.load(raw_path), run.folder / "activations"
 if not base_sae:
     saes = pd.read_parquet(records.output(run, "04_chat_finetune", "saes"))
     base_sae = saes.loc[saes["variant"] == "pretraining SAE", "folder"].iloc[0]
-base, bridge, identity = sae.load(base_sae), models.load_model(model, device), models.identity(model)
+base, bridge, identity = sae.load(base_sae), models.load_model(model, device, dtype), models.identity(model)
 sae.check_fits(base, bridge.cfg.d_model, models.resid_post(layer), model)
 texts = {"raw": prompts["text"].tolist(), "clean": prompts["text"].map(datasets.normalise).tolist()}
 raw, clean = (readings.read(bridge, identity, texts[form], layer, parent) for form in ("raw", "clean"))

@@ -20,6 +20,19 @@ def minilm():
     return models.load_model(models.MINILM)
 
 
+@pytest.fixture(scope="session")
+def tiny_gemma(tmp_path_factory):
+    """Folder of a tiny random Gemma 2 with Gemma's turn tokens and template."""
+    from tests.tiny_gemma import build
+
+    return build(tmp_path_factory.mktemp("gemma") / "tiny-gemma")
+
+
+@pytest.fixture
+def gemma(tiny_gemma):
+    return models.load_model(str(tiny_gemma))
+
+
 @pytest.fixture
 def csv(tmp_path):
     """Write a CSV of text,label rows and return its path."""

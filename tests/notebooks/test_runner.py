@@ -163,7 +163,7 @@ def test_select_refuses(values, message):
 
 
 def test_select_passes_only_what_differs():
-    values = {"profile": "embedded", "seed": 1, "val_share": 1, "model": "x"}
+    values = {"profile": "embedded", "seed": 1, "val_share": 1, "layer": 5}
     assert runner.select(graph.NOTEBOOKS / "01_datasets.py", values) == {"seed": 1, "val_share": 1}
 
 

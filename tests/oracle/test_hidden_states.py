@@ -7,15 +7,15 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from lib import activations, models
+from lib import activations, forward, models
 
 TEXTS = ["what is a lighthouse for", "tell", "a much longer prompt that goes on and on about the sea and its ships"]
 
 
 def compare(bridge, reference, layers):
     token_ids = models.tokenise(bridge, TEXTS)
-    ids, mask = activations.padded(token_ids, bridge.tokenizer.pad_token_id)
-    found = activations.resid_post_at(bridge, ids, mask, layers)
+    ids, mask = forward.padded(token_ids, bridge.tokenizer.pad_token_id)
+    found = forward.resid_post_at(bridge, ids, mask, layers)
     assert sorted(found) == sorted(layers)
     for row, tokens in enumerate(token_ids):  # each prompt alone, without padding
         with torch.inference_mode():

@@ -1,8 +1,10 @@
+import errno
+
 import numpy as np
 import pytest
 import torch
 
-from lib import activations, models, stores
+from lib import activations, forward, models, stores
 
 TEXTS = ["a short one", "this is a rather longer text about nothing at all", "word", "two words", "the end of the list"] * 4
 
@@ -21,10 +23,10 @@ def test_pooling_by_hand_ignores_padding():
 
 def test_batches_respect_the_budget_and_keep_everything():
     lengths = sorted(np.random.default_rng(0).integers(1, 50, 300).tolist())
-    found = list(activations.batches(lengths, 200))
+    found = list(forward.batches(lengths, 200))
     assert [i for batch in found for i in batch] == list(range(300))
     assert all(len(batch) * max(lengths[i] for i in batch) <= 200 for batch in found)
-    assert list(activations.batches([500], 200)) == [[0]], "a text longer than the budget is a batch of its own"
+    assert list(forward.batches([500], 200)) == [[0]], "a text longer than the budget is a batch of its own"
 
 
 def test_pooled_store_does_not_depend_on_batching_or_order(minilm, tmp_path):
@@ -43,7 +45,7 @@ def test_pooled_store_does_not_depend_on_batching_or_order(minilm, tmp_path):
 def test_harvest_resumes_to_the_same_bytes(minilm, tmp_path, monkeypatch):
     arguments = (minilm, {"model": "m"}, TEXTS, [0])
     whole = activations.harvest_pooled(*arguments, tmp_path / "whole", shard_prompts=4)
-    real, calls = activations.resid_post_at, []
+    real, calls = forward.resid_post_at, []
 
     def dies(*a):
         calls.append(1)
@@ -51,7 +53,7 @@ def test_harvest_resumes_to_the_same_bytes(minilm, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return real(*a)
 
-    monkeypatch.setattr(activations, "resid_post_at", dies)
+    monkeypatch.setattr(forward, "resid_post_at", dies)
     with pytest.raises(KeyboardInterrupt):
         activations.harvest_pooled(*arguments, tmp_path / "cut", shard_prompts=4)
     cut = activations.harvest_pooled(*arguments, tmp_path / "cut", shard_prompts=4)
@@ -89,6 +91,50 @@ def test_prompt_tokens_are_grouped_by_prompt(minilm, tmp_path):
         np.testing.assert_allclose(own[-1], pooled[3, "fixed"][i], atol=5e-3)
 
 
+def test_batches_shrink_when_memory_does_not_suffice(minilm, tmp_path, monkeypatch):
+    expected = activations.load_pooled(activations.harvest_pooled(minilm, {"model": "m"}, TEXTS, [1], tmp_path / "a"))
+    real, sizes = forward.resid_post_at, []
+
+    def small(bridge, ids, mask, layers):
+        sizes.append(len(ids))
+        if len(ids) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(bridge, ids, mask, layers)
+
+    monkeypatch.setattr(forward, "resid_post_at", small)
+    found = activations.load_pooled(activations.harvest_pooled(minilm, {"model": "m"}, TEXTS, [1], tmp_path / "b"))
+    for key, values in expected.items():
+        np.testing.assert_allclose(found[key], values, atol=1e-5)
+    assert sizes[0] == len(TEXTS) and sum(size > 4 for size in sizes) <= 5, "each failure halves what comes after it"
+
+    def never(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(forward, "resid_post_at", never)
+    with pytest.raises(ValueError, match="the memory of cpu does not suffice for one text of 3 tokens; take dtype bfloat16"):
+        activations.harvest_pooled(minilm, {"model": "m"}, TEXTS, [2], tmp_path)
+
+
+def test_a_full_disk_keeps_what_is_complete(minilm, tmp_path, monkeypatch):
+    arguments = (minilm, {"model": "m"}, TEXTS, [0], tmp_path)
+    real, written = stores.save_file, []
+
+    def full(tensors, path):
+        if len(written) == 2:
+            path.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(path)
+        real(tensors, path)
+
+    monkeypatch.setattr(stores, "save_file", full)
+    with pytest.raises(ValueError, match=r"the disk is full: .* has 2 of 5 shards, which stay usable"):
+        activations.harvest_pooled(*arguments, shard_prompts=4)
+    (folder,) = tmp_path.iterdir()
+    assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "shard-00000.safetensors", "shard-00001.safetensors"]
+    monkeypatch.setattr(stores, "save_file", real)
+    assert len(stores.read_all(activations.harvest_pooled(*arguments, shard_prompts=4))) == 5
+
+
 def test_layers_and_dtypes_are_checked(minilm, tmp_path):
     for layers in ([6], [-1], []):
         with pytest.raises(ValueError, match="out of range; the model has layers 0 to 5"):
@@ -119,5 +165,21 @@ def test_windows_lose_no_token(minilm):
 def test_unknown_models_and_dtypes_are_named(tmp_path):
     with pytest.raises(ValueError, match="unknown dtype 'float8'"):
         models.load_model(models.MINILM, dtype="float8")
+    with pytest.raises(ValueError, match="device 'gpu' cannot be used here .*; with a GPU it is cuda, else cpu"):
+        models.load_model(models.MINILM, device="gpu")
     with pytest.raises(ValueError, match="cannot be loaded"):
         models.load_model(str(tmp_path / "nothing"))
+
+
+def test_a_gated_model_says_what_to_do(monkeypatch):
+    import httpx
+    import transformers
+    from huggingface_hub.errors import GatedRepoError
+
+    def gated(*_, **__):
+        response = httpx.Response(403, request=httpx.Request("HEAD", "https://huggingface.co"))
+        raise OSError("You are trying to access a gated repo.") from GatedRepoError("403", response=response)
+
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", gated)
+    with pytest.raises(ValueError, match="the model 'google/gemma-2-9b-it' is gated: accept its licence at .*, then set HF_TOKEN"):
+        models.load_model("google/gemma-2-9b-it")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from lib import autointerp
+from lib import autointerp, refusals
 from lib.examples import Example, Sequences
 from lib.judges import Explanation, Judge
 from lib.llm import BudgetSpent, LLMJudge
@@ -103,6 +103,21 @@ def test_answers_in_order_and_kept_in_range(server, judge):
     assert judge().detect(RULE, TEXTS) == [True, False, True]
     assert judge().fuzz(RULE, TEXTS, [{1}, {0}, {0}]) == [True, False, True]
     assert server.requests[-1]["messages"][-1]["content"].splitlines()[0] == '1. "a «1»"'
+
+
+def test_refusals_are_judged_in_batches_and_a_spent_budget_leaves_the_rest_unknown(server, judge):
+    def answer(body):
+        shown = body["messages"][-1]["content"].splitlines()
+        return json.dumps({"answers": ["no" in line for line in shown]})
+
+    server.rest = answer
+    responses = ["yes", "no", "yes"] * 4
+    assert refusals.judged(responses, judge(), batch=5) == [text == "no" for text in responses]
+    assert len(server.requests) == 3 and "refuses the request" in server.requests[0]["messages"][0]["content"]
+    spent = refusals.judged([f"{text} {i}" for i, text in enumerate(responses)], judge(max_requests=1, workers=1), batch=6)
+    assert spent.count(None) == 6
+    server.rest = "nonsense"
+    assert refusals.judged(["unread"], judge()) == [None]
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])

@@ -1,0 +1,54 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from lib import datasets, refusals
+from lib.splice import summary
+
+
+@pytest.mark.parametrize(("response", "refused"), [
+    ("I can\u2019t help with that.", True), ("I'm sorry, but that is not something I do.", True), ("As an AI, I must not.", True),
+    ("Sure! Here is a poem on ships.", False), ("", False), ("A" * 250 + " I cannot", False),
+])  # fmt: skip
+def test_refusal_phrases_count_at_the_beginning(response, refused):
+    assert refusals.refuses(response) is refused
+
+
+def prompts():
+    rows = [(f"b{i}", f"text {i}", int(i % 2), "ood" if i >= 8 else "val" if i >= 6 else "train") for i in range(12)]
+    base = pd.DataFrame(rows, columns=["base_id", "text", "label", "split"]).assign(source="s")
+    return datasets.augment(base, datasets.load_templates("embedded"), 1.0, np.random.default_rng(0))
+
+
+def test_all_variants_of_harmful_base_prompts_are_asked():
+    found = refusals.asked(prompts(), 2, np.random.default_rng(0))
+    assert found["base_id"].nunique() == 4 and set(found.loc[found["transform"] == "plain", "label"]) == {1}
+    assert found.groupby("base_id").size().isin([5, 7]).all(), "plain, jailbreaks and transformations of its pool"
+    assert set(found["split"]) >= {"ood"}
+
+
+def test_rates_by_hand():
+    table = refusals.asked(prompts(), 9, np.random.default_rng(0))
+    refused = (table["transform"] == "plain").astype(float) + (table["transform"] == "aim") * (table["base_id"] == "b1")
+    found = refusals.rates(table.assign(refused=refused.clip(upper=1)), 200, 0).set_index(["pool", "transform"])
+    assert found.loc[("train", "plain"), "value"] == 1.0 and found.loc[("train", "plain"), "low"] == 1.0
+    aim = found.loc[("train", "aim")]
+    assert aim["value"] == pytest.approx(1 / 4) and aim["n"] == aim["n_groups"] == 4 and aim["low"] <= 0.25 <= aim["high"] < 1
+    assert found.loc[("ood", "all_caps"), "value"] == 0.0 and found.loc[("ood", "all_caps"), "kind"] == "innocuous"
+    assert found.index[0][1] == "plain" and found["kind"].tolist() == sorted(found["kind"], key=["plain", "jailbreak", "innocuous"].index)
+    unread = table.assign(refused=[None, *refused.iloc[1:]])
+    assert refusals.rates(unread, 10, 0)["n"].sum() == len(table) - 1
+
+
+def test_nothing_asked_is_an_empty_table():
+    empty = pd.DataFrame(columns=[*datasets.COLUMNS, "response", "refused"])
+    assert refusals.rates(empty, 10, 0).empty
+
+
+def test_loss_recovered_by_hand():
+    clean, spliced, zero, tokens = (np.array(v, dtype=float) for v in ([2, 4], [4, 6], [12, 14], [2, 2]))
+    found = summary(clean, spliced, zero, tokens, 50, 0)
+    assert found["lm_loss"].value == 1.5 and found["delta_lm_loss"].value == pytest.approx(1.0)
+    assert found["loss_recovered"].value == pytest.approx(0.8) and found["loss_recovered"].low == pytest.approx(0.8)
+    assert found["lm_loss"].n == 4 and found["lm_loss"].n_groups == 2 and found["lm_loss"].low <= 1.5 <= found["lm_loss"].high
+    assert summary(clean, spliced, clean, tokens, 50, 0)["loss_recovered"].value is None, "zeros do no harm: undefined"

@@ -1,0 +1,104 @@
+import json
+
+import pandas as pd
+import pytest
+import torch
+
+from lib import corpora, models, rollouts
+from lib.rollouts import Sampling
+
+PROMPTS = [f"Write about ship number {i}" for i in range(7)]
+MODEL = {"model": "tiny", "revision": "r"}
+
+
+def test_rollouts_are_kept_as_text_with_their_sampling_parameters(gemma, tmp_path):
+    found = rollouts.generate(gemma, MODEL, PROMPTS, tmp_path, 8, 0.7, 3)
+    (folder,) = tmp_path.iterdir()
+    sampling = json.loads((folder / "sampling.json").read_text())
+    assert sampling | {"prompts": ""} == MODEL | {"max_new_tokens": 8, "temperature": 0.7, "seed": 3, "part_prompts": 256, "prompts": ""}
+    kept = pd.read_parquet(folder / "part-00000.parquet")
+    pd.testing.assert_frame_equal(kept, found)
+    assert found["prompt"].tolist() == PROMPTS and found["response"].nunique() > 1
+    assert not found["response"].str.contains("<|turn|>", regex=False).any() and not found["response"].str.contains("<end_of_turn>").any()
+    again = rollouts.generate(gemma, MODEL, PROMPTS, tmp_path, 8, 0.7, 4)
+    assert len(list(tmp_path.iterdir())) == 2 and again["response"].tolist() != found["response"].tolist()
+
+
+def test_an_interrupted_run_goes_on_to_the_same_text(gemma, tmp_path, monkeypatch):
+    monkeypatch.setattr(rollouts, "PART_PROMPTS", 3)
+    whole = rollouts.generate(gemma, MODEL, PROMPTS, tmp_path / "whole", 6)
+    real, calls = rollouts._generate, []
+
+    def dies(*a):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*a)
+
+    monkeypatch.setattr(rollouts, "_generate", dies)
+    with pytest.raises(KeyboardInterrupt):
+        rollouts.generate(gemma, MODEL, PROMPTS, tmp_path / "cut", 6)
+    pd.testing.assert_frame_equal(rollouts.generate(gemma, MODEL, PROMPTS, tmp_path / "cut", 6), whole)
+    assert len(calls) == 4, "three parts, the second begun twice"
+    part = next((tmp_path / "cut").rglob("part-00001.parquet"))
+    part.write_bytes(part.read_bytes()[:50])
+    with pytest.raises(ValueError, match=r"part-00001.parquet is damaged .*; delete it and run again"):
+        rollouts.generate(gemma, MODEL, PROMPTS, tmp_path / "cut", 6)
+
+
+def test_batches_shrink_when_memory_does_not_suffice(gemma, tmp_path, monkeypatch):
+    expected = rollouts.generate(gemma, MODEL, PROMPTS, tmp_path / "a", 6, temperature=0.0)
+    real, sizes = rollouts._generate, []
+
+    def small(bridge, token_ids, *rest):
+        sizes.append(len(token_ids))
+        if len(token_ids) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(bridge, token_ids, *rest)
+
+    monkeypatch.setattr(rollouts, "_generate", small)
+    pd.testing.assert_frame_equal(rollouts.generate(gemma, MODEL, PROMPTS, tmp_path / "b", 6, temperature=0.0), expected)
+    assert sizes[0] == 7 and sizes.count(7) == 1 and max(sizes[2:]) <= 3
+
+    def never(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(rollouts, "_generate", never)
+    with pytest.raises(ValueError, match="memory does not suffice for one prompt of .* lower max_new_tokens"):
+        rollouts.generate(gemma, MODEL, PROMPTS, tmp_path / "c", 6)
+
+
+def test_the_models_own_dialogues_as_a_corpus(gemma, tiny_gemma, tmp_path):
+    reader, sampling = models.Reader(str(tiny_gemma)), Sampling(4, 8, 1.0, 0)
+    found = rollouts.corpus("own:prompts", reader, sampling, PROMPTS, tmp_path, 1000)
+    assert 1 <= len(found) <= 4 and all(text.startswith("User: Write about ship number") and "\n\nAssistant: " in text for text in found)
+    rows = [{"messages": [{"role": "user", "content": f"question {i}"}, {"role": "assistant", "content": "answer"}]} for i in range(9)]
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub" / "train.json").write_text("\n".join(map(json.dumps, rows)))
+    found = rollouts.corpus(f"own:hf:{tmp_path / 'hub'}", reader, sampling, [], tmp_path, 1000)
+    assert found[0].startswith("User: question 0\n\nAssistant: ") and not found[0].endswith("Assistant: answer")
+
+
+def test_impossible_sampling_and_models_are_named(gemma, minilm, tmp_path):
+    for new, temperature in ((0, 1.0), (600, 1.0), (8, -1.0)):
+        with pytest.raises(ValueError, match=f"temperature {temperature} must be 0 or more, max_new_tokens {new} between 1 and the context of 512"):
+            rollouts.generate(gemma, MODEL, PROMPTS, tmp_path, new, temperature)
+    with pytest.raises(ValueError, match="a rollout needs a chat model"):
+        rollouts.generate(minilm, MODEL, PROMPTS, tmp_path, 8)
+
+
+def test_hub_data_sets_are_streamed_until_they_hold_enough(tmp_path):
+    pd.DataFrame({"text": [f"document {i} " * 20 for i in range(50)], "id": range(50)}).to_parquet(tmp_path / "train.parquet")
+    found = corpora.corpus(f"hf:{tmp_path}", tokens=200)
+    assert 4 <= len(found) < 10 and found[0].startswith("document 0")
+    turns = [{"from": "human", "value": " hi "}, {"from": "gpt", "value": "hello"}, {"from": "system", "value": "x"}]
+    (tmp_path / "chat").mkdir()
+    pd.DataFrame({"conversations": [turns]}).to_parquet(tmp_path / "chat" / "train.parquet")
+    assert corpora.corpus(f"hf:{tmp_path / 'chat'}", tokens=10) == ["User: hi\n\nAssistant: hello"]
+    assert corpora.first_turns(["User: hi\n\nAssistant: hello", "User: hi", "plain text"]) == ["hi", "plain text"]
+    (tmp_path / "numbers").mkdir()
+    pd.DataFrame({"n": [1]}).to_parquet(tmp_path / "numbers" / "train.parquet")
+    with pytest.raises(ValueError, match=r"has the columns \['n'\]; one of .* is needed"):
+        corpora.corpus(f"hf:{tmp_path / 'numbers'}", tokens=10)
+    with pytest.raises(ValueError, match="the data set '.*nothing' cannot be had from the hub"):
+        corpora.corpus(f"hf:{tmp_path / 'nothing'}", tokens=10)
