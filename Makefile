@@ -6,35 +6,49 @@ BENCH ?=
 CSV ?=
 OOD ?=
 SLOW ?=
+SWEEP ?=
+WORKERS ?=
+CLUSTER ?=
+GPUS ?=
+STORE ?=
+LIMIT ?=
+RETRIES ?=
+DRY ?=
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 NAME := $(basename $(notdir $(PROFILE)))
 PROFILE_FILE := $(if $(filter %.yaml %.yml,$(PROFILE)),$(PROFILE),notebooks/profiles/$(PROFILE).yaml)
 RUN := data/runs/$(NAME)
-export MIRROR
+export MIRROR WORKERS CLUSTER GPUS
 export PYTHONWARNINGS := ignore:IProgress,ignore:Sparse CSR
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help reproduce test lab data debug tiny publish report scorecard bench pretrained clean env
+.PHONY: help reproduce sweep test lab data debug tiny publish report scorecard bench pretrained clean env
 
 help: ## Print this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | column -t -s '|'
 	@echo
 	@echo "  PROFILE=$(PROFILE)  (a name in notebooks/profiles, or the path of a YAML file)   MIRROR=folder of downloads"
+	@echo "  WORKERS=2: Ray workers for a harvest's shards, or a sweep's cells   CLUSTER=local|auto|address   GPUS=for each worker"
+	@echo "  of a sweep: STORE=folder or s3://…   LIMIT=seconds a cell   RETRIES=n"
 
 reproduce: data ## Run the notebooks of PROFILE, as far as something changed
 	@$(PYTHON) -m lib.graph $(NAME) > $(RUN)/graph.mk
-	@$(MAKE) --no-print-directory -f $(RUN)/graph.mk all PYTHON=$(PYTHON) PROFILE_FILE=$(PROFILE_FILE)
+	@$(PYTHON) -m lib.runner --profile $(PROFILE) --alone $(MAKE) --no-print-directory -f $(RUN)/graph.mk all PYTHON=$(PYTHON) PROFILE_FILE=$(PROFILE_FILE)
 	@echo "$(NAME) is up to date: notebooks and results in $(RUN), figures in figures/$(NAME)"
 
-test: env ## Run the fast tests (SLOW=1: all of them)
+sweep: env $(VENV)/sweep ## A grid of notebook runs (SWEEP=name or file; DRY=1: only sizes)
+	@test -n "$(SWEEP)" || { echo "error: give SWEEP=name, one of: $(basename $(notdir $(wildcard notebooks/sweeps/*.yaml))), or a YAML file"; exit 1; }
+	@$(PYTHON) -m lib.sweeps $(SWEEP) $(if $(DRY),--dry-run) $(if $(STORE),--store $(STORE)) $(if $(LIMIT),--limit $(LIMIT)) $(if $(RETRIES),--retries $(RETRIES))
+
+test: env $(if $(SLOW),$(VENV)/sweep) ## Run the fast tests (SLOW=1: all of them)
 	$(PYTHON) -m pytest $(if $(SLOW),,-m "not slow") tests
 
 lab: env ## Open the notebooks in JupyterLab
 	$(VENV)/bin/jupyter lab notebooks
 
-data: env ## Fetch the data of PROFILE and check them (MIRROR=folder: from there, without network)
+data: env $(if $(filter-out 1,$(WORKERS)),$(VENV)/sweep) ## Fetch the data of PROFILE and check them (MIRROR=folder: from there, without network)
 	@$(PYTHON) -m lib.runner --fetch --profile $(PROFILE)
 	@mkdir -p $(RUN)
 
@@ -73,4 +87,8 @@ $(VENV)/installed: requirements.lock pyproject.toml
 	test -x $(PYTHON) || python3 -m venv $(VENV)
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+$(VENV)/sweep: requirements-sweep.lock $(VENV)/installed
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements-sweep.lock
 	touch $@

@@ -2,6 +2,7 @@
 
 files         paths of the project, hashes, and writes that never leave half a file
 graph         which file makes which, for make
+cluster       several workers: Ray actors, here or on a cluster
 sources       where base prompts come from: shipped files, pinned downloads, a user's CSV
 corpora       texts that SAEs are trained on
 datasets      base prompts -> normalised, augmented, split prompt table
@@ -44,6 +45,10 @@ scorecard     the paper's claims, decided by their rules from the records
 pretrained    the shipped base SAE, made anew
 sizing        tokens, disk, memory and hours of a profile, before it starts
 runner        headless notebooks: papermill, profiles, atomic outputs
+kernels       a kernel that stays, for many notebooks
+storage       results in a folder or under a URL that all machines reach
+cells         a sweep's cells: a grid over notebooks' parameters, what cells share made once
+sweeps        run the cells on several workers; one table and one figure
 report        a static site from executed notebooks
 
 Imports point one way, a module uses only modules above it; tests/unit/test_structure.py holds them to it.

@@ -23,7 +23,7 @@ DIALOGUE = ("messages", "conversation", "conversations")  # columns of the hub's
 TEXT = ("text", "prompt", "instruction", "question")
 PASSAGE = 1200  # characters, at least, unless the document ends
 PROSE_PACKAGES = ("numpy", "sklearn", "pandas", "matplotlib", "torch", "transformers", "networkx", "sympy", "jupyterlab",
-                  "nbconvert", "papermill", "seaborn", "pooch", "tqdm", "openai", "jinja2", "aiohttp", "sae_lens")  # fmt: skip
+                  "nbconvert", "papermill", "seaborn", "pooch", "tqdm", "openai", "jinja2", "sae_lens")  # fmt: skip
 ZIPPED = {"brown": r"brown/c[a-r]\d\d$", "webtext": r"\.txt$", "abc": r"\.txt$", "state_union": r"\.txt$",
           "movie_reviews": r"\.txt$"}  # fmt: skip
 

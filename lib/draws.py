@@ -70,5 +70,6 @@ def estimates(draws: pd.DataFrame) -> pd.DataFrame:
     """
     values = draws.to_numpy(dtype=np.float64)
     undefined = np.isnan(values[:, 1:]).mean(1) > 0.025
-    low, high = (np.where(undefined, np.nan, bound) for bound in np.nanpercentile(values[:, 1:], [2.5, 97.5], axis=1))
+    bounds = np.nanpercentile(values[:, 1:], [2.5, 97.5], axis=1) if len(values) else np.empty((2, 0))
+    low, high = (np.where(undefined, np.nan, bound) for bound in bounds)
     return draws.index.to_frame(index=False).assign(value=values[:, 0], low=low, high=high)

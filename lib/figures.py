@@ -1,5 +1,6 @@
 """Every figure of the notebooks: labelled axes with units, intervals, and a caption with profile and n."""
 
+import itertools
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -120,6 +121,27 @@ def curves(
         if share_y:
             ax.label_outer()
     _legend(figure, axes[-1])
+    return figure
+
+
+def facets(table: pd.DataFrame, about: dict) -> Figure:
+    """Values with 95 % bars against ``about["x"]``, a line per ``hue``, panels by ``col`` and ``row`` (columns of ``table``, all but x optional)."""
+    levels = {name: list(dict.fromkeys(table[about[name]])) if name in about else [None] for name in ("hue", "col", "row")}
+    figure, axes = _panels(len(levels["col"]), width=max(3.4, 8 / len(levels["col"])), height=3.2, rows=len(levels["row"]), sharex=True, sharey=True)
+    for ax, (row, col) in zip(axes, itertools.product(levels["row"], levels["col"]), strict=True):
+        for colour, hue in zip(itertools.cycle(CYCLE), levels["hue"], strict=False):
+            of = {"row": row, "col": col, "hue": hue}
+            part = table[np.logical_and.reduce([table[about[name]] == value for name, value in of.items() if name in about] or [np.ones(len(table), bool)])]
+            part = part.sort_values(about["x"]) if pd.api.types.is_numeric_dtype(part[about["x"]]) else part
+            ax.errorbar(part[about["x"]], part["value"], yerr=_spread(part), color=colour, marker="o", markersize=4, capsize=2.5, label=hue)
+        titles = [f"{about[name].removeprefix('cell.')} {SPLITS.get(value, value)}" for name, value in (("row", row), ("col", col)) if name in about]
+        ax.set(title=", ".join(titles), xlabel=about.get("xlabel", about["x"].removeprefix("cell.")), ylabel=about.get("ylabel", "value"))
+        if about.get("logx"):
+            ax.set_xscale("log", base=2)
+            ax.xaxis.set_major_formatter("{x:g}")
+        ax.label_outer()
+    if "hue" in about:
+        _legend(figure, axes[-1])
     return figure
 
 

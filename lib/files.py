@@ -1,8 +1,11 @@
 """Paths of the project, hashes, and writes that never leave half a file under a final name."""
 
+import errno
 import hashlib
 import json
 import os
+import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,9 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "data"
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+class WriteError(ValueError):
+    """A file cannot be written: the disk is full, or the folder is read-only. Nothing stands under its name, or what stood there."""
 
 
 def run_dir(profile: str) -> Path:
@@ -26,16 +36,56 @@ def replacing(path: Path) -> Iterator[Path]:
 
     The temporary name keeps the suffix, so that writers which look at it still work.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            temporary.chmod(0o666 & ~_umask())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a full disk or a read-only folder into a ``WriteError`` of one sentence that names ``path``."""
     try:
-        yield temporary
-        temporary.chmod(0o666 & ~_umask())
-        os.replace(temporary, path)
+        yield
+    except (OSError, SafetensorError) as error:
+        found = re.search(r"os error (\d+)", str(error))  # safetensors has the number in its text only
+        number = int(found[1]) if found else getattr(error, "errno", None)
+        if number not in UNWRITABLE:
+            raise
+        what = "the disk is full" if number in (errno.ENOSPC, errno.EDQUOT) else "its folder is not writable"
+        raise WriteError(f"{path} cannot be written: {what} ({os.strerror(number)}); make room, or choose another place, and run again") from error
+
+
+@contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[None]:
+    """Hold the lock of a file or folder that one process at a time makes; another one waits, and then finds it made.
+
+    The lock goes with its process, even a killed one, whose half-written temporary files are removed here.
+
+    Raises:
+        WriteError: the folder is read-only, or the disk full.
+        ValueError: another process holds the lock, and ``wait`` is off.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path.parent / f".{path.name}.lock")
+        try:
+            lock.acquire(timeout=-1 if wait else 0)
+        except Timeout as error:
+            raise ValueError(f"another process is at work on {relative(path)}; wait for it, or stop it, and run again") from error
+    try:
+        for leftover in [*path.parent.glob(f".{path.stem}-*"), *(path.glob(".*-*") if path.is_dir() else ())]:
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+        yield
     finally:
-        temporary.unlink(missing_ok=True)
+        lock.release()
 
 
 def _umask() -> int:

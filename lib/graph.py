@@ -82,17 +82,21 @@ def upstream(notebook: Path) -> list[str]:
     return sorted(names)
 
 
+def sources(notebook: Path) -> list[str]:
+    """Files that decide what a notebook does, beside its parameters: itself, the modules that it uses, the shipped data they read."""
+    used = modules(notebook)
+    shipped = [path for name in used for pattern in SHIPPED.get(name, []) for path in sorted(ROOT.glob(pattern))]
+    return [f"notebooks/{notebook.name}", *(f"lib/{name}.py" for name in used), *(path.relative_to(ROOT).as_posix() for path in shipped)]
+
+
 def makefile(profile: str) -> str:
     """The rules of one profile; needs the make variables PYTHON and PROFILE_FILE."""
     run = f"data/runs/{profile}"
     targets = [f"{run}/notebooks/{notebook.stem}.ipynb" for notebook in notebooks()]
     lines = [".DELETE_ON_ERROR:", f"all: {' '.join(targets)}"]
     for notebook, target in zip(notebooks(), targets, strict=True):
-        used = modules(notebook)
-        shipped = [path for name in used for pattern in SHIPPED.get(name, []) for path in sorted(ROOT.glob(pattern))]
-        shipped = [path for path in shipped if path.parent != ROOT / "data" / "records" / profile]  # this run makes those
-        needs = [f"notebooks/{notebook.name}", "$(PROFILE_FILE)", *(f"lib/{name}.py" for name in used)]
-        needs += [path.relative_to(ROOT).as_posix() for path in shipped]
+        needs = [path for path in sources(notebook) if not path.startswith(f"data/records/{profile}/")]  # this run makes those
+        needs += ["$(PROFILE_FILE)"]
         needs += [f"{run}/results/{name}.outputs" for name in upstream(notebook)]
         product = f"{run}/results/{notebook.stem}.outputs"
         lines += [

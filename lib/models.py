@@ -1,5 +1,6 @@
 """Any Hugging Face model, local folder or the packaged MiniLM as a TransformerLens ``TransformerBridge``."""
 
+import copyreg
 import functools
 import warnings
 from pathlib import Path
@@ -115,7 +116,14 @@ def load_model(name: str, device: str = "cpu", dtype: str = "float32") -> Transf
         raise ValueError(_cannot_load(name, error)) from error
     except torch.OutOfMemoryError as error:
         raise ValueError(f"the model {name!r} in {dtype} does not fit into the memory of {device!r}; take dtype bfloat16, or a smaller model") from error
-    return wrap(path, hf_model, tokenizer)
+    bridge = wrap(path, hf_model, tokenizer)
+    bridge.loaded_from = name, device, dtype
+    return bridge
+
+
+def send_by_name() -> None:
+    """From now on pickle a loaded bridge as the call that loads it: a worker then loads its own copy, once."""
+    copyreg.pickle(TransformerBridge, lambda bridge: (load_model, bridge.loaded_from))
 
 
 def wrap(path: str, hf_model, tokenizer) -> TransformerBridge:

@@ -5,6 +5,7 @@ import platform
 import resource
 import subprocess
 import time
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,31 +20,41 @@ PACKAGES = ("torch", "transformers", "transformer-lens", "sae-lens", "scikit-lea
 
 
 class Run(NamedTuple):
-    """A notebook at work: its name, profile, parameters, folders and the clock at its start."""
+    """A notebook at work: its name, profile, parameters, folders and the clock at its start.
+
+    ``folder`` holds what is named by a hash of its parameters (activations, SAEs), and is shared by a profile and the cells of
+    its sweeps; ``results`` and ``figures`` are this run's own.
+    """
 
     notebook: str
     profile: str
     parameters: dict[str, Any]
     folder: Path
+    results: Path
     figures: Path
     started: float
 
 
 def start(notebook: str, scope: dict[str, Any]) -> Run:
-    """Begin a record. ``scope`` is the notebook's ``globals()``: the parameters are read from there by name."""
+    """Begin a record. ``scope`` is the notebook's ``globals()``: the parameters are read from there by name.
+
+    A cell of a sweep has ``<profile>/cells/<notebook>-<hash>`` as its profile.
+    """
     names = graph.parameters(graph.NOTEBOOKS / f"{notebook}.py")
     profile = scope["profile"]
     parameters = {name: scope[name] for name in names}
-    return Run(notebook, profile, parameters, run_dir(profile), ROOT / "figures" / profile, time.perf_counter())
+    base, _, cell = profile.partition("/")
+    figures = run_dir(profile) / "figures" if cell else ROOT / "figures" / profile
+    return Run(notebook, profile, parameters, run_dir(base), run_dir(profile) / "results", figures, time.perf_counter())
 
 
-def write(run: Run, table: pd.DataFrame, headline: pd.DataFrame, inputs: list[Path], outputs: dict[str, Path]) -> Path:
+def write(run: Run, table: pd.DataFrame, headline: pd.DataFrame, inputs: list[Path], outputs: dict[str, Path], folders: Iterable[str] = ()) -> Path:
     """Write ``results/<notebook>.parquet`` (all of ``table``) and ``.json`` (``headline`` and how it came about).
 
-    ``inputs`` and ``outputs`` are files, or stores, which stand with the hash of their manifest's shards. The small
-    file ``.outputs`` changes only if an output changes: make takes it as the notebook's product.
+    ``inputs`` and ``outputs`` are files, or stores, which stand with the hash of their manifest's shards. ``folders``
+    are SAEs that an output lists. The small file ``.outputs`` changes only if an output changes: make takes it as the notebook's
+    product.
     """
-    results = run.folder / "results"
     hashes = {name: _content_hash(path) for name, path in outputs.items()}
     record = {
         "notebook": run.notebook,
@@ -52,14 +63,15 @@ def write(run: Run, table: pd.DataFrame, headline: pd.DataFrame, inputs: list[Pa
         "metrics": json.loads(headline.to_json(orient="records", double_precision=12)),
         "inputs": {_relative(path): _content_hash(path) for path in inputs},
         "outputs": {name: {"path": _relative(path), "sha256": hashes[name]} for name, path in outputs.items()},
+        "folders": sorted({name for name in folders if (ROOT / name).is_dir()}),
         **environment(),
         "wall_time_s": round(time.perf_counter() - run.started, 1),
         "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
     }
-    write_table(results / f"{run.notebook}.parquet", table)
-    write_json(results / f"{run.notebook}.json", record)
-    write_json(results / f"{run.notebook}.outputs", hashes, only_if_changed=True)
-    return results / f"{run.notebook}.json"
+    write_table(run.results / f"{run.notebook}.parquet", table)
+    write_json(run.results / f"{run.notebook}.json", record)
+    write_json(run.results / f"{run.notebook}.outputs", hashes, only_if_changed=True)
+    return run.results / f"{run.notebook}.json"
 
 
 def read(run: Run, notebook: str) -> dict[str, Any]:
@@ -68,7 +80,7 @@ def read(run: Run, notebook: str) -> dict[str, Any]:
     Raises:
         ValueError: that notebook has not been run.
     """
-    path = run.folder / "results" / f"{notebook}.json"
+    path = run.results / f"{notebook}.json"
     if not path.exists():
         raise ValueError(f"{notebook} has not been run for profile {run.profile!r}: make reproduce PROFILE={run.profile}")
     return json.loads(path.read_text(encoding="utf-8"))

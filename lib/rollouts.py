@@ -14,7 +14,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from lib import chat, corpora
 from lib.activations import texts_hash
-from lib.files import value_hash, write_json, write_table
+from lib.files import locked, value_hash, write_json, write_table
 from lib.forward import BATCH_TOKENS, batches, padded
 from lib.models import Reader, identity, tokenise
 
@@ -41,10 +41,11 @@ def generate(
     folder = parent / f"rollouts-{value_hash(sampling)}"
     write_json(folder / "sampling.json", sampling, only_if_changed=True)
     parts = [range(start, min(start + PART_PROMPTS, len(prompts))) for start in range(0, len(prompts), PART_PROMPTS)]
-    todo = [i for i in range(len(parts)) if not _part(folder, i).exists()]
-    for i in tqdm(todo, desc=folder.name, unit="part", disable=not todo):
-        texts = [prompts[j] for j in parts[i]]
-        write_table(_part(folder, i), _responses(bridge, texts, tokenise(bridge, texts, room), max_new_tokens, temperature, seed * 100_003 + i))
+    with locked(folder):
+        todo = [i for i in range(len(parts)) if not _part(folder, i).exists()]
+        for i in tqdm(todo, desc=folder.name, unit="part", disable=not todo):
+            texts = [prompts[j] for j in parts[i]]
+            write_table(_part(folder, i), _responses(bridge, texts, tokenise(bridge, texts, room), max_new_tokens, temperature, seed * 100_003 + i))
     found = [_read(_part(folder, i)) for i in range(len(parts))]
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=COLUMNS)
 

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from lib import graph, sources
-from lib.files import DATA, ROOT, relative, replacing, run_dir, write_json, write_text
+from lib.files import DATA, ROOT, relative, replacing, run_dir, write_json, write_text, writing
 
 PROFILES = graph.NOTEBOOKS / "profiles"
 
@@ -73,10 +73,10 @@ def select(notebook: Path, values: dict[str, Any]) -> dict[str, Any]:
     return chosen
 
 
-def execute(notebook: Path, values: dict[str, Any]) -> Path:
+def execute(notebook: Path, values: dict[str, Any], **options: Any) -> Path:
     """Run a notebook; the executed one appears as ``data/runs/<profile>/notebooks/<name>.ipynb`` on success only.
 
-    A failed run leaves ``<name>.failed.ipynb`` with the traceback, and nothing under the final name.
+    ``options`` are papermill's, such as another engine. A failed run leaves ``<name>.failed.ipynb`` with the traceback, and nothing under the final name.
     """
     import jupytext
     import papermill
@@ -91,8 +91,8 @@ def execute(notebook: Path, values: dict[str, Any]) -> Path:
         source, target = Path(scratch) / notebook.with_suffix(".ipynb").name, Path(scratch) / "executed.ipynb"
         jupytext.write(jupytext.read(notebook), source)
         try:
-            papermill.execute_notebook(source, target, chosen, cwd=graph.NOTEBOOKS, kernel_name="python3",
-                                       progress_bar={"desc": notebook.stem})  # fmt: skip
+            options = {"progress_bar": {"desc": notebook.stem}} | options
+            papermill.execute_notebook(source, target, chosen, cwd=graph.NOTEBOOKS, kernel_name="python3", **options)
         except BaseException:
             if target.exists():
                 _tidy(target, failed)
@@ -164,6 +164,26 @@ def debug(train_csv: str, ood_csv: str = "") -> None:
     print(f"notebooks in {relative(run_dir(profile) / 'notebooks')}, latents with their examples in figures/{profile}/debugging.html")
 
 
+def alone(profile: str, command: list[str]) -> None:
+    """Become ``command`` (make), holding the lock of a profile's runs until it and all that it starts have ended.
+
+    Raises:
+        ValueError: another one is at work on the profile.
+    """
+    import fcntl
+
+    folder = run_dir(profile)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / ".reproduce.lock", os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ValueError(f"another make reproduce is at work on profile {profile!r}; wait for it, or stop it, and run again") from error
+    os.set_inheritable(handle, True)
+    os.execvp(command[0], command)
+
+
 def publish(profile: str = "embedded") -> None:
     """Copy the records of a profile to ``data/records``, and of ``embedded`` also the executed notebooks beside their ``.py``.
 
@@ -210,6 +230,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
     parser.add_argument("--debug", nargs="+", metavar="CSV", help="debug your own data: training CSV, and one out of distribution")
     parser.add_argument("--publish", action="store_true", help="copy a profile's records to data/records, and executed embedded notebooks beside their .py")
+    parser.add_argument("--alone", nargs=argparse.REMAINDER, metavar="COMMAND", help="run a command unless another one holds the profile")
     parser.add_argument("--fetch", action="store_true", help="check the profile and fetch its public files")
     return parser.parse_args()
 
@@ -218,6 +239,8 @@ def main() -> None:
     """Command line: a wrong argument ends with one sentence, not with a traceback."""
     arguments = _arguments()
     try:
+        if arguments.alone:
+            return alone(profile_path(arguments.profile).stem, arguments.alone)
         if arguments.publish:
             return publish(profile_path(arguments.profile).stem)
         if arguments.debug:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from lib import activations, comparators, corpora, jumprelu, models, recipes, trainers
 from lib import sae as saes
-from lib.files import file_hash, replacing, value_hash
+from lib.files import file_hash, locked, replacing, value_hash
 from lib.recipes import Recipe, Trainer
 from lib.token_blocks import BUFFER_TOKENS, Blocks, Source, load_tokens, parameters
 from lib.trainers import make_trainer
@@ -89,6 +89,11 @@ def train(
     """
     stores = store if isinstance(store, list) else [store]
     folder = sae_path(parent, recipe.check(), stores, held_out, start)
+    with locked(folder):
+        return _train(recipe, stores, held_out, folder, start, progress, device, buffer_tokens)
+
+
+def _train(recipe: Recipe, stores: list[Source], held_out: Path, folder: Path, start: Path | str | None, progress: bool, device: str, buffer_tokens: int) -> Path:
     if (folder / "training.json").exists():
         return folder
     x, metadata = Blocks(stores, buffer_tokens), _metadata([*stores, held_out])

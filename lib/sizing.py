@@ -1,5 +1,6 @@
 """What a profile will take, before it starts: tokens, disk, memory and hours of each step."""
 
+import functools
 import json
 import math
 import re
@@ -39,7 +40,8 @@ def estimate(profile: dict[str, Any], flops: float | None = None) -> pd.DataFram
     Raises:
         ValueError: a model that cannot be had.
     """
-    v, shape = values_of(profile), _shape(profile)
+    v = values_of(profile)
+    shape = _shape(v["model"], v["base_sae"])
     speed = SHARE_OF_PEAK * (flops or peak_flops(v["device"], v["dtype"]))
     size, cut = shape["weights"], shape["per_layer"] * (v["layer"] + 1)
     wide = v["base_d_sae"] if not v["base_sae"] else shape["d_sae"] or v["base_d_sae"]
@@ -78,10 +80,10 @@ def check(table: pd.DataFrame, free: int | None = None) -> None:
         raise ValueError(f"about {needed:.1f} GiB of disk are needed, {free:.1f} GiB are free; the most, {most['disk_gib']:.1f} GiB, takes {most['step']} of notebook {most['notebook']} (store: stream keeps no training activations)")
 
 
-def _shape(profile: dict[str, Any]) -> dict[str, Any]:
+@functools.lru_cache(maxsize=4)  # a sweep asks for each of its cells
+def _shape(name: str, base_sae: str) -> dict[str, Any]:
     """Sizes of the model from its configuration alone, and what has to be downloaded (2 bytes a weight)."""
-    values = values_of(profile)
-    name, config = values["model"], models.load_config(values["model"])
+    config = models.load_config(name)
     with torch.device("meta"):
         model = models.auto_class(config).from_config(config)
     embeddings = {id(part.weight): part.weight.numel() for part in (model.get_input_embeddings(), model.get_output_embeddings()) if part is not None}
@@ -89,7 +91,7 @@ def _shape(profile: dict[str, Any]) -> dict[str, Any]:
     here = models.model_path(name) != name or Path(name).is_dir() or any(isinstance(try_to_load_from_cache(name, file), str) for file in WEIGHTS)
     return {"d_model": text.hidden_size, "n_layers": text.num_hidden_layers, "weights": total, "download": 0 if here else 2 * total,
             "per_layer": (total - sum(embeddings.values())) / text.num_hidden_layers, "chat": chat.has_template(models.load_tokenizer(name)),
-            "d_sae": _width(values["base_sae"])}  # fmt: skip
+            "d_sae": _width(base_sae)}  # fmt: skip
 
 
 def _width(place: str) -> int:

@@ -5,10 +5,9 @@
 manifest follows it. So a shard that the manifest does not list is made again.
 """
 
-import errno
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,9 @@ import torch
 from safetensors.torch import load, save_file
 from tqdm import tqdm
 
-from lib.files import file_hash, replacing, value_hash, write_json
+from lib import cluster
+from lib.files import WriteError, file_hash, locked, replacing, value_hash, write_json
+from lib.models import send_by_name
 
 Shard = dict[str, torch.Tensor]
 
@@ -44,31 +45,47 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def build(folder: Path, parameters: dict[str, Any], n_shards: int, make: Callable[[int], Shard], unit: str) -> Path:
     """Make the shards that ``folder`` does not hold yet; returns the folder.
 
-    ``make(i)`` must depend on ``i`` and ``parameters`` only, so that a resumed store equals an uninterrupted one.
+    ``make(i)`` must depend on ``i`` and ``parameters`` only, so that a resumed store equals an uninterrupted one, and one that
+    several workers (``lib.cluster``) made.
 
     Raises:
         ValueError: the folder holds other parameters, a tensor is not finite, or the disk is full.
     """
-    path = folder / "manifest.json"
-    if path.exists():
-        manifest = read_manifest(folder)
-        if manifest["parameters"] != parameters:
-            raise ValueError(f"{folder} holds another store ({manifest['parameters']}); delete it or choose another")
-    else:
-        manifest = {"parameters": parameters, "n_shards": n_shards, "shards": {}, "seconds": {}, "finished": False}
-    todo = [i for i in range(n_shards) if not _has(folder, manifest, i)]
-    for i in tqdm(todo, desc=folder.name, unit=unit, disable=not todo):
-        started = time.perf_counter()
-        try:
-            manifest["shards"][_name(i)] = _write_shard(folder / _name(i), make(i))
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            raise ValueError(f"the disk is full: {folder} has {len(manifest['shards'])} of {n_shards} shards, which stay usable; make room and run again") from error
-        manifest["seconds"][_name(i)] = round(time.perf_counter() - started, 3)
-        manifest["finished"] = len(manifest["shards"]) == n_shards
-        write_json(path, manifest)
+    with locked(folder):
+        manifest = _begin(folder, parameters, n_shards)
+        todo = [i for i in range(n_shards) if not _has(folder, manifest, i)]
+        for i, (shard, seconds) in tqdm(_made(make, todo), total=len(todo), desc=folder.name, unit=unit, disable=not todo):
+            try:
+                manifest["shards"][_name(i)] = _write_shard(folder / _name(i), shard)
+                manifest["seconds"][_name(i)] = round(seconds, 3)
+                manifest["finished"] = len(manifest["shards"]) == n_shards
+                write_json(folder / "manifest.json", manifest | {key: dict(sorted(manifest[key].items())) for key in ("shards", "seconds")})
+            except WriteError as error:
+                done = sum(_has(folder, manifest, j) for j in range(n_shards))
+                raise ValueError(f"{error}: {done} of {n_shards} shards are complete and stay usable") from error
     return folder
+
+
+def _begin(folder: Path, parameters: dict[str, Any], n_shards: int) -> dict[str, Any]:
+    if not (folder / "manifest.json").exists():
+        return {"parameters": parameters, "n_shards": n_shards, "shards": {}, "seconds": {}, "finished": False}
+    manifest = read_manifest(folder)
+    if manifest["parameters"] != parameters:
+        raise ValueError(f"{folder} holds another store ({manifest['parameters']}); delete it or choose another")
+    return manifest
+
+
+def _made(make: Callable[[int], Shard], todo: list[int]) -> Iterator[tuple[int, tuple[Shard, float]]]:
+    """Shards as they are made, here or by workers, with the seconds each took."""
+
+    def timed(i: int) -> tuple[Shard, float]:
+        started = time.perf_counter()
+        return make(i), time.perf_counter() - started
+
+    if cluster.workers() == 1 or len(todo) < 2:
+        return ((i, timed(i)) for i in todo)
+    send_by_name()
+    return cluster.each(timed, todo)
 
 
 def _name(i: int) -> str:

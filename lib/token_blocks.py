@@ -2,11 +2,12 @@
 
 A block is a run of shards, in an order drawn anew for each epoch, that holds at most ``buffer_tokens`` tokens (one shard at
 least). Its tokens are shuffled and read in batches; what is left of it, less than a batch, waits for the next epoch. So only
-one block is in memory, a step's tokens depend on the step alone, and a resumed run makes only its own block again. Where all
+one block is in memory, and from disk the next one, which is read while the present one is trained on; a step's tokens depend on the step alone, and a resumed run makes only its own block again. Where all
 tokens fit into one block, the shuffle is perfect.
 """
 
 import functools
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,8 @@ class Blocks:
         self.sources, self.buffer_tokens = sources, buffer_tokens
         self.shards = [(source, i, n) for source in sources for i, n in enumerate(counts(source))]
         self._held: tuple[tuple[int, ...], Tensor] | None = None
+        self._ahead: tuple[tuple[int, ...], Future] | None = None
+        self._reader = ThreadPoolExecutor(1)
 
     def __len__(self) -> int:
         return sum(n for *_, n in self.shards)
@@ -90,10 +93,12 @@ class Blocks:
         epoch = 0
         while True:
             plan = self._plan(epoch, seed)
-            for block, n in plan:
+            for i, (block, n) in enumerate(plan):
                 if step < n // batch_tokens:
                     rows = _order(n, seed, epoch)[step * batch_tokens :][:batch_tokens]
-                    return self._read(block)[rows]
+                    found = self._read(block)
+                    self._read_ahead(plan[i + 1][0] if i + 1 < len(plan) else self._plan(epoch + 1, seed)[0][0])
+                    return found[rows]
                 step -= n // batch_tokens
             if all(n < batch_tokens for _, n in plan):
                 raise ValueError(f"blocks of {max(n for _, n in plan)} tokens at most have no batch of {batch_tokens}; raise buffer_tokens {self.buffer_tokens}")
@@ -110,9 +115,15 @@ class Blocks:
 
     def _read(self, block: tuple[int, ...]) -> Tensor:
         if self._held is None or self._held[0] != block:
-            self._held = None  # before the next one is read: one block in memory
-            self._held = block, self._make(block)
+            self._held, ahead = None, self._ahead  # let go before the next one is made
+            self._ahead = None
+            self._held = block, ahead[1].result() if ahead and ahead[0] == block else self._make(block)
         return self._held[1]
+
+    def _read_ahead(self, block: tuple[int, ...]) -> None:
+        """Begin to read a block from disk; one from the model has to wait, as the training needs the device."""
+        if self._ahead is None and self._held and self._held[0] != block and all(isinstance(self.shards[j][0], Path) for j in block):
+            self._ahead = block, self._reader.submit(self._make, block)
 
     def _make(self, block: tuple[int, ...]) -> Tensor:
         if len(block) == len(self.shards) and all(isinstance(source, Path) for source in self.sources):

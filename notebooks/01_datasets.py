@@ -209,7 +209,7 @@ Markdown(
 )
 
 # %%
-path, raw_path = run.folder / "prompts.parquet", run.folder / "raw_prompts.parquet"
+path, raw_path = run.results / "prompts.parquet", run.results / "raw_prompts.parquet"
 datasets.save(prompts, path)
 datasets.save(datasets.plain(raw), raw_path)  # as they were before normalisation, for notebook 07
 counts = [

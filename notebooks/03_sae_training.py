@@ -178,8 +178,8 @@ Markdown(
 
 # %%
 saes = table[["variant", "sparsity", "seed"]].assign(folder=table["folder"].map(relative))
-list_path = write_table(run.folder / "saes" / "architectures.parquet", saes)
+list_path = write_table(run.results / "architectures.parquet", saes)
 tidy = table.drop(columns="folder").melt(["variant", "sparsity", "seed"], var_name="metric")
 outputs = {"held_out": held_out, "saes": list_path} | ({"tokens": tokens} if store == "disk" else {})
 headline = pd.concat([costs, frequent], ignore_index=True)
-records.write(run, pd.concat([tidy, headline], ignore_index=True), headline, inputs=[prompts_path], outputs=outputs).name
+records.write(run, pd.concat([tidy, headline], ignore_index=True), headline, inputs=[prompts_path], outputs=outputs, folders=saes["folder"]).name

@@ -189,7 +189,7 @@ Markdown(
 )
 
 # %%
-list_path = write_table(run.folder / "saes" / "chat_saes.parquet", saes.assign(seed=saes["seed"].astype("Int64")))
+list_path = write_table(run.results / "chat_saes.parquet", saes.assign(seed=saes["seed"].astype("Int64")))
 headline = pd.concat([summary, losses], ignore_index=True) if len(losses) else summary
 table, kept = pd.concat([measured, headline], ignore_index=True), [source for source in sources.values() if isinstance(source, Path)]
-records.write(run, table, headline, inputs=[prompts_path, *kept], outputs={"saes": list_path}).name
+records.write(run, table, headline, inputs=[prompts_path, *kept], outputs={"saes": list_path}, folders=saes["folder"]).name

@@ -452,5 +452,5 @@ at_k = sae_rows["k"].isin([1, show_k]) & (sae_rows["pooling"] == k_pooling) & sa
 within = sae_rows["level"].isin(["selection", "pooling"]) & (sae_rows["variant"] == main[1]) | (sae_rows["probe"] == "dense")
 headline = pd.concat([methods.assign(layer=layer, pooling=pooling), sae_rows[linear | at_k | within]], ignore_index=True)
 chosen = areas[areas["chosen"]].assign(folder=lambda t: t["variant"].map(saes.drop_duplicates("variant").set_index("variant")["folder"]))
-chosen_path = write_table(run.folder / "results" / "chosen_latents.parquet", chosen.drop(columns="chosen"))
+chosen_path = write_table(run.results / "chosen_latents.parquet", chosen.drop(columns="chosen"))
 records.write(run, table, headline, inputs=[prompts_path, store, list_path], outputs={"chosen_latents": chosen_path}).name

@@ -212,7 +212,7 @@ Markdown(
 
 # %%
 every = pd.concat([one.table[one.table["status"] != "not drawn"].assign(sae=i, folder=saes.loc[i, "folder"]) for i, one in enumerate(scored)])
-latents_path = write_table(run.folder / "results" / "latent_scores.parquet", every.reset_index(drop=True))
+latents_path = write_table(run.results / "latent_scores.parquet", every.reset_index(drop=True))
 unit = {"unit": score_label}
 full = pd.concat([table.assign(metric="autointerp", **unit), fifths.assign(metric="autointerp_by_frequency", **unit), apart.assign(metric="autointerp_difference", **unit), checks.assign(**unit), counts.assign(metric="coverage")], ignore_index=True)
 headline = full[full["metric"].isin(["autointerp", "autointerp_difference", *checks["metric"]])]

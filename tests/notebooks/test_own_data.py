@@ -12,7 +12,7 @@ from lib.files import run_dir
 @pytest.mark.slow
 def test_own_csv_end_to_end(small_run):
     results = run_dir("own-data-test") / "results"
-    prompts = pd.read_parquet(run_dir("own-data-test") / "prompts.parquet")
+    prompts = pd.read_parquet(results / "prompts.parquet")
     assert prompts["split"].value_counts().to_dict() == {"train": 128, "ood": 60, "val": 32}
     assert set(prompts["transform"]) == {"plain"}
     metrics = json.loads((results / "05_probing.json").read_text())["metrics"]

@@ -1,0 +1,80 @@
+"""A kernel that stays: notebooks run in it one after the other without starting Python and importing torch each time.
+
+Between notebooks its name space and figures are emptied. What remains are imported modules and their caches of models and
+stores, which are looked up by content; so a notebook's results are those of a kernel of its own (a test compares them).
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from jupyter_client.blocking import BlockingKernelClient
+from jupyter_client.manager import KernelManager
+from papermill.clientwrap import PapermillNotebookClient
+from papermill.engines import NBClientEngine, papermill_engines
+
+ENGINE = "warm"
+EMPTY = "import gc, matplotlib.pyplot; matplotlib.pyplot.close('all'); get_ipython().reset(new_session=True); __import__('gc').collect()"
+
+
+class WarmEngine(NBClientEngine):
+    """papermill's engine ``warm``: the notebook runs in the kernel of ``km``, which goes on afterwards."""
+
+    @classmethod
+    def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, km: KernelManager | None = None, **kwargs: Any) -> None:
+        """See papermill's ``Engine``."""
+        client = PapermillNotebookClient(nb_man, km=km, kernel_name=kernel_name, timeout=None)
+        try:
+            client.execute()
+        finally:
+            if client.kc is not None:
+                client.kc.stop_channels()
+
+
+class WarmKernel:
+    """A kernel that is started when it is needed, and anew after it died or a notebook failed."""
+
+    def __init__(self) -> None:
+        papermill_engines.register(ENGINE, WarmEngine)
+        self.manager: KernelManager | None = None
+
+    @contextmanager
+    def hold(self, limit: float = 0) -> Iterator[KernelManager]:
+        """The running kernel with an empty name space; killed once it has been held for ``limit`` seconds (0: no limit).
+
+        Raises:
+            TimeoutError: the limit was reached.
+        """
+        manager, late = self._ready(), threading.Event()
+        timer = threading.Timer(limit or threading.TIMEOUT_MAX, lambda: (late.set(), self.kill()))
+        timer.daemon = True
+        timer.start()
+        try:
+            yield manager
+        except BaseException as error:
+            self.kill()  # what an error left behind is not the next notebook's
+            if late.is_set():
+                raise TimeoutError(f"the limit of {limit:g} s was reached") from error
+            raise
+        finally:
+            timer.cancel()
+
+    def kill(self) -> None:
+        """End the kernel at once."""
+        if self.manager is not None and self.manager.has_kernel:
+            self.manager.shutdown_kernel(now=True)
+
+    def _ready(self) -> KernelManager:
+        if self.manager is None or not self.manager.is_alive():
+            self.manager = KernelManager(kernel_name="python3")
+            self.manager.start_kernel()
+            return self.manager
+        client: BlockingKernelClient = self.manager.client()
+        client.start_channels()
+        try:
+            client.wait_for_ready(timeout=60)
+            client.execute_interactive(EMPTY, silent=True, timeout=60)
+        finally:
+            client.stop_channels()
+        return self.manager
