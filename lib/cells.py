@@ -80,8 +80,8 @@ def read(path: Path) -> Sweep:
     profile = runner.profile_path(found.get("profile", "embedded"))
     shared = runner.read_profile(profile) | found.get("fixed", {})
     sweep = Sweep(path.stem, profile.stem, wanted, shared, list(_points(path, found)), found.get("figure", {}))
-    for point, name in itertools.product(sweep.points, wanted):
-        runner.select(graph.NOTEBOOKS / f"{name}.py", shared | point)
+    for point, notebook in itertools.product(sweep.points, graph.notebooks()):
+        runner.select(notebook, shared | point)
     return sweep
 
 

@@ -127,7 +127,7 @@ def curves(
 def facets(table: pd.DataFrame, about: dict) -> Figure:
     """Values with 95 % bars against ``about["x"]``, a line per ``hue``, panels by ``col`` and ``row`` (columns of ``table``, all but x optional)."""
     levels = {name: list(dict.fromkeys(table[about[name]])) if name in about else [None] for name in ("hue", "col", "row")}
-    figure, axes = _panels(len(levels["col"]), width=max(3.4, 8 / len(levels["col"])), height=3.2, rows=len(levels["row"]), sharex=True, sharey=True)
+    figure, axes = _panels(len(levels["col"]), width=max(3.4, 8 / len(levels["col"])), height=3.2, rows=len(levels["row"]), sharex=True, sharey=about.get("share_y", True))
     for ax, (row, col) in zip(axes, itertools.product(levels["row"], levels["col"]), strict=True):
         for colour, hue in zip(itertools.cycle(CYCLE), levels["hue"], strict=False):
             of = {"row": row, "col": col, "hue": hue}
@@ -139,7 +139,8 @@ def facets(table: pd.DataFrame, about: dict) -> Figure:
         if about.get("logx"):
             ax.set_xscale("log", base=2)
             ax.xaxis.set_major_formatter("{x:g}")
-        ax.label_outer()
+        if about.get("share_y", True):
+            ax.label_outer()
     if "hue" in about:
         _legend(figure, axes[-1])
     return figure

@@ -62,18 +62,21 @@ def drawn(table: pd.DataFrame, about: dict[str, Any]) -> pd.DataFrame:
     """What the figure shows: rows of ``about["where"]`` (column: value, or list of values), one for each x, hue, col and row.
 
     A row that stands alone keeps its interval; of several (other parameters differ, such as a seed) the mean with a 95 % t interval.
+    Rows that agree in the columns ``about["distinct"]`` are one measurement, which stands in several cells.
 
     Raises:
         ValueError: a column that the table does not have, or no row that fits.
     """
     keys = [about[name] for name in ("x", "hue", "col", "row") if name in about]
-    missing = [name for name in ["value", *keys, *about.get("where", {})] if name not in table]
+    where, distinct = about.get("where", {}), about.get("distinct", [])
+    missing = [name for name in ["value", *keys, *where, *distinct] if name not in table]
     if missing or "x" not in about:
         raise ValueError(f"the figure needs x and columns of the table; {missing} are not among {sorted(table.columns)}")
-    for name, wanted in about.get("where", {}).items():
+    for name, wanted in where.items():
         table = table[table[name].isin(wanted if isinstance(wanted, list) else [wanted])]
     if not len(table):
-        raise ValueError(f"no row of the table fits the figure's where: {about['where']}")
+        raise ValueError(f"no row of the table fits the figure's where: {where}")
+    table = table.drop_duplicates(distinct) if distinct else table
     rows = []
     for values, part in table.groupby(keys, sort=False):
         found = t_interval(part["value"].to_numpy(dtype=float)) if len(part) > 1 else part.iloc[0]
@@ -103,11 +106,11 @@ def estimates(sweep: Sweep, wanted: list[tuple[dict[str, Any], str]], cells: dic
     """
     flops, rows, seen = None, [], set()
     for point, name in wanted:
-        values = {key: value for key, value in (sweep.shared | point).items() if key != "profile"}
+        values = sizing.values_of(sweep.shared | point)
         todo = [one for one in _with_needs(name, cells) if one not in seen and not finished(cells[one])]
         seen.update(todo)
-        if todo:
-            flops = flops or sizing.peak_flops(sizing.values_of(values)["device"], sizing.values_of(values)["dtype"])
+        if todo and "model" in values:
+            flops = flops or sizing.peak_flops(values["device"], values["dtype"])
             table = sizing.estimate(values, flops)
             rows += [part.assign(cell=one) for one in todo if len(part := table[table["notebook"] == cells[one].notebook[:2]])]
     found = pd.concat(rows) if rows else pd.DataFrame(columns=["cell", "tokens", "disk_gib", "memory_gib", "hours"])

@@ -1,4 +1,4 @@
-"""A small run of all notebooks on a user's own data, made once for the tests that need one."""
+"""A small run of all notebooks on a user's own data, made once for the tests that need one; and an empty project with stubs."""
 
 import random
 import shutil
@@ -8,6 +8,7 @@ import pytest
 
 from lib import graph, runner
 from lib.files import ROOT, run_dir
+from tests import stubs
 
 SMALL = """
 layers: [1, 2]
@@ -62,3 +63,9 @@ def small_run(profile):
     for notebook in graph.notebooks():
         runner.execute(notebook, values)
     return values
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A copy of lib and the Makefile with two stub notebooks: 02 reads 01, and only 02 draws."""
+    return stubs.project(tmp_path)

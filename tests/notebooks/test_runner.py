@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -11,55 +10,7 @@ from pathlib import Path
 import pytest
 
 from lib import graph, runner
-from lib.files import ROOT
-
-HEAD = "# ---\n# jupyter:\n#   kernelspec:\n#     display_name: Python 3\n#     language: python\n#     name: python3\n# ---\n"
-STUB = HEAD + """
-# %% [markdown]
-# # {number} · stub
-
-# %%
-from lib import files, records
-{extra_import}
-
-# %% tags=["parameters"]
-profile = "embedded"
-layer = 3
-share = 0.5
-
-# %%
-run = records.start("{name}", globals())
-{body}
-
-# %%
-import pandas as pd
-table = pd.DataFrame([{{"metric": "m", "value": 1.0}}])
-product = run.folder / "{name}.txt"
-files.write_text(product, "{content}", only_if_changed=True)
-records.write(run, table, table, inputs=[], outputs={{"product": product}})
-"""
-
-
-@pytest.fixture
-def project(tmp_path):
-    """A copy of lib and the Makefile with two stub notebooks: 02 reads 01, and only 02 draws."""
-    shutil.copytree(ROOT / "lib", tmp_path / "lib", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
-        shutil.copy(ROOT / name, tmp_path)
-    (tmp_path / "data" / "prompts").mkdir(parents=True)
-    (tmp_path / ".venv").symlink_to(sys.prefix)
-    profiles = tmp_path / "notebooks" / "profiles"
-    profiles.mkdir(parents=True)
-    (profiles / "embedded.yaml").write_text("profile: embedded\n")
-    write(tmp_path, "01_first", "a")
-    write(tmp_path, "02_second", "b", extra_import="from lib import figures", body='records.read(run, "01_first")')
-    return tmp_path
-
-
-def write(project, name, content, extra_import="", body=""):
-    text = STUB.format(number=name[:2], name=name, content=content, extra_import=extra_import, body=body)
-    (project / "notebooks" / f"{name}.py").write_text(text)
-
+from tests.stubs import HEAD, write
 
 def make(project, *arguments, check=True):
     environment = os.environ | {"PYTHONPATH": str(project)}
@@ -85,7 +36,7 @@ def test_the_make_graph(project):
     assert make(project, "reproduce")[0] == ["01_first", "02_second"]
     record = json.loads((project / "data/runs/embedded/results/01_first.json").read_text())
     assert record["parameters"] == {"profile": "embedded", "layer": 3, "share": 0.5}
-    assert record["outputs"]["product"]["path"] == "data/runs/embedded/01_first.txt"
+    assert record["outputs"]["product"]["path"] == "data/runs/embedded/results/01_first.txt"
     assert make(project, "reproduce")[0] == [], "a second run has nothing to do"
 
     settle(project)

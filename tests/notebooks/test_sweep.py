@@ -1,0 +1,208 @@
+"""Sweeps on Ray: stub notebooks in an empty project, and notebook 05 in a warm kernel beside a cold one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+
+from lib import cells, cluster, runner
+from lib.files import run_dir
+from tests.stubs import write
+
+pytestmark = pytest.mark.slow
+BODY = """records.read(run, "01_first")
+import time
+(run.results / f"ran-{time.time_ns()}").write_text("")
+"""
+SWEEP = """
+notebooks: [02_second]
+grid: {layer: [1, 2, 3], share: [0.1, 0.2]}
+figure: {x: cell.layer, hue: cell.share}
+"""
+
+
+@pytest.fixture
+def swept(project):
+    """The stub project with a sweep of six cells, whose product is their layer."""
+    write(project, "02_second", "b", body=BODY)
+    text = (project / "notebooks" / "02_second.py").read_text()
+    (project / "notebooks" / "02_second.py").write_text(text.replace('"value": 1.0', '"value": layer + share'))
+    (project / "mine.yaml").write_text(SWEEP)
+    return project
+
+
+def start(project, *arguments, workers=2, **environment):
+    environment = os.environ | {"PYTHONPATH": str(project), "WORKERS": str(workers)} | environment
+    return subprocess.Popen([sys.executable, "-m", "lib.sweeps", "mine.yaml", *arguments], cwd=project, env=environment,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+
+
+def sweep(project, *arguments, **environment):
+    process = start(project, *arguments, **environment)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def runs(project):
+    """How often each notebook ran, and the values of the outcome by layer and share."""
+    folder = project / "data" / "runs" / "embedded"
+    ran = len(list(folder.glob("cells/02_second-*/results/ran-*"))), len(list(folder.glob("cells/01_first-*/notebooks/01_first.ipynb")))
+    table = folder / "sweeps" / "mine.parquet"
+    return ran, pd.read_parquet(table).set_index(["cell.layer", "cell.share"])["value"].to_dict() if table.exists() else None
+
+
+EXPECTED = {(layer, share): layer + share for layer in (1, 2, 3) for share in (0.1, 0.2)}
+
+
+def test_cells_run_once_share_what_they_read_and_are_gathered(swept):
+    code, out, err = sweep(swept, "--dry-run")
+    assert code == 0 and "6 cells of 02_second, 7 runs with those they read" in out and not (swept / "data/runs/embedded/cells").exists(), err
+    code, out, err = sweep(swept)
+    assert code == 0 and "6 of 6 cells finished; data/runs/embedded/sweeps/mine.parquet, data/runs/embedded/sweeps/mine.png" in out, err
+    assert runs(swept) == ((6, 1), EXPECTED)
+    assert sweep(swept)[0] == 0 and runs(swept) == ((6, 1), EXPECTED), "finished cells are skipped"
+    (swept / "mine.yaml").write_text(SWEEP.replace("[1, 2, 3]", "[1, 2, 3, 4]"))
+    assert sweep(swept)[0] == 0 and runs(swept)[0] == (8, 1), "a larger grid runs what is new"
+
+
+def test_a_failed_cell_is_reported_and_does_not_stop_the_others(swept):
+    notebook = swept / "notebooks" / "02_second.py"
+    whole = notebook.read_text()
+    notebook.write_text(whole.replace("\nimport time\n", "\nimport time\nif layer == 2: raise ValueError('layer two is out')\n"))
+    code, out, err = sweep(swept, "--retries", "1")
+    assert code == 1 and "4 of 6 cells finished" in out
+    lines = [line for line in err.splitlines() if line.startswith("failed: ")]
+    assert len(lines) == 2 and all("ValueError: layer two is out" in line and '"layer": 2' in line for line in lines)
+    failed = swept / lines[0].split()[-1]
+    assert failed.name == "02_second.failed.ipynb" and "layer two is out" in failed.read_text()
+    notebook.write_text(whole)
+    assert sweep(swept)[0] == 0 and runs(swept)[1] == EXPECTED
+
+
+def test_what_a_failed_cell_makes_is_missing_for_those_that_read_it(swept):
+    write(swept, "01_first", "a", body="1 / 0")
+    code, out, err = sweep(swept)
+    assert code == 1 and "0 of 6 cells finished" in out
+    assert "failed: 01_first-" in err and err.count("not run, as 01_first-") == 6
+
+
+def test_a_time_limit_ends_a_cell_only(swept):
+    notebook = swept / "notebooks" / "02_second.py"
+    notebook.write_text(notebook.read_text().replace("\nimport time\n", "\nimport time\nif layer == 3: time.sleep(1000)\n"))
+    code, out, err = sweep(swept, "--limit", "15")
+    assert code == 1 and "4 of 6 cells finished" in out and err.count("TimeoutError: the limit of 15 s was reached") == 2
+
+
+def test_two_sweeps_at_once_and_ctrl_c(swept):
+    notebook = swept / "notebooks" / "02_second.py"
+    notebook.write_text(notebook.read_text().replace("\nimport time\n", "\nimport time\ntime.sleep(2)\n"))
+    first = start(swept, workers=1)
+    wait_for(lambda: runs(swept)[0][0] >= 1)
+    code, _, err = sweep(swept)
+    assert code == 1 and "another process is at work on data/runs/embedded/sweeps/mine" in err and "Traceback" not in err
+    first.send_signal(signal.SIGINT)
+    out, err = first.communicate(timeout=120)
+    assert first.returncode == 1 and err.rstrip().endswith("stopped; finished cells are kept, and the same command goes on with the others")
+    done = runs(swept)[0][0]
+    assert sweep(swept)[0] == 0 and runs(swept)[1] == EXPECTED and runs(swept)[0][0] <= 6 + 1 and done >= 1
+
+
+def test_a_killed_sweep_goes_on(swept):
+    notebook = swept / "notebooks" / "02_second.py"
+    notebook.write_text(notebook.read_text().replace("\nimport time\n", "\nimport time\ntime.sleep(1)\n"))
+    for least in (1, 3, 5):
+        process = start(swept)
+        wait_for(lambda least=least: runs(swept)[0][0] >= least)
+        process.kill()
+        process.communicate()
+    assert sweep(swept)[0] == 0 and runs(swept)[1] == EXPECTED
+    assert not list((swept / "data").rglob("*.tmp")) and not [p for p in (swept / "data/runs/embedded/cells").glob("*/notebooks/.*") if p.is_dir()]
+
+
+def wait_for(true, seconds=120):
+    until = time.time() + seconds
+    while not true():
+        assert time.time() < until
+        time.sleep(0.05)
+
+
+def test_results_in_an_s3_bucket_are_found_from_another_machine(swept, monkeypatch):
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    try:
+        place = {"AWS_ENDPOINT_URL": "http://{}:{}".format(*server.get_host_and_port()), "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "secret-of-test", "AWS_DEFAULT_REGION": "us-east-1"}
+        import s3fs
+
+        bucket = s3fs.S3FileSystem(endpoint_url=place["AWS_ENDPOINT_URL"], key="test", secret="secret-of-test")
+        bucket.mkdir("results")
+        code, out, err = sweep(swept, "--store", "s3://results/try", **place)
+        assert code == 0, err
+        kept = bucket.find("results/try")
+        assert sum(name.endswith("02_second.ipynb") for name in kept) == 6 and any(name.endswith("sweeps/mine.png") for name in kept)
+        (swept / "data" / "runs").rename(swept / "data" / "elsewhere")  # another machine: nothing here but the bucket
+        code, out, err = sweep(swept, "--store", "s3://results/try", **place)
+        assert code == 0 and "6 of 6 cells finished" in out, err
+        assert runs(swept) == ((0, 1), EXPECTED), "nothing ran, all was fetched"
+        notebook = swept / "notebooks" / "02_second.py"
+        notebook.write_text(notebook.read_text() + "\n# changed\n")
+        (swept / "data" / "runs").rename(swept / "data" / "elsewhere2")
+        code, out, err = sweep(swept, "--store", "s3://results/try", **place)
+        assert code == 0 and runs(swept) == ((6, 1), EXPECTED), err
+        everything = "".join(path.read_text(errors="ignore") for path in (swept / "data" / "runs").rglob("*") if path.is_file())
+        assert "secret-of-test" not in everything + out + err
+    finally:
+        server.stop()
+
+
+def test_what_is_wrong_is_one_sentence(swept):
+    for environment, message in (
+        ({"WORKERS": "two"}, "error: WORKERS='two' must be a whole number of at least 1"),
+        ({"CLUSTER": "ray://127.0.0.1:1"}, "error: the cluster 'ray://127.0.0.1:1' cannot be reached"),
+    ):
+        code, _, err = sweep(swept, **environment)
+        assert code == 1 and message in err and "Traceback" not in err, err
+    code, _, err = sweep(swept, "--store", "nowhere://x")
+    assert code == 1 and "error: STORE='nowhere://x' cannot be used" in err
+
+
+def test_a_warm_kernel_gives_what_a_cold_one_gives(small_run, profile, tmp_path, monkeypatch):
+    """Two cells of notebook 05 in one kernel; the second has the parameters of the run in a kernel of its own."""
+    path = tmp_path / "warm.yaml"
+    path.write_text(f"notebooks: [05_probing]\nprofile: {profile}\ngrid: {{seed: [1, 0]}}\n")
+    found, wanted = cells.plan(cells.read(path))
+    work = cells.CellRunner()
+    try:
+        for cell in found.values():
+            assert work((cell, [found[need] for need in cell.needs])) == ""
+    finally:
+        work.kernel.kill()
+    warm, cold = (json.loads((folder / "results" / "05_probing.json").read_text()) for folder in (found[wanted[1][1]].folder, run_dir("own-data-test")))
+    assert warm["parameters"]["seed"] == cold["parameters"]["seed"] == 0 and warm["metrics"] == cold["metrics"]
+    executed = found[wanted[1][1]].executed.read_text()
+    assert '"execution_count": 1,' in executed and runner.ROOT.as_posix() not in executed
+
+
+def test_workers_that_die_are_begun_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORKERS", "2")
+    marks = str(tmp_path)
+
+    def work(i):
+        import os
+        from pathlib import Path
+
+        if i == 3 and not (Path(marks) / "died").exists():
+            (Path(marks) / "died").write_text("")
+            os.kill(os.getpid(), 9)
+        (Path(marks) / f"{i}-{os.getpid()}-{time.time_ns()}").write_text("")
+        return i * i
+
+    assert dict(cluster.each(work, range(8))) == {i: i * i for i in range(8)}
+    ran = sorted(int(path.name.split("-")[0]) for path in tmp_path.glob("*-*"))
+    assert ran == list(range(8)), "a worker's death costs the one item it was at"
