@@ -25,6 +25,8 @@ def main(chosen: list[str]) -> None:
             rows.append(row | {"min": min(values), "max": max(values), "profile": module.PROFILE} | environment())
             print(f"{name}: {metric} = {row['value']:.4g} {unit} (min {min(values):.4g}, max {max(values):.4g}, n = {len(values)})")
         write_json(DATA / "bench" / f"{name}.json", rows)
+        if hasattr(module, "draw"):
+            module.draw(rows)
 
 
 if __name__ == "__main__":

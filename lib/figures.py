@@ -146,6 +146,26 @@ def facets(table: pd.DataFrame, about: dict) -> Figure:
     return figure
 
 
+def growth(table: pd.DataFrame) -> Figure:
+    """Cost against ``scale``, both logarithmic: a panel per ``panel`` (its y label), a colour per ``line``, whose ``slope`` is in the legend.
+
+    Bars reach from ``low`` to ``high``; the dotted line of slope 1, cost in proportion to the scale, starts at a panel's first point.
+    """
+    figure, axes = _panels(2, width=4.6, height=3.7, rows=table["panel"].nunique() // 2)
+    colours = dict(zip(dict.fromkeys(table["line"]), CYCLE, strict=False))
+    for ax, (panel, rows) in zip(axes, table.groupby("panel", sort=False), strict=True):
+        for (line, slope), part in rows.groupby(["line", "slope"], sort=False):
+            ax.errorbar(part["scale"], part["value"], yerr=_spread(part), fmt="o-", markersize=4, capsize=2.5, color=colours[line], label=f"{line}: slope {slope}")
+        first, ends = rows.loc[rows["scale"].idxmin()], rows["scale"].agg(["min", "max"])
+        ax.plot(ends, first["value"] * ends / first["scale"], color="black", linestyle=":", linewidth=1.5, label="slope 1")
+        for axis, logarithmic in ((ax.xaxis, ax.set_xscale), (ax.yaxis, ax.set_yscale)):
+            logarithmic("log", base=2)
+            axis.set_major_formatter("{x:g}")
+        ax.set(xlabel="scale factor", ylabel=panel)
+        ax.legend(fontsize=8)
+    return figure
+
+
 def _legend(figure: Figure, ax: Axes) -> None:
     """Above all panels, in as many columns as the figure's width has room for."""
     handles, labels = ax.get_legend_handles_labels()
