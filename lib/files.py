@@ -32,21 +32,17 @@ def run_dir(profile: str) -> Path:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside ``path``; on success rename it to ``path``, else delete it.
+    """Yield a name to write to in a temporary folder beside ``path``; on success the file is renamed to ``path``.
 
-    The temporary name keeps the suffix, so that writers which look at it still work.
+    Raises:
+        WriteError: see :func:`writing`.
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-        os.close(handle)
-        temporary = Path(name)
-        try:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as scratch:  # safetensors has a temporary file of its own there
+            temporary = Path(scratch) / path.name
             yield temporary
-            temporary.chmod(0o666 & ~_umask())
             os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -79,19 +75,13 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
         try:
             lock.acquire(timeout=-1 if wait else 0)
         except Timeout as error:
-            raise ValueError(f"another process is at work on {relative(path)}; wait for it, or stop it, and run again") from error
+            raise ValueError(f"another process is at work on {relative(path.parent)}/{path.name}; wait for it, or stop it, and run again") from error
     try:
         for leftover in [*path.parent.glob(f".{path.stem}-*"), *(path.glob(".*-*") if path.is_dir() else ())]:
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
         yield
     finally:
         lock.release()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def write_text(path: Path, text: str, only_if_changed: bool = False) -> None:

@@ -4,13 +4,17 @@ Between notebooks its name space and figures are emptied. What remains are impor
 stores, which are looked up by content; so a notebook's results are those of a kernel of its own (a test compares them).
 """
 
+import os
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from jupyter_client.blocking import BlockingKernelClient
-from jupyter_client.manager import KernelManager
+from jupyter_client.manager import AsyncKernelManager
+from jupyter_core.utils import run_sync
+from nbclient import NotebookClient
+from nbformat.v4 import new_code_cell, new_notebook
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import NBClientEngine, papermill_engines
 
@@ -22,7 +26,7 @@ class WarmEngine(NBClientEngine):
     """papermill's engine ``warm``: the notebook runs in the kernel of ``km``, which goes on afterwards."""
 
     @classmethod
-    def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, km: KernelManager | None = None, **kwargs: Any) -> None:
+    def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, km: AsyncKernelManager | None = None, **kwargs: Any) -> None:
         """See papermill's ``Engine``."""
         client = PapermillNotebookClient(nb_man, km=km, kernel_name=kernel_name, timeout=None)
         try:
@@ -37,17 +41,17 @@ class WarmKernel:
 
     def __init__(self) -> None:
         papermill_engines.register(ENGINE, WarmEngine)
-        self.manager: KernelManager | None = None
+        self.manager: AsyncKernelManager | None = None
 
     @contextmanager
-    def hold(self, limit: float = 0) -> Iterator[KernelManager]:
+    def hold(self, limit: float = 0) -> Iterator[AsyncKernelManager]:
         """The running kernel with an empty name space; killed once it has been held for ``limit`` seconds (0: no limit).
 
         Raises:
             TimeoutError: the limit was reached.
         """
         manager, late = self._ready(), threading.Event()
-        timer = threading.Timer(limit or threading.TIMEOUT_MAX, lambda: (late.set(), self.kill()))
+        timer = threading.Timer(limit or threading.TIMEOUT_MAX, lambda: (late.set(), os.kill(manager.provisioner.pid, signal.SIGKILL)))
         timer.daemon = True
         timer.start()
         try:
@@ -63,18 +67,14 @@ class WarmKernel:
     def kill(self) -> None:
         """End the kernel at once."""
         if self.manager is not None and self.manager.has_kernel:
-            self.manager.shutdown_kernel(now=True)
+            run_sync(self.manager.shutdown_kernel)(now=True)
 
-    def _ready(self) -> KernelManager:
-        if self.manager is None or not self.manager.is_alive():
-            self.manager = KernelManager(kernel_name="python3")
-            self.manager.start_kernel()
-            return self.manager
-        client: BlockingKernelClient = self.manager.client()
-        client.start_channels()
-        try:
-            client.wait_for_ready(timeout=60)
-            client.execute_interactive(EMPTY, silent=True, timeout=60)
-        finally:
-            client.stop_channels()
+    def _ready(self) -> AsyncKernelManager:
+        if self.manager is None or not run_sync(self.manager.is_alive)():
+            self.manager = AsyncKernelManager(kernel_name="python3")
+            run_sync(self.manager.start_kernel)()
+        else:
+            client = NotebookClient(new_notebook(cells=[new_code_cell(EMPTY)]), km=self.manager)
+            client.execute()
+            client.kc.stop_channels()
         return self.manager

@@ -20,7 +20,7 @@ from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
 from sae_lens.saes.sae import SAEMetadata
 from torch import Tensor
 
-from lib.files import ROOT, file_hash, write_json
+from lib.files import ROOT, file_hash, write_json, writing
 from lib.jumprelu import Parameters
 
 HIGH_FREQUENCY = 0.1  # a latent is high-frequency if it fires on more than this fraction of tokens
@@ -74,18 +74,19 @@ def save(sae: SAE, folder: Path, training: dict[str, Any], dtype: str = "float32
     bad = [name for name, tensor in sae.state_dict().items() if not torch.isfinite(tensor).all()]
     if bad:
         raise ValueError(f"{folder}: {bad} has values that are not finite; nothing was saved")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    try:
-        sae.save_model(scratch)
-        weights = {name: tensor.to(getattr(torch, dtype)).contiguous() for name, tensor in sae.state_dict().items()}
-        save_file(weights, scratch / "sae_weights.safetensors")
-        write_json(scratch / "training.json", training)
-        scratch.chmod(0o755)
-        shutil.rmtree(folder, ignore_errors=True)
-        scratch.rename(folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+        try:
+            sae.save_model(scratch)
+            weights = {name: tensor.to(getattr(torch, dtype)).contiguous() for name, tensor in sae.state_dict().items()}
+            save_file(weights, scratch / "sae_weights.safetensors")
+            write_json(scratch / "training.json", training)
+            scratch.chmod(0o755)
+            shutil.rmtree(folder, ignore_errors=True)
+            scratch.rename(folder)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
     return folder
 
 

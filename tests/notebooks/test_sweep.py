@@ -29,6 +29,8 @@ figure: {x: cell.layer, hue: cell.share}
 @pytest.fixture
 def swept(project):
     """The stub project with a sweep of six cells, whose product is their layer."""
+    first = project / "notebooks" / "01_first.py"
+    first.write_text(first.read_text().replace("layer = 3\nshare = 0.5\n", ""))
     write(project, "02_second", "b", body=BODY)
     text = (project / "notebooks" / "02_second.py").read_text()
     (project / "notebooks" / "02_second.py").write_text(text.replace('"value": 1.0', '"value": layer + share'))

@@ -1,0 +1,86 @@
+"""Work that tests kill: each function makes its artefacts in a folder, in a process that the test may end at any time.
+
+Processes are forked from a server that has imported everything once (``forkserver``), so that a trial takes moments.
+"""
+
+import hashlib
+import multiprocessing
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from lib import rollouts, sae_training, stores
+from lib.activations import harvest_tokens
+from lib.models import load_model, split_tokens
+from lib.recipes import Recipe
+
+TEXTS = [f"number {i} of many short texts, each with a few words of its own: {' '.join(str(i * j) for j in range(12))}" for i in range(160)]
+
+
+def harvest(folder: Path, model: str) -> None:
+    """A token store of about 20 shards."""
+    bridge = load_model(model)
+    harvest_tokens(bridge, {"model": model}, "h", split_tokens(bridge, TEXTS, 64), 1, folder, special=False, shuffle_seed=0, shard_tokens=500)
+
+
+def training(folder: Path, store: str) -> None:
+    """An SAE from a store, with a checkpoint after every step."""
+    sae_training.CHECKPOINT_SECONDS = 0.0
+    recipe = Recipe(d_sae=64, target_l0=4, tokens=12_000, batch_tokens=200)
+    sae_training.train(recipe, Path(store), Path(store), folder, progress=False, buffer_tokens=4000)
+
+
+def answers(folder: Path, model: str) -> None:
+    """Rollouts in parts of 8 prompts."""
+    rollouts.PART_PROMPTS = 8
+    rollouts.generate(load_model(model), {"model": model}, TEXTS[:80], folder, 4, 1.0, 0)
+
+
+def digest(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file but times and locks: what a killed and an uninterrupted run must agree in."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.name == "manifest.json":
+            found[path.name] = str({key: value for key, value in stores.read_manifest(path.parent).items() if key != "seconds"})
+        elif path.is_file() and path.name not in ("training.json",) and path.suffix != ".lock":
+            found[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+def _quietly(work: Callable[[Path, str], None], folder: Path, argument: str) -> None:
+    torch.set_num_threads(1)
+    work(folder, argument)
+
+
+def begin(work: Callable[[Path, str], None], folder: Path, argument: str) -> multiprocessing.Process:
+    """Start the work in a process."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.faults"])
+    process = context.Process(target=_quietly, args=(work, folder, argument))
+    process.start()
+    return process
+
+
+def finish(work: Callable[[Path, str], None], folder: Path, argument: str) -> float:
+    """Seconds of an uninterrupted run (or of what is left of one)."""
+    began = time.perf_counter()
+    process = begin(work, folder, argument)
+    process.join(300)
+    assert process.exitcode == 0
+    return time.perf_counter() - began
+
+
+def kill_and_go_on(work: Callable[[Path, str], None], folder: Path, argument: str, seconds: float, rng: random.Random) -> int:
+    """Kill −9 the work twice at random moments of the ``seconds`` it takes, then let it finish; how many kills met it at work."""
+    met = 0
+    for _ in range(2):
+        process = begin(work, folder, argument)
+        process.join(rng.uniform(0.1, 0.9) * seconds)
+        met += process.is_alive()
+        process.kill()
+        process.join()
+    finish(work, folder, argument)
+    return met
