@@ -1,14 +1,17 @@
-"""A random CSV is taken and sound, or refused in one sentence that names it."""
+"""A random CSV or profile is taken and sound, or refused in one sentence that names it."""
 
 import csv
 import io
+import json
 
 import numpy as np
+import pytest
+import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lib import datasets, sources
-from tests.fuzzing import Outcomes, fuzz
+from lib import datasets, graph, runner, sources
+from tests.fuzzing import JSON, Outcomes, fuzz
 
 HUGE = b"x" * 200_000
 ODD = {
@@ -106,3 +109,70 @@ def test_csv(tmp_path):
 
     check()
     outcomes.check_both()
+
+
+ODD_VALUES = [
+    "!!python/object/apply:os.system ['touch TOUCHED']", "!!python/object/new:pathlib.Path [TOUCHED]", "!!python/name:os.system ",
+    "!!bool x", "!!int ''", "!!float ''", "!!timestamp x", "!!binary aGk=", "!!str {a: 1}", "!!set {a, b}", "!!omap [a: 1]", "!!nope x",
+    "2020-01-01", "2020-13-45", ".nan", ".inf", "[.nan]", "1e400", "9" * 5000, "0x" + "f" * 5000, ":".join(["59"] * 200) + ".5",
+    "7", "1.5", "true", "~", "", "text", "[]", "[7, 8]", "[a, 1]", "[true]", "[1.5]", "[[1]]", "[" * 3000, "{a: 1}", "[a: 1]", "'no end",
+    '"\\ud800"', '"\\0"', "&a 1", "*a", "&b [*b]", "|\n  two\n  lines", "a: b: c", "\t", "@", "\x07", "\ufeff",
+]  # fmt: skip
+ODD_NAMES = ["1", "~", "[a]", "{a: 1}", "<<", "?", "layre", "2020-01-01", "!!int 0x" + "f" * 5000, '"\\ud800"', "profile"]
+ALIASES = "".join(["seed: &l0 [1]\n", *(f"seed: &l{i + 1} [{', '.join([f'*l{i}'] * 9)}]\n" for i in range(9))]).encode()
+MERGES = "".join(["? &l0 {a: 1}\n: 1\n", *(f"? &l{i + 1} {{<<: [{', '.join([f'*l{i}'] * 9)}]}}\n: 1\n" for i in range(9))]).encode()
+DEFAULTS = {path: graph.parameters(path) for path in graph.notebooks()}
+KNOWN = {name: default for defaults in DEFAULTS.values() for name, default in defaults.items() if name != "profile"}
+ANOTHER = {bool: lambda v: not v, int: lambda v: v + 1, float: lambda v: v / 2 + 1, str: lambda v: v + "x", list: lambda v: v[1:]}
+SOUND_LINES = st.sampled_from(sorted(KNOWN)).map(lambda name: f"{name}: {json.dumps(ANOTHER[type(KNOWN[name])](KNOWN[name]))}")
+ODD_LINES = st.tuples(st.sampled_from(sorted(KNOWN)) | st.sampled_from(ODD_NAMES), st.sampled_from(ODD_VALUES)).map(": ".join)
+PROFILES = st.sampled_from([
+    *2 * [st.lists(SOUND_LINES, max_size=4).map(lambda lines: "\n".join(lines).encode())],
+    *2 * [st.tuples(SOUND_LINES, ODD_LINES).map(lambda lines: "\n".join(lines).encode())],
+    JSON.map(lambda value: yaml.safe_dump(value, allow_unicode=True).encode("utf-8", "surrogatepass")),
+    st.binary(max_size=60),
+]).flatmap(lambda strategy: strategy)  # fmt: skip
+
+
+def fits(value, default):
+    """Whether a value may stand in a default's place."""
+    if isinstance(default, list):
+        return isinstance(value, list) and all(fits(item, default[0]) if default else not isinstance(item, list | dict) for item in value)
+    return type(value) is type(default) or (type(value), type(default)) == (int, float)
+
+
+def test_profile(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(graph, "parameters", DEFAULTS.__getitem__)  # they are read for each notebook of each example
+    outcomes, path = Outcomes(), tmp_path / "mine.yaml"
+
+    def choose():
+        values = runner.read_profile(path)
+        return [runner.select(notebook, values) for notebook in DEFAULTS]
+
+    @fuzz(max_examples=400)
+    @given(PROFILES)
+    @example(b"1: 7\nlayre: 8")
+    @example(b"seed: true")
+    @example(b"lr: .nan")
+    @example(b"target_l0s: [8, true]")
+    @example(b'train_csv: "\\ud800"')
+    @example(ALIASES)
+    @example(MERGES)
+    def check(data):
+        path.write_bytes(data)
+        chosen = outcomes.judge(choose, str(path), "parameter ")
+        assert not (tmp_path / "TOUCHED").exists(), "a tag was carried out"
+        for values, defaults in zip(chosen or [], DEFAULTS.values(), strict=False):
+            json.dumps(values, ensure_ascii=False, allow_nan=False).encode()  # as in the record
+            assert all(fits(value, defaults[name]) for name, value in values.items())
+
+    check()
+    outcomes.check_both()
+
+
+@pytest.mark.parametrize("value", ["[1", "!!bool x", ".nan", "[[1]]", "!!python/name:os.system "])
+def test_a_parameter_of_the_command_line(value, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["runner", "01_datasets", "-p", "val_share", value])
+    with pytest.raises(SystemExit, match=r"error: parameter val_share"):
+        runner.main()
