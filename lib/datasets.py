@@ -92,8 +92,9 @@ def split_base(base: pd.DataFrame, val_share: float, rng: np.random.Generator) -
     val_ids: set[str] = set()
     in_distribution = base[base["pool"] == "id"]
     for _, rows in in_distribution.groupby(["source", "label"], sort=False):
-        ids = rows["base_id"].unique()
-        val_ids.update(rng.permutation(ids)[: max(1, round(val_share * len(ids)))])
+        ids = rng.permutation(rows["base_id"].unique())
+        taken = pd.Index(ids).isin(val_ids)  # with the other label, as a base prompt's variants may have both
+        val_ids.update(ids[~taken][: max(0, max(1, round(val_share * len(ids))) - taken.sum())])
     split = np.where(base["pool"] == "ood", "ood", np.where(base["base_id"].isin(val_ids), "val", "train"))
     return base.assign(split=split)
 
@@ -140,7 +141,7 @@ def augment(base: pd.DataFrame, templates: dict, jailbreak_share: float, rng: np
     if not 0 <= jailbreak_share <= 1:
         raise ValueError(f"benign_jailbreak_share {jailbreak_share} must lie between 0 and 1")
     rows = []
-    for prompt in base.itertuples():
+    for prompt, number in zip(base.itertuples(), _numbers(base), strict=True):
         pool = "ood" if prompt.split == "ood" else "train"
         jailbreaks, innocuous = templates["jailbreaks"][pool], templates["innocuous"][pool]
         variants = [("plain", "{prompt}", prompt.label)]
@@ -152,7 +153,7 @@ def augment(base: pd.DataFrame, templates: dict, jailbreak_share: float, rng: np
             variants.append((name, jailbreaks[name], 0))
         for name, wrapper, label in variants:
             text = apply_template(wrapper, prompt.text, templates, rng)
-            rows.append((f"{prompt.base_id}:{name}", text, label, prompt.split, prompt.source, name, prompt.base_id))
+            rows.append((f"{prompt.base_id}:{name}{number}", text, label, prompt.split, prompt.source, name, prompt.base_id))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -173,9 +174,14 @@ def kind(prompts: pd.DataFrame) -> pd.Series:
 
 def plain(base: pd.DataFrame) -> pd.DataFrame:
     """The prompt table without augmentation (the default for a user's CSV)."""
-    number = base.groupby("base_id").cumcount().astype(str)
-    table = base.assign(prompt_id=base["base_id"] + ":plain" + number.where(number != "0", ""), transform="plain")
+    table = base.assign(prompt_id=base["base_id"] + ":plain" + _numbers(base), transform="plain")
     return table[COLUMNS].reset_index(drop=True)
+
+
+def _numbers(base: pd.DataFrame) -> pd.Series:
+    """What tells prompts of one ``base_id`` (a user's own variants) apart: nothing for the first, then 1, 2, …"""
+    number = base.groupby("base_id").cumcount().astype(str)
+    return number.where(number != "0", "")
 
 
 def check(prompts: pd.DataFrame) -> pd.DataFrame:
@@ -196,7 +202,7 @@ def check(prompts: pd.DataFrame) -> pd.DataFrame:
         raise ValueError("the prompt table has an empty text; every prompt needs one")
     for split in ("train", "val"):
         if prompts.loc[prompts["split"] == split, "label"].nunique() < 2:
-            raise ValueError(f"the {split} split has fewer than two classes; both 0 and 1 are needed")
+            raise ValueError(f"the {split} split has fewer than two classes; both 0 and 1 are needed, so give more base prompts of each (train_csv)")
     if prompts["prompt_id"].duplicated().any():
         raise ValueError(f"prompt_id {prompts['prompt_id'][prompts['prompt_id'].duplicated()].iloc[0]!r} stands twice")
     for column in ("base_id", "text"):

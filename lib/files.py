@@ -105,6 +105,11 @@ def write_table(path: Path, table: pd.DataFrame) -> Path:
     return path
 
 
+def cause(error: Exception) -> str:
+    """An exception's type and text in one line of at most 300 characters, for the sentence of a ``ValueError``."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
 def relative(path: Path | str) -> str:
     """A path inside the project as seen from its root; any other one as it is."""
     resolved = Path(path).resolve()

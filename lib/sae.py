@@ -20,7 +20,7 @@ from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
 from sae_lens.saes.sae import SAEMetadata
 from torch import Tensor
 
-from lib.files import ROOT, file_hash, write_json, writing
+from lib.files import ROOT, cause, file_hash, write_json, writing
 from lib.jumprelu import Parameters
 
 HIGH_FREQUENCY = 0.1  # a latent is high-frequency if it fires on more than this fraction of tokens
@@ -71,7 +71,7 @@ def save(sae: SAE, folder: Path, training: dict[str, Any], dtype: str = "float32
     Raises:
         ValueError: a weight is not finite.
     """
-    bad = [name for name, tensor in sae.state_dict().items() if not torch.isfinite(tensor).all()]
+    bad = _not_finite(sae)
     if bad:
         raise ValueError(f"{folder}: {bad} has values that are not finite; nothing was saved")
     with writing(folder):
@@ -90,26 +90,45 @@ def save(sae: SAE, folder: Path, training: dict[str, Any], dtype: str = "float32
     return folder
 
 
+def _not_finite(sae: SAE) -> list[str]:
+    return [name for name, tensor in sae.state_dict().items() if not torch.isfinite(tensor).all()]
+
+
 def load(place: str | Path, device: str = "cpu") -> SAE:
     """An SAE in float32 from a SAELens folder, a folder with Gemma Scope's ``params.npz``, or ``release:sae_id`` from the
     registry of ``SAE.from_pretrained``.
 
     Raises:
-        ValueError: no such folder or release, or a damaged folder, named in the message.
+        ValueError: no such folder or release, or a folder that is damaged or whose SAE cannot encode, named in the message.
     """
     if ":" in str(place) and not Path(place).exists():
         release, sae_id = str(place).split(":", 1)
         try:
             return SAE.from_pretrained(release, sae_id, device=device)
         except (OSError, ValueError, KeyError) as error:
-            raise ValueError(f"the SAE {place!r} cannot be had from the registry or its hub: {str(error).splitlines()[0]}") from error
+            raise ValueError(f"the SAE {place!r} cannot be had from the registry or its hub: {cause(error)}") from error
     folder = Path(locate(str(place)))
     if not any((folder / name).exists() for name in ("cfg.json", NPZ)):
         raise ValueError(f"{folder} is no SAE folder (cfg.json, sae_weights.safetensors; or {NPZ}), nor 'release:sae_id'")
     try:
-        return SAE.load_from_disk(folder, device=device, dtype="float32") if (folder / "cfg.json").exists() else _load_npz(folder).to(device)
-    except Exception as error:
-        raise ValueError(f"{folder} is damaged or not a SAELens folder: {type(error).__name__}: {error}") from error
+        sae = SAE.load_from_disk(folder, device=device, dtype="float32") if (folder / "cfg.json").exists() else _load_npz(folder).to(device)
+        return _working(sae)
+    except Exception as error:  # of JSON, safetensors, NumPy, SAELens or torch: each has its own for a damaged file
+        raise ValueError(f"{folder} is damaged or not an SAE folder: {cause(error)}") from error
+
+
+@torch.no_grad()
+def _working(sae: SAE) -> SAE:
+    """The SAE, if its weights are finite and two tokens can be encoded and decoded: SAELens accepts any weights and settings."""
+    bad = _not_finite(sae)
+    if bad:
+        raise ValueError(f"{bad} has values that are not finite")
+    x = torch.linspace(-100, 100, 2 * sae.cfg.d_in, device=sae.W_dec.device).reshape(2, -1)
+    latents = sae.encode(x)
+    decoded = sae.decode(latents)
+    if latents.shape != (2, sae.cfg.d_sae) or decoded.shape != x.shape or not torch.isfinite(decoded).all():
+        raise ValueError(f"tokens {tuple(x.shape)} are encoded as {tuple(latents.shape)} and decoded as {tuple(decoded.shape)}, or not finite")
+    return sae
 
 
 def _load_npz(folder: Path) -> JumpReLUSAE:
@@ -117,7 +136,10 @@ def _load_npz(folder: Path) -> JumpReLUSAE:
     bias is taken off the input. The layer is read from the folder's path, ``…/layer_12/width_16k/average_l0_82``."""
     with np.load(folder / NPZ, allow_pickle=False) as file:
         weights = {name: torch.from_numpy(file[name]).float() for name in ("W_enc", "W_dec", "b_enc", "threshold", "b_dec")}
-    d_model, d_sae = weights["W_enc"].shape
+    shape = tuple(weights["W_enc"].shape)
+    if len(shape) != 2:
+        raise ValueError(f"W_enc has shape {shape}, needed is (d_model, d_sae)")
+    d_model, d_sae = shape
     layer = next((part.removeprefix("layer_") for part in folder.parts if re.fullmatch(r"layer_\d+", part)), None)
     metadata = SAEMetadata(**({} if layer is None else {"hook_name": f"blocks.{layer}.hook_resid_post"}))
     sae = JumpReLUSAE(JumpReLUSAEConfig(d_in=d_model, d_sae=d_sae, apply_b_dec_to_input=False, metadata=metadata))
@@ -146,8 +168,8 @@ def check_fits(sae: SAE, d_model: int, hook_name: str | None = None, model: str 
     if sae.cfg.d_in != d_model:
         raise ValueError(f"the SAE reads d_in {sae.cfg.d_in}, the activations have d_model {d_model}")
     for name, ours in (("hook_name", hook_name), ("model_name", model)):
-        theirs = sae.cfg.metadata.get(name)
-        if ours and theirs and _family(theirs) != _family(ours):
+        theirs = sae.cfg.metadata[name]  # whatever cfg.json says, None if nothing
+        if ours and theirs and _family(str(theirs)) != _family(ours):
             raise ValueError(f"the SAE was trained on {name} {theirs!r}, the activations are of {ours!r}; give an SAE of theirs, or none")
 
 

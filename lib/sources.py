@@ -14,7 +14,7 @@ import pandas as pd
 import pooch
 import yaml
 
-from lib.files import DATA
+from lib.files import DATA, cause
 
 BASE_COLUMNS = ["base_id", "text", "label", "pool", "source"]
 DATASETS = ("embedded", "public")
@@ -157,29 +157,36 @@ def read_csv(path: str) -> pd.DataFrame:
     """A user's ``text,label`` table (an optional ``base_id`` column groups variants of one prompt).
 
     Raises:
-        ValueError: no such file, a missing column, a label other than 0 or 1, one class only, an empty text,
-            or one text under both labels; the message names file, row and value.
+        ValueError: no such file, a missing or repeated column, a label other than 0 or 1, one class only, an empty text or
+            base_id, or one text under both labels; the message names file, row and value.
     """
     try:
-        table = pd.read_csv(path, keep_default_na=False, dtype=str, encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as a CSV file: {error}") from error
-    missing = {"text", "label"} - set(table.columns)
+        table = pd.read_csv(path, header=None, keep_default_na=False, dtype=str, encoding="utf-8")
+    except Exception as error:  # by the file's suffix pandas takes a decompressor, and each raises errors of its own
+        raise ValueError(f"{path} cannot be read as a CSV file: {cause(error)}") from error
+    # the header is read as a row: pandas would rename a repeated column, and take one without a name as the index
+    names = table.iloc[0].tolist()
+    table = table.iloc[1:].set_axis(names, axis=1)
+    missing = {"text", "label"} - set(names)
     if missing:
-        raise ValueError(f"{path} has no column {sorted(missing)}; its columns are {list(table.columns)}")
-    empty = table.index[table["text"].str.strip().isin(["", "nan", "NaN"])]
-    if len(empty):
-        raise ValueError(f"{path}, row {empty[0] + 2}: empty text; every row needs one")
+        raise ValueError(f"{path} has no column {sorted(missing)}; its columns are {str(names)[:300]}")
+    repeated = [name for name in ("text", "label", "base_id") if names.count(name) > 1]
+    if repeated:
+        raise ValueError(f"{path} has more than one column {repeated}; one of each is needed")
+    for column in ("text", "base_id") if "base_id" in names else ("text",):
+        empty = table.index[table[column].str.strip().isin(["", "nan", "NaN"])]
+        if len(empty):
+            raise ValueError(f"{path}, row {empty[0] + 1}: empty {column}; every row needs one")
     label = pd.to_numeric(table["label"], errors="coerce")
     wrong = table.index[~label.isin([0, 1])]
     if len(wrong):
-        raise ValueError(f"{path}, row {wrong[0] + 2}: label {table['label'][wrong[0]]!r}; allowed are 0 and 1")
+        raise ValueError(f"{path}, row {wrong[0] + 1}: label {table['label'][wrong[0]][:100]!r}; allowed are 0 and 1")
     table["label"] = label.astype(int)
     if table["label"].nunique() < 2:
         raise ValueError(f"{path} has only label {table['label'].unique().tolist()}; both 0 and 1 are needed")
     clash = table.groupby("text")["label"].nunique()
     if (clash > 1).any():
-        raise ValueError(f"{path}: the text {clash.idxmax()!r} has both labels")
+        raise ValueError(f"{path}: the text {clash.idxmax()[:100]!r} has both labels")
     return table
 
 
@@ -197,7 +204,7 @@ def _user_prompts(train_csv: str, ood_csv: str) -> pd.DataFrame:
     shared = base.loc[base["text"].duplicated(), "text"]
     if len(shared):
         raise ValueError(
-            f"{len(shared)} texts stand in both {train_csv} and {ood_csv}, the first is {shared.iloc[0]!r}; "
+            f"{len(shared)} texts stand in both {train_csv} and {ood_csv}, the first is {shared.iloc[0][:100]!r}; "
             "a text may belong to one split only"
         )
     return base

@@ -51,6 +51,15 @@ def test_variants_of_a_base_prompt_never_cross_splits():
     assert sizes["val"] == 20 and sizes["ood"] == 50
 
 
+def test_base_prompts_with_variants_of_both_labels():
+    """A user's own groups: the share is of base prompts, and all their variants keep apart when they are wrapped."""
+    pairs = pd.DataFrame({"base_id": [f"g{i // 2}" for i in range(20)], "text": [f"text {i}" for i in range(20)], "label": [0, 1] * 10, "pool": "id", "source": "csv"})
+    split = datasets.split_base(pairs, 0.2, np.random.default_rng(0))
+    assert split["split"].value_counts().to_dict() == {"train": 16, "val": 4}
+    prompts = datasets.check(datasets.augment(split, datasets.load_templates("embedded"), 1.0, np.random.default_rng(0)))
+    assert {"g0:plain", "g0:plain1"} <= set(prompts["prompt_id"])
+
+
 def test_augmentation_by_hand():
     split = datasets.split_base(base_table(), 0.2, np.random.default_rng(0))
     prompts = datasets.augment(split, datasets.load_templates("embedded"), 1.0, np.random.default_rng(0))

@@ -31,6 +31,9 @@ def test_embedded_sets_are_large_enough_and_have_both_forms():
         (["hello,1", "  ,0"], "text,label", "row 3: empty text"),
         (["hello,1", "nan,0"], "text,label", "row 3: empty text"),
         (["hello,1", "hello,0"], "text,label", "'hello' has both labels"),
+        (["hello, you,1", "bye, you,0"], "text,label", "cannot be read .* Expected 2 fields in line 2, saw 3$"),
+        (["hello,1,you", "bye,0,me"], "text,label,text", r"more than one column \['text'\]"),
+        (["hello,1,a", "bye,0,"], "text,label,base_id", "row 3: empty base_id"),
     ],
 )
 def test_a_wrong_csv_is_refused_with_the_value(csv, rows, header, message):
