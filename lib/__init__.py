@@ -44,6 +44,7 @@ records       what a notebook run found, as JSON and parquet
 scorecard     the paper's claims, decided by their rules from the records
 pretrained    the shipped base SAE, made anew
 sizing        tokens, disk, memory and hours of a profile, before it starts
+profiles      flat YAML files of parameters, and the check of values
 runner        headless notebooks: papermill, profiles, atomic outputs
 kernels       a kernel that stays, for many notebooks
 storage       results in a folder or under a URL that all machines reach

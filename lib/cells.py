@@ -7,6 +7,7 @@ parameters, and a finished cell is found again, by every sweep.
 """
 
 import itertools
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,12 +15,13 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from lib import graph, runner
-from lib.files import ROOT, file_hash, locked, relative, run_dir, value_hash
+from lib import graph, profiles, runner
+from lib.files import ROOT, cause, file_hash, locked, relative, run_dir, value_hash
 from lib.kernels import ENGINE, WarmKernel
 from lib.storage import Storage, products
 
 KEYS = {"notebooks", "profile", "fixed", "grid", "zip", "figure"}
+FIGURE = {"x", "hue", "col", "row", "where", "distinct", "xlabel", "ylabel", "logx", "share_y"}
 
 
 class Sweep(NamedTuple):
@@ -64,25 +66,37 @@ def read(path: Path) -> Sweep:
     Raises:
         ValueError: no such file, no YAML mapping, an unknown key, notebook or parameter, or lists of unequal length in ``zip``.
     """
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"the sweep {path} cannot be read: {' '.join(str(error).split())}") from error
+    found = _yaml(path)
     if not isinstance(found, dict) or not set(found) <= KEYS or not isinstance(found.get("profile", ""), str):
-        raise ValueError(f"the sweep {path} must be a mapping with keys of {sorted(KEYS)}; it has {sorted(map(str, found)) if isinstance(found, dict) else type(found).__name__}")
+        raise ValueError(f"the sweep {path} must be a mapping with keys of {sorted(KEYS)}; it has {sorted(map(repr, found)) if isinstance(found, dict) else type(found).__name__}")
     for key in ("fixed", "grid", "figure"):
-        if not isinstance(found.get(key, {}), dict):
-            raise ValueError(f"{path}: {key} must be a mapping, it is {found[key]!r}")
+        if not isinstance(found.get(key, {}), dict) or not all(isinstance(name, str) for name in found.get(key, {})):
+            raise ValueError(f"the sweep {path}: {key} must be a mapping of names, it is {found[key]!r}")
+    figure = found.get("figure", {})
+    if figure and not ("x" in figure and set(figure) <= FIGURE and isinstance(figure.get("where", {}), dict) and isinstance(figure.get("distinct", []), list)):
+        raise ValueError(f"the sweep {path}: figure {figure!r} must have x, and may have {sorted(FIGURE)}; where is a mapping, distinct a list")
     known = [notebook.stem for notebook in graph.notebooks()]
     wanted = found.get("notebooks")
     if not isinstance(wanted, list) or not wanted or not all(name in known for name in wanted):
-        raise ValueError(f"{path}: notebooks is {wanted!r}; give a list of some of {known}")
-    profile = runner.profile_path(found.get("profile", "embedded"))
-    shared = runner.read_profile(profile) | found.get("fixed", {})
-    sweep = Sweep(path.stem, profile.stem, wanted, shared, list(_points(path, found)), found.get("figure", {}))
+        raise ValueError(f"the sweep {path}: notebooks is {wanted!r}; give a list of some of {known}")
+    profile = profiles.profile_path(found.get("profile", "embedded"))
+    shared = profiles.read_profile(profile) | found.get("fixed", {})
+    sweep = Sweep(path.stem, profile.stem, wanted, shared, list(_points(path, found)), figure)
     for point, notebook in itertools.product(sweep.points, graph.notebooks()):
-        runner.select(notebook, shared | point)
+        profiles.select(notebook, shared | point)
     return sweep
+
+
+def _yaml(path: Path) -> Any:
+    try:
+        text = path.read_text(encoding="utf-8")
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise ValueError("aliases (*name) are not allowed")  # aliases of aliases multiply
+        found = yaml.safe_load(text)
+        json.dumps(found, ensure_ascii=False).encode()
+        return found
+    except Exception as error:  # PyYAML lets out KeyError, AttributeError, OverflowError and more
+        raise ValueError(f"the sweep {path} cannot be read: {cause(error)}") from error
 
 
 def _points(path: Path, found: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -90,12 +104,12 @@ def _points(path: Path, found: dict[str, Any]) -> Iterator[dict[str, Any]]:
     zips = found.get("zip", [])
     groups = [{name: values} for name, values in found.get("grid", {}).items()] + (zips if isinstance(zips, list) else [zips])
     for group in groups:
-        lists = list(group.values()) if isinstance(group, dict) else []
+        lists = list(group.values()) if isinstance(group, dict) and all(isinstance(name, str) for name in group) else []
         if not lists or not all(isinstance(values, list) and values for values in lists) or len(set(map(len, lists))) > 1:
-            raise ValueError(f"{path}: {group!r} must give lists of equal length, one value or more, by parameter")
+            raise ValueError(f"the sweep {path}: {group!r} must give lists of equal length, one value or more, by parameter")
     names = [name for group in groups for name in group]
     if len(set(names)) < len(names):
-        raise ValueError(f"{path}: a parameter stands twice in {names}")
+        raise ValueError(f"the sweep {path}: a parameter stands twice in {names}")
     columns = [[dict(zip(group, row, strict=True)) for row in zip(*group.values(), strict=True)] for group in groups]
     for parts in itertools.product(*columns):
         yield {name: value for part in parts for name, value in part.items()}
@@ -109,7 +123,7 @@ def plan(sweep: Sweep) -> tuple[dict[str, Cell], list[tuple[dict[str, Any], str]
     def add(notebook: str, values: dict[str, Any]) -> str:
         path = graph.NOTEBOOKS / f"{notebook}.py"
         needs = tuple(add(name, values) for name in graph.upstream(path))
-        own = runner.select(path, values)
+        own = profiles.select(path, values)
         own.pop("profile", None)
         name = f"{notebook}-{value_hash([own, code[notebook], needs])}"
         cells.setdefault(name, Cell(name, notebook, sweep.profile, own, needs))

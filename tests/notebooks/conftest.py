@@ -6,7 +6,7 @@ import shutil
 import pandas as pd
 import pytest
 
-from lib import graph, runner
+from lib import graph, profiles, runner
 from lib.files import ROOT, run_dir
 from tests import stubs
 
@@ -59,7 +59,7 @@ def profile(tmp_path_factory):
 @pytest.fixture(scope="session")
 def small_run(profile):
     """The values of the profile, after all notebooks have run with them."""
-    values = runner.read_profile(profile)
+    values = profiles.read_profile(profile)
     for notebook in graph.notebooks():
         runner.execute(notebook, values)
     return values

@@ -12,7 +12,7 @@ import urllib.request
 import jupytext
 import pytest
 
-from lib import graph, runner
+from lib import graph, profiles
 
 pytestmark = pytest.mark.slow
 NOTEBOOK = graph.NOTEBOOKS / "05_probing.py"
@@ -77,7 +77,7 @@ def _until(holds, seconds):
 def parameters(values, note):
     """The notebook's parameters cell with the values of a small run, and a comment to find again."""
     defaults = graph.parameters(NOTEBOOK)
-    chosen = defaults | runner.select(NOTEBOOK, values)
+    chosen = defaults | profiles.select(NOTEBOOK, values)
     return "\n".join([*(f"{name} = {value!r}" for name, value in chosen.items()), f"# {note}"])
 
 

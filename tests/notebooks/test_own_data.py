@@ -6,7 +6,7 @@ import nbformat
 import pandas as pd
 import pytest
 
-from lib import graph, runner
+from lib import graph, profiles, runner
 from lib.files import run_dir
 
 @pytest.mark.slow
@@ -25,7 +25,7 @@ def test_own_csv_end_to_end(small_run):
 
 @pytest.mark.slow
 def test_without_ood_the_values_are_null(profile, tmp_path):
-    values = runner.read_profile(profile) | {"ood_csv": "", "attention_probe": False}
+    values = profiles.read_profile(profile) | {"ood_csv": "", "attention_probe": False}
     for notebook in graph.notebooks():
         runner.execute(notebook, values)
     record = json.loads((run_dir("own-data-test") / "results" / "05_probing.json").read_text())

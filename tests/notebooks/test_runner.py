@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lib import graph, runner
+from lib import graph, profiles, runner
 from tests.stubs import HEAD, write
 
 def make(project, *arguments, check=True):
@@ -110,12 +110,12 @@ def test_plain_papermill_runs_a_notebook(project):
 )
 def test_select_refuses(values, message):
     with pytest.raises(ValueError, match=message):
-        runner.select(graph.NOTEBOOKS / "01_datasets.py", values)
+        profiles.select(graph.NOTEBOOKS / "01_datasets.py", values)
 
 
 def test_select_passes_only_what_differs():
     values = {"profile": "embedded", "seed": 1, "val_share": 1, "layer": 5}
-    assert runner.select(graph.NOTEBOOKS / "01_datasets.py", values) == {"seed": 1, "val_share": 1}
+    assert profiles.select(graph.NOTEBOOKS / "01_datasets.py", values) == {"seed": 1, "val_share": 1}
 
 
 @pytest.mark.parametrize("text", ["- a\n- b\n", "a: {b: 1}\n", "a: [1\n", "profile: other\n"])
@@ -123,7 +123,7 @@ def test_a_profile_must_be_flat_yaml(tmp_path, text):
     path = tmp_path / "x.yaml"
     path.write_text(text)
     with pytest.raises(ValueError, match=str(path)):
-        runner.read_profile(path)
+        profiles.read_profile(path)
 
 
 def test_parameters_must_be_literals(tmp_path):

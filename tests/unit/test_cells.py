@@ -59,8 +59,8 @@ def test_a_cells_name_is_its_content(sweep, monkeypatch):
         ({"zip": {"layer": [1, 2], "seed": [0]}}, "must give lists of equal length"),
         ({"grid": {"layer": [1]}, "zip": {"layer": [2]}}, r"a parameter stands twice in \['layer', 'layer'\]"),
         ({"notebooks": ["05"]}, r"notebooks is \['05'\]; give a list of some of \['01_datasets'"),
-        ({"gird": {}}, r"must be a mapping with keys of \['figure', 'fixed', 'grid', 'notebooks', 'profile', 'zip'\]; it has \['gird'"),
-        ({"fixed": [1]}, r"fixed must be a mapping, it is \[1\]"),
+        ({"gird": {}}, r"must be a mapping with keys of \['figure', 'fixed', 'grid', 'notebooks', 'profile', 'zip'\]; it has "),
+        ({"fixed": [1]}, r"fixed must be a mapping of names, it is \[1\]"),
         ({"profile": "nope"}, "unknown profile 'nope'"),
     ],
 )

@@ -10,7 +10,7 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lib import datasets, graph, runner, sources
+from lib import cells, datasets, graph, profiles, runner, sources
 from tests.fuzzing import JSON, Outcomes, fuzz
 
 HUGE = b"x" * 200_000
@@ -147,8 +147,8 @@ def test_profile(tmp_path, monkeypatch):
     outcomes, path = Outcomes(), tmp_path / "mine.yaml"
 
     def choose():
-        values = runner.read_profile(path)
-        return [runner.select(notebook, values) for notebook in DEFAULTS]
+        values = profiles.read_profile(path)
+        return [profiles.select(notebook, values) for notebook in DEFAULTS]
 
     @fuzz(max_examples=400)
     @given(PROFILES)
@@ -176,3 +176,33 @@ def test_a_parameter_of_the_command_line(value, monkeypatch):
     monkeypatch.setattr("sys.argv", ["runner", "01_datasets", "-p", "val_share", value])
     with pytest.raises(SystemExit, match=r"error: parameter val_share"):
         runner.main()
+
+
+SOUND_LISTS = st.lists(st.integers(0, 9).map(str), min_size=1, max_size=3).map(lambda items: f"[{', '.join(items)}]")
+ODD_LISTS = st.lists(st.sampled_from(["1", "x", "[1]", "true", ".nan", "~", "{a: 1}", "*a"]), max_size=3).map(lambda items: f"[{', '.join(items)}]") | st.sampled_from(ODD_VALUES)
+GROUP = st.sampled_from([st.tuples(st.sampled_from(["seed", "layer", "show_k"]), SOUND_LISTS)] * 5 + [
+    st.tuples(st.sampled_from(["seed", "layre", "1", "profile", "~"]), SOUND_LISTS), st.tuples(st.just("seed"), ODD_LISTS)]).flatmap(lambda strategy: strategy)  # fmt: skip
+GROUPS = st.lists(GROUP, max_size=2).map(lambda items: "{" + ", ".join(f"{name}: {value}" for name, value in items) + "}")
+SWEEPS = st.binary(max_size=60) | st.tuples(
+    st.sampled_from(["[05_probing]"] * 9 + ["05_probing", "[nope]", "~"]), GROUPS, GROUPS | st.sampled_from(["{}", "[]"]),
+    st.sampled_from(["{}"] * 6 + ["{x: k}", "{hue: k}", "{x: k, where: 1}", "[x]"])).map(
+    lambda parts: "notebooks: {}\ngrid: {}\nzip: {}\nfigure: {}\n".format(*parts).encode("utf-8", "surrogatepass"))  # fmt: skip
+
+
+def test_sweep(tmp_path, monkeypatch):
+    monkeypatch.setattr(graph, "parameters", DEFAULTS.__getitem__)
+    outcomes, path = Outcomes(), tmp_path / "mine.yaml"
+
+    @fuzz(max_examples=200)
+    @given(SWEEPS)
+    @example(b"notebooks: [05_probing]\ngrid: {seed: [0, 1], layer: [1, 2]}\nzip: {show_k: [5, 20], ks: [[1], [2]]}")
+    @example(b"notebooks: [05_probing]\ngrid: {layer: [1, 2]}\nfigure: {x: k, where: {split: ood}}")
+    def check(data):
+        path.write_bytes(data)
+        found = outcomes.judge(lambda: cells.read(path), str(path), "parameter", "profile")
+        if found:
+            assert len(found.points) >= 1 and all(set(point) == set(found.points[0]) for point in found.points)
+            json.dumps(found.points, allow_nan=False)
+
+    check()
+    outcomes.check_both()

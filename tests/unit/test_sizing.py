@@ -1,7 +1,7 @@
 import pytest
 import transformers
 
-from lib import runner, sizing
+from lib import profiles, runner, sizing
 
 
 def estimate(**values):
@@ -44,9 +44,9 @@ def test_too_little_disk_is_an_error_before_anything_is_fetched(monkeypatch, tmp
 
 @pytest.mark.parametrize("profile", ["gemma-2-2b", "gemma-2-9b", "pythia-160m", "tiny-gemma"])
 def test_the_shipped_profiles_set_known_parameters_of_the_right_type(profile):
-    values = runner.read_profile(runner.profile_path(profile))
+    values = profiles.read_profile(profiles.profile_path(profile))
     for notebook in runner.graph.notebooks():
-        runner.select(notebook, values)
+        profiles.select(notebook, values)
     for name in ("base_sae", "prompts_sae"):
         place = values.get(name, "")
         if ":" in place:
