@@ -125,7 +125,8 @@ def plan(sweep: Sweep) -> tuple[dict[str, Cell], list[tuple[dict[str, Any], str]
         needs = tuple(add(name, values) for name in graph.upstream(path))
         own = profiles.select(path, values)
         own.pop("profile", None)
-        name = f"{notebook}-{value_hash([own, code[notebook], needs])}"
+        given = [file_hash(ROOT / value) for value in own.values() if isinstance(value, str) and value and (ROOT / value).is_file()]  # such as a user's CSV
+        name = f"{notebook}-{value_hash([own, given, code[notebook], needs])}"
         cells.setdefault(name, Cell(name, notebook, sweep.profile, own, needs))
         return name
 

@@ -10,7 +10,7 @@ import time
 import pandas as pd
 import pytest
 
-from lib import cells, cluster, runner
+from lib import cells, cluster, runner, sweeps
 from lib.files import run_dir
 from tests.stubs import write
 
@@ -189,6 +189,18 @@ def test_a_warm_kernel_gives_what_a_cold_one_gives(small_run, profile, tmp_path,
     assert warm["parameters"]["seed"] == cold["parameters"]["seed"] == 0 and warm["metrics"] == cold["metrics"]
     executed = found[wanted[1][1]].executed.read_text()
     assert '"execution_count": 1,' in executed and runner.ROOT.as_posix() not in executed
+
+
+@pytest.mark.parametrize("path", sorted(sweeps.SWEEPS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_figure_of_a_shipped_sweep_names_columns_that_there_are(path, small_run):
+    sweep = cells.read(path)
+    table = pd.read_parquet(run_dir("own-data-test") / "results" / f"{sweep.notebooks[0]}.parquet")
+    there = {*table.columns, *(f"cell.{name}" for name in sweep.points[0])}
+    about = sweep.figure
+    assert {about[key] for key in ("x", "hue", "col", "row") if key in about} | set(about["where"]) | set(about.get("distinct", [])) <= there
+    for name in {"metric", "probe", "selection", "change"} & set(about["where"]):
+        wanted = about["where"][name]
+        assert set(wanted if isinstance(wanted, list) else [wanted]) <= set(table[name].dropna()), name
 
 
 def test_workers_that_die_are_begun_again(tmp_path, monkeypatch):

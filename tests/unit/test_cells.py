@@ -50,6 +50,14 @@ def test_a_cells_name_is_its_content(sweep, monkeypatch):
     assert {name.split("-")[0] for name in names & changed} == {"01_datasets", "02_activations", "04_chat_finetune"}, "a changed module changes what uses it"
 
 
+def test_a_changed_csv_is_another_cell(sweep, csv):
+    names = []
+    for text in ("a,1", "b,1"):
+        path = csv([text])
+        names.append(set(cells.plan(cells.read(sweep(fixed={"train_csv": path})))[0]))
+    assert not names[0] & names[1]
+
+
 @pytest.mark.parametrize(
     "content, message",
     [

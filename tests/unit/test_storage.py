@@ -1,0 +1,52 @@
+import json
+
+import pytest
+
+from lib import storage
+
+
+@pytest.fixture(params=["memory://bucket", "folder"])
+def place(request, tmp_path, monkeypatch):
+    """A storage, with an empty folder as the project."""
+    monkeypatch.setattr(storage, "ROOT", tmp_path / "project")
+    (tmp_path / "project").mkdir()
+    found = storage.Storage(request.param if ":" in request.param else str(tmp_path / "store"))
+    yield found
+    if found.system.exists(found.root):
+        found.system.rm(found.root, recursive=True)
+
+
+def test_files_and_folders_go_there_and_come_back(place):
+    root = storage.ROOT
+    for name in ("runs/a.json", "saes/one/cfg.json", "saes/one/deep/w.bin", "saes/one/.lock"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(name)
+    assert not place.has(root / "runs/a.json")
+    place.put([root / "saes/one", root / "runs/a.json"])
+    assert place.has(root / "runs/a.json")
+    (root / "runs").rename(root / "gone")
+    (root / "saes").rename(root / "gone-too")
+    place.get([root / "runs/a.json", root / "saes/one"])
+    assert {str(path.relative_to(root / "saes")) for path in (root / "saes").rglob("*") if path.is_file()} == {"one/cfg.json", "one/deep/w.bin"}
+    assert (root / "runs/a.json").read_text() == "runs/a.json"
+    assert not [path for path in root.rglob(".*") if path.name != ".lock"], "nothing temporary stays"
+
+
+def test_what_is_here_is_not_fetched(place):
+    path = storage.ROOT / "x.txt"
+    path.write_text("old")
+    place.put([path])
+    path.write_text("new")
+    place.get([path])
+    assert path.read_text() == "new"
+
+
+def test_products_are_outputs_and_the_saes_they_list(tmp_path):
+    record = tmp_path / "r.json"
+    record.write_text(json.dumps({"outputs": {"saes": {"path": "a.parquet", "sha256": ""}}, "folders": ["saes/one"]}))
+    assert [path.relative_to(storage.ROOT).as_posix() for path in storage.products(record)] == ["a.parquet", "saes/one"]
+
+
+def test_an_unknown_url_is_one_sentence():
+    with pytest.raises(ValueError, match="STORE='nope://x' cannot be used"):
+        storage.Storage("nope://x")
