@@ -136,7 +136,7 @@ def plan(sweep: Sweep) -> tuple[dict[str, Cell], list[tuple[dict[str, Any], str]
 class CellRunner:
     """Runs cells one after the other in one warm kernel; ``limit`` in seconds each (0: none), results also to ``store``."""
 
-    def __init__(self, limit: float = 0, store: str = ""):
+    def __init__(self, limit: float = 0.0, store: str = ""):
         self.kernel, self.limit = WarmKernel(), limit
         self.storage = Storage(store) if store else None
 
@@ -147,14 +147,14 @@ class CellRunner:
         """
         cell, needs = job
         with locked(cell.folder):
-            if not finished(cell, self.storage):
-                try:
+            try:
+                if not finished(cell):
                     self._run(cell, needs)
-                except Exception as error:  # whatever is wrong with one cell, the others go on
-                    return _reason(error)
-                if self.storage:
+                if self.storage and not self.storage.has(cell.record):
                     others = [path for path in cell.record.parent.iterdir() if path != cell.record]
                     self.storage.put([cell.folder / "figures", cell.executed, *products(cell.record), *others, cell.record])
+            except Exception as error:  # whatever is wrong with one cell, the others go on
+                return _reason(error)
         return ""
 
     def _run(self, cell: Cell, needs: list[Cell]) -> None:
@@ -178,8 +178,10 @@ def _reason(error: Exception) -> str:
 
 
 def finished(cell: Cell, storage: Storage | None = None) -> bool:
-    """Whether a cell's executed notebook and record are here, or in ``storage``, from which they are then fetched."""
-    if storage and not cell.executed.exists() and storage.has(cell.record):
+    """Whether a cell's executed notebook and record are here; of a sweep with ``storage`` whether they are there, from where they are then fetched."""
+    if storage and not storage.has(cell.record):
+        return False
+    if storage:
         storage.get([cell.record, cell.record.with_suffix(".parquet"), cell.executed])
     return cell.executed.exists() and cell.record.exists()
 

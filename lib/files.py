@@ -77,7 +77,7 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
         except Timeout as error:
             raise ValueError(f"another process is at work on {relative(path.parent)}/{path.name}; wait for it, or stop it, and run again") from error
     try:
-        for leftover in [*path.parent.glob(f".{path.stem}-*"), *(path.glob(".*-*") if path.is_dir() else ())]:
+        for leftover in [*path.parent.glob(f".{path.stem}-*"), *(path.glob(".*-*") if path.is_dir() else ()), *path.glob("*/.*-*")]:
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
         yield
     finally:

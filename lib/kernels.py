@@ -44,7 +44,7 @@ class WarmKernel:
         self.manager: AsyncKernelManager | None = None
 
     @contextmanager
-    def hold(self, limit: float = 0) -> Iterator[AsyncKernelManager]:
+    def hold(self, limit: float = 0.0) -> Iterator[AsyncKernelManager]:
         """The running kernel with an empty name space; killed once it has been held for ``limit`` seconds (0: no limit).
 
         Raises:

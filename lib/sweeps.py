@@ -174,7 +174,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m lib.sweeps", description=__doc__.splitlines()[0])
     parser.add_argument("sweep", help="name of a sweep in notebooks/sweeps, or path of a YAML file")
     parser.add_argument("--dry-run", action="store_true", help="print cells, sizes and estimates only")
-    parser.add_argument("--limit", type=float, default=0, help="seconds that a cell may take (0: no limit)")
+    parser.add_argument("--limit", type=float, default=0.0, help="seconds that a cell may take (0: no limit)")
     parser.add_argument("--retries", type=int, default=0, help="how often a failed cell is tried again")
     parser.add_argument("--store", default="", help="folder or URL (s3://bucket/prefix) that results are copied to, and found in")
     return parser.parse_args()
@@ -194,7 +194,7 @@ def _work(arguments: argparse.Namespace) -> int:
     print(f"about {table['hours'].sum() / workers:.1f} hours with {workers} workers, {table['memory_gib'].max() * workers:.1f} GiB of memory beside what Python takes")
     if arguments.dry_run:
         return 0
-    sizing.check(table.assign(step="runs of"))
+    sizing.check(table.assign(step="the cells"))
     with locked(outcome(sweep), wait=False):
         failed = run(cells, workers, arguments.limit, arguments.retries, arguments.store)
         made = finish(sweep, wanted, cells)

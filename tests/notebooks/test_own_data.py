@@ -1,6 +1,7 @@
 """Bring your own CSV, from the command line to the record."""
 
 import json
+import shutil
 
 import nbformat
 import pandas as pd
@@ -25,19 +26,17 @@ def test_own_csv_end_to_end(small_run):
 
 @pytest.mark.slow
 def test_without_ood_the_values_are_null(profile, tmp_path):
-    values = profiles.read_profile(profile) | {"ood_csv": "", "attention_probe": False}
+    values = profiles.read_profile(profile) | {"profile": "own-data-test/cells/no-ood", "ood_csv": "", "attention_probe": False}
     for notebook in graph.notebooks():
         runner.execute(notebook, values)
-    record = json.loads((run_dir("own-data-test") / "results" / "05_probing.json").read_text())
+    record = json.loads((run_dir("own-data-test/cells/no-ood") / "results" / "05_probing.json").read_text())
     assert {m["split"] for m in record["metrics"]} == {"train", "val"}
 
 
 def test_a_wrong_csv_ends_with_its_sentence(tmp_path, capsys, monkeypatch):
     (tmp_path / "bad.csv").write_text("text,label\nhello,5\n")
-    values = {"profile": "own-data-test", "train_csv": str(tmp_path / "bad.csv")}
+    values = {"profile": "bad-csv-test", "train_csv": str(tmp_path / "bad.csv")}
     with pytest.raises(SystemExit) as stop:
         runner._run(graph.NOTEBOOKS / "01_datasets.py", values)
     assert "label '5'; allowed are 0 and 1" in str(stop.value) and "01_datasets.failed.ipynb" in str(stop.value)
-    import shutil
-
-    shutil.rmtree(run_dir("own-data-test"))
+    shutil.rmtree(run_dir("bad-csv-test"))

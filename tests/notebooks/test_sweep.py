@@ -41,7 +41,8 @@ def swept(project):
 def start(project, *arguments, workers=2, **environment):
     environment = os.environ | {"PYTHONPATH": str(project), "WORKERS": str(workers)} | environment
     return subprocess.Popen([sys.executable, "-m", "lib.sweeps", "mine.yaml", *arguments], cwd=project, env=environment,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))  # fmt: skip
 
 
 def sweep(project, *arguments, **environment):

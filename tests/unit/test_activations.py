@@ -129,7 +129,7 @@ def test_a_full_disk_keeps_what_is_complete(minilm, tmp_path, monkeypatch):
     monkeypatch.setattr(stores, "save_file", full)
     with pytest.raises(ValueError, match="the disk is full .* 2 of 5 shards are complete and stay usable"):
         activations.harvest_pooled(*arguments, shard_prompts=4)
-    (folder,) = tmp_path.iterdir()
+    (folder,) = tmp_path.glob("pooled-*")
     assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "shard-00000.safetensors", "shard-00001.safetensors"]
     monkeypatch.setattr(stores, "save_file", real)
     assert len(stores.read_all(activations.harvest_pooled(*arguments, shard_prompts=4))) == 5

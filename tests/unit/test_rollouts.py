@@ -13,7 +13,7 @@ MODEL = {"model": "tiny", "revision": "r"}
 
 def test_rollouts_are_kept_as_text_with_their_sampling_parameters(gemma, tmp_path):
     found = rollouts.generate(gemma, MODEL, PROMPTS, tmp_path, 8, 0.7, 3)
-    (folder,) = tmp_path.iterdir()
+    (folder,) = tmp_path.glob("rollouts-*")
     sampling = json.loads((folder / "sampling.json").read_text())
     assert sampling | {"prompts": ""} == MODEL | {"max_new_tokens": 8, "temperature": 0.7, "seed": 3, "part_prompts": 256, "prompts": ""}
     kept = pd.read_parquet(folder / "part-00000.parquet")
@@ -21,7 +21,7 @@ def test_rollouts_are_kept_as_text_with_their_sampling_parameters(gemma, tmp_pat
     assert found["prompt"].tolist() == PROMPTS and found["response"].nunique() > 1
     assert not found["response"].str.contains("<|turn|>", regex=False).any() and not found["response"].str.contains("<end_of_turn>").any()
     again = rollouts.generate(gemma, MODEL, PROMPTS, tmp_path, 8, 0.7, 4)
-    assert len(list(tmp_path.iterdir())) == 2 and again["response"].tolist() != found["response"].tolist()
+    assert len(list(tmp_path.glob("rollouts-*"))) == 2 and again["response"].tolist() != found["response"].tolist()
 
 
 def test_an_interrupted_run_goes_on_to_the_same_text(gemma, tmp_path, monkeypatch):
