@@ -143,10 +143,13 @@ def _prose(source: str) -> list[str]:
     for block in re.findall(r'"""(.*?)"""', source, flags=re.DOTALL):
         for paragraph in re.split(r"\n\s*\n", block):
             text = " ".join(paragraph.split())
-            letters = sum(c.isalpha() or c in " ,.'" for c in text)
-            if len(text.split()) >= 10 and text[0].isupper() and text.endswith(".") and letters > 0.96 * len(text):
+            if text[:1].isupper() and text.endswith(".") and len(text.split()) >= 10 and _letters(text) > 0.96 * len(text):
                 found.append(text)
     return found
+
+
+def _letters(text: str) -> int:
+    return sum(c.isalpha() or c in " ,.'" for c in text)
 
 
 def _pretraining() -> list[str]:
