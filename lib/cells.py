@@ -6,6 +6,7 @@ notebook, parameters, sources and the cells that it reads, so that notebooks 01 
 parameters, and a finished cell is found again, by every sweep.
 """
 
+import functools
 import itertools
 import json
 import shutil
@@ -36,13 +37,14 @@ class Sweep(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """One run of a notebook: its name (notebook and hash), parameters, and the names of the cells that it reads."""
+    """One run of a notebook: its name (notebook and hash), parameters, the names of the cells that it reads, and a hash of its sources."""
 
     name: str
     notebook: str
     profile: str
     values: dict[str, Any]
     needs: tuple[str, ...]
+    code: str
 
     @property
     def folder(self) -> Path:
@@ -118,19 +120,31 @@ def _points(path: Path, found: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def plan(sweep: Sweep) -> tuple[dict[str, Cell], list[tuple[dict[str, Any], str]]]:
     """All cells by name, those that others read before them, and (point, name) of the wanted ones."""
     cells: dict[str, Cell] = {}
-    code = {path.stem: [file_hash(ROOT / name) for name in graph.sources(path)] for path in graph.notebooks()}
+    code = {path.stem: _code(path) for path in graph.notebooks()}
+    hashed = functools.cache(_content)
 
     def add(notebook: str, values: dict[str, Any]) -> str:
         path = graph.NOTEBOOKS / f"{notebook}.py"
         needs = tuple(add(name, values) for name in graph.upstream(path))
         own = profiles.select(path, values)
         own.pop("profile", None)
-        given = [file_hash(ROOT / value) for value in own.values() if isinstance(value, str) and value and (ROOT / value).is_file()]  # such as a user's CSV
+        given = [hashed(ROOT / value) for value in own.values() if isinstance(value, str) and value and (ROOT / value).exists()]  # a user's CSV or SAE
         name = f"{notebook}-{value_hash([own, given, code[notebook], needs])}"
-        cells.setdefault(name, Cell(name, notebook, sweep.profile, own, needs))
+        cells.setdefault(name, Cell(name, notebook, sweep.profile, own, needs, code[notebook]))
         return name
 
     return cells, [(point, add(name, sweep.shared | point)) for point in sweep.points for name in sweep.notebooks]
+
+
+def _code(notebook: Path) -> str:
+    return value_hash([file_hash(ROOT / name) for name in graph.sources(notebook)])
+
+
+def _content(path: Path) -> str:
+    """Hash of a file, or of the files of a folder."""
+    if path.is_file():
+        return file_hash(path)
+    return value_hash([[file.relative_to(path).as_posix(), file_hash(file)] for file in sorted(path.rglob("*")) if file.is_file()])
 
 
 class CellRunner:
@@ -158,6 +172,8 @@ class CellRunner:
         return ""
 
     def _run(self, cell: Cell, needs: list[Cell]) -> None:
+        if _code(graph.NOTEBOOKS / f"{cell.notebook}.py") != cell.code:
+            raise ValueError(f"{cell.notebook}, or a module that it uses, is not what it was when the sweep began; begin it again")
         for need in needs:
             if self.storage:
                 self.storage.get([need.record])

@@ -44,6 +44,11 @@ def gpus() -> float:
         raise ValueError(f"GPUS={text!r} must be a number, such as 1 or 0.5") from None
 
 
+def is_local() -> bool:
+    """Whether ``CLUSTER`` of the environment is this machine."""
+    return (os.environ.get("CLUSTER") or LOCAL) == LOCAL
+
+
 def start(n: int) -> None:
     """Connect to ``CLUSTER`` of the environment, or begin a local one with ``n`` workers; once per process.
 
@@ -59,9 +64,10 @@ def start(n: int) -> None:
     cluster = os.environ.get("CLUSTER") or LOCAL
     for name, value in {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}.items():  # what matters is raised here as well
         os.environ.setdefault(name, value)
-    where = {"num_cpus": max(n, os.cpu_count() or 1), "include_dashboard": False} if cluster == LOCAL else {"address": cluster}
+    where = {"num_cpus": max(n, os.cpu_count() or 1), "include_dashboard": False} if is_local() else {"address": cluster}
+    env = {"PYTHONPATH": str(ROOT), "WORKERS": "1", "LOKY_MAX_CPU_COUNT": str(max(1, (os.cpu_count() or 1) // n))}  # joblib's processes, which each import all
     try:
-        ray.init(**where, log_to_driver=False, logging_level="ERROR", runtime_env={"env_vars": {"PYTHONPATH": str(ROOT), "WORKERS": "1"}})
+        ray.init(**where, log_to_driver=False, logging_level="ERROR", runtime_env={"env_vars": env})
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise ValueError(f"the cluster {cluster!r} cannot be reached ({str(error).splitlines()[0]}); CLUSTER is local, auto, or an address") from error
 
@@ -69,16 +75,23 @@ def start(n: int) -> None:
 class Pool:
     """``n`` workers, each of which makes its own ``work`` (a function of one item) once and keeps it.
 
-    A worker that dies is begun again, and repeats the item that it had.
+    A worker that dies is begun again, and repeats the item that it had. There are fewer if the cluster has no room for ``n`` now.
+
+    Raises:
+        ValueError: no Ray, no cluster, or no room for a single worker.
     """
 
     def __init__(self, make_work: Callable[[], Work], n: int, cpus: int = 1, gpus: float = 0):
         start(n)
         import ray
 
+        has = ray.cluster_resources()
+        room = min(int(has.get(name, 0) / need) for name, need in (("CPU", cpus), ("GPU", gpus)) if need)
+        if room < 1:
+            raise ValueError(f"a worker takes {cpus} CPU and {gpus:g} GPU, the cluster has {has.get('CPU', 0):g} and {has.get('GPU', 0):g}; set GPUS, such as GPUS=0")
         actor = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=-1, max_task_retries=RESTARTS)(_Worker)
         self.shared = ray.put(make_work)  # held here, so that a worker can be begun again
-        self.actors = [actor.remote(self.shared) for _ in range(n)]
+        self.actors = [actor.remote(self.shared) for _ in range(min(n, room))]
 
     def each(self, take: Callable[[], Any]) -> Iterator[tuple[Any, Any]]:
         """(item, its result or exception) in the order in which they are done; ``take`` gives the next item that may begin,

@@ -27,21 +27,18 @@ SWEEPS = graph.NOTEBOOKS / "sweeps"
 
 
 def gather(wanted: list[tuple[dict[str, Any], str]], cells: dict[str, Cell]) -> pd.DataFrame:
-    """The tables of all finished wanted cells; ``cell`` names the cell, ``cell.<parameter>`` has what was swept."""
+    """The tables of all finished wanted cells; ``cell`` names the cell, ``cell.<parameter>`` has what was swept.
+
+    Lists of one value each are these values there, other lists JSON.
+    """
     parts = []
+    single = {key for key in wanted[0][0] if all(isinstance(point[key], list) and len(point[key]) == 1 for point, _ in wanted)}
     for point, name in wanted:
         if finished(cells[name]):
             table = pd.read_parquet(cells[name].record.with_suffix(".parquet"))
-            swept = {f"cell.{key}": _scalar(value) for key, value in point.items()}
+            swept = {f"cell.{key}": value[0] if key in single else json.dumps(value) if isinstance(value, list) else value for key, value in point.items()}
             parts.append(table.assign(cell=name, notebook=cells[name].notebook, **swept))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
-
-
-def _scalar(value: Any) -> Any:
-    """A list of one value as the value, a longer one as JSON."""
-    if isinstance(value, list):
-        return value[0] if len(value) == 1 else json.dumps(value)
-    return value
 
 
 def seconds(cells: list[Cell]) -> dict[str, float]:
@@ -61,11 +58,11 @@ def outcome(sweep: Sweep) -> Path:
 def drawn(table: pd.DataFrame, about: dict[str, Any]) -> pd.DataFrame:
     """What the figure shows: rows of ``about["where"]`` (column: value, or list of values), one for each x, hue, col and row.
 
-    A row that stands alone keeps its interval; of several (other parameters differ, such as a seed) the mean with a 95 % t interval.
-    Rows that agree in the columns ``about["distinct"]`` are one measurement, which stands in several cells.
+    A row that stands alone keeps its interval; of several cells (other parameters differ, such as a seed) the mean with a 95 % t interval.
+    Rows that agree in the columns ``about["distinct"]``, or in all but the cell, are one measurement, which stands in several cells.
 
     Raises:
-        ValueError: a column that the table does not have, or no row that fits.
+        ValueError: a column that the table does not have, no row that fits, or several rows of one cell at one place.
     """
     keys = [about[name] for name in ("x", "hue", "col", "row") if name in about]
     where, distinct = about.get("where", {}), about.get("distinct", [])
@@ -74,11 +71,16 @@ def drawn(table: pd.DataFrame, about: dict[str, Any]) -> pd.DataFrame:
         raise ValueError(f"the figure needs x and columns of the table; {missing} are not among {sorted(table.columns)}")
     for name, wanted in where.items():
         table = table[table[name].isin(wanted if isinstance(wanted, list) else [wanted])]
-    if not len(table):
-        raise ValueError(f"no row of the table fits the figure's where: {where}")
+    if not len(table) or (empty := [name for name in keys if table[name].isna().all()]):
+        raise ValueError(f"no row of the table fits the figure's where: {where}" + (f", with a value of {empty}" if len(table) else ""))
     table = table.drop_duplicates(distinct) if distinct else table
-    rows = []
+    rows, measured = [], [name for name in table if name != "cell" and not name.startswith("cell.")]
     for values, part in table.groupby(keys, sort=False):
+        part = part.drop_duplicates(measured)
+        if part["cell"].duplicated().any():
+            one = part[part["cell"] == part["cell"].mode()[0]]
+            differ = [name for name in measured if name not in ("value", "low", "high") and one[name].nunique(dropna=False) > 1]
+            raise ValueError(f"the figure has {len(one)} rows of one cell at {dict(zip(keys, values, strict=True))}; where must also choose by {differ}")
         found = t_interval(part["value"].to_numpy(dtype=float)) if len(part) > 1 else part.iloc[0]
         rows.append(dict(zip(keys, values, strict=True)) | {name: getattr(found, name, None) for name in ("value", "low", "high")} | {"n": len(part)})
     return pd.DataFrame(rows)
@@ -92,7 +94,8 @@ def finish(sweep: Sweep, wanted: list[tuple[dict[str, Any], str]], cells: dict[s
     made = [write_table(place.with_suffix(".parquet"), table)]
     if sweep.figure:
         shown = drawn(table, sweep.figure)
-        over = f"mean and 95 % t interval over {shown['n'].max()} cells" if shown["n"].max() > 1 else "95 % interval of each cell"
+        least, most = shown["n"].min(), shown["n"].max()
+        over = f"mean and 95 % t interval over {most if least == most else f'{least} to {most}'} cells" if most > 1 else "95 % interval of each cell"
         caption = f"Sweep {sweep.name}, profile {sweep.profile}, {table['cell'].nunique()} cells; {over}."
         figures.save(figures.facets(shown, sweep.figure), place.parent, sweep.name, caption)
         made.append(place.with_suffix(".png"))
@@ -110,19 +113,29 @@ def estimates(sweep: Sweep, wanted: list[tuple[dict[str, Any], str]], cells: dic
         todo = [one for one in _with_needs(name, cells) if one not in seen and not finished(cells[one])]
         seen.update(todo)
         if todo and "model" in values:
-            flops = flops or sizing.peak_flops(values["device"], values["dtype"])
+            flops = flops or _flops(values)
             table = sizing.estimate(values, flops)
             rows += [part.assign(cell=one) for one in todo if len(part := table[table["notebook"] == cells[one].notebook[:2]])]
     found = pd.concat(rows) if rows else pd.DataFrame(columns=["cell", "tokens", "disk_gib", "memory_gib", "hours"])
-    found = found.groupby("cell").agg({"tokens": "sum", "disk_gib": "sum", "memory_gib": "max", "hours": "sum"})
+    found = found.groupby("cell").agg({"tokens": "sum", "disk_gib": "sum", "memory_gib": "max", "hours": lambda hours: hours.sum(skipna=False)})
     measured, lines = seconds(list(cells.values())), []
     for notebook in sorted({cell.notebook for cell in cells.values()}):
         names = [name for name, cell in cells.items() if cell.notebook == notebook]
         part, todo = found[found.index.isin(names)], [name for name in names if not finished(cells[name])]
-        hours = measured[notebook] * len(todo) / 3600 if notebook in measured else part["hours"].sum()
+        hours = measured[notebook] * len(todo) / 3600 if notebook in measured else part["hours"].sum(skipna=False)
         lines.append({"notebook": notebook, "cells": len(names), "finished": len(names) - len(todo), "tokens": part["tokens"].sum(),
                       "disk_gib": part["disk_gib"].sum(), "memory_gib": part["memory_gib"].max(), "hours": hours, "from": "measured" if notebook in measured else "estimate"})  # fmt: skip
     return pd.DataFrame(lines).fillna({"memory_gib": 0})
+
+
+def _flops(values: dict[str, Any]) -> float:
+    """What this machine's device can do; unknown if only the cluster has such a device."""
+    try:
+        return sizing.peak_flops(values["device"], values["dtype"])
+    except ValueError:
+        if cluster.is_local():
+            raise
+        return float("nan")
 
 
 def _with_needs(name: str, cells: dict[str, Cell]) -> Iterator[str]:
@@ -159,8 +172,10 @@ def run(cells: dict[str, Cell], workers: int, limit: float, retries: int, store:
                 continue
             if why:
                 failed[cell.name] = str(why)
-            else:
+            elif finished(cell, storage):  # a worker elsewhere made it: fetched
                 done.add(cell.name)
+            else:
+                failed[cell.name] = "its worker made it, but it is not here; workers on other machines need a shared folder, or STORE="
             bar.update()
             bar.set_postfix_str(f"{len(failed)} failed" if failed else "")
     finally:
@@ -191,17 +206,19 @@ def _work(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         print(pd.DataFrame([{"cell": name} | point for point, name in wanted]).to_string(index=False))
     print(f"{sweep.name}: {len(wanted)} cells of {', '.join(sweep.notebooks)}, {len(cells)} runs with those they read\n{table.round(2).to_string(index=False)}")
-    print(f"about {table['hours'].sum() / workers:.1f} hours with {workers} workers, {table['memory_gib'].max() * workers:.1f} GiB of memory beside what Python takes")
+    print(f"about {table['hours'].sum(skipna=False) / workers:.1f} hours with {workers} workers, {table['memory_gib'].max() * workers:.1f} GiB of memory beside what Python takes")
     if arguments.dry_run:
         return 0
-    sizing.check(table.assign(step="the cells"))
+    if cluster.is_local():
+        sizing.check(table.assign(step="the cells"))
+    store = arguments.store if "://" in arguments.store or not arguments.store else str(Path(arguments.store).resolve())
     with locked(outcome(sweep), wait=False):
-        failed = run(cells, workers, arguments.limit, arguments.retries, arguments.store)
+        failed = run(cells, workers, arguments.limit, arguments.retries, store)
+        for name, why in failed.items():
+            print(f"failed: {name} {json.dumps(cells[name].values, ensure_ascii=False)}: {why} {failed_notebook(cells[name])}", file=sys.stderr)
         made = finish(sweep, wanted, cells)
-        if arguments.store:
-            Storage(arguments.store).put(made)
-    for name, why in failed.items():
-        print(f"failed: {name} {json.dumps(cells[name].values, ensure_ascii=False)}: {why} {failed_notebook(cells[name])}", file=sys.stderr)
+        if store:
+            Storage(store).put(made)
     print(f"{sum(finished(cells[name]) for _, name in wanted)} of {len(wanted)} cells finished; {', '.join(map(relative, made))}")
     return 1 if failed else 0
 

@@ -58,6 +58,22 @@ def test_a_changed_csv_is_another_cell(sweep, csv):
     assert not names[0] & names[1]
 
 
+def test_a_changed_sae_is_another_cell(sweep, tmp_path):
+    names = []
+    for weights in (b"a", b"b"):
+        (tmp_path / "sae").mkdir(exist_ok=True)
+        (tmp_path / "sae" / "sae_weights.safetensors").write_bytes(weights)
+        names.append(set(cells.plan(cells.read(sweep(fixed={"base_sae": str(tmp_path / "sae")})))[0]))
+    assert {name.split("-")[0] for name in names[0] & names[1]} == {"01_datasets", "02_activations"}
+
+
+def test_a_cell_whose_code_changed_meanwhile_is_not_run(sweep, monkeypatch, tmp_path):
+    monkeypatch.setattr(files, "DATA", tmp_path)
+    found, _ = cells.plan(cells.read(sweep()))
+    cell = next(iter(found.values()))
+    assert "is not what it was when the sweep began" in cells.CellRunner()((cell._replace(code="other"), []))
+
+
 @pytest.mark.parametrize(
     "content, message",
     [
@@ -97,12 +113,18 @@ def test_five_sweeps_are_shipped():
 
 def test_drawn_means_over_cells_and_single_intervals():
     rows = [("a", 1, 0, 0.2), ("a", 1, 1, 0.4), ("b", 1, 0, 0.5), ("b", 1, 0, 0.5)]
-    table = pd.DataFrame(rows, columns=["variant", "cell.x", "cell.seed", "value"]).assign(low=0.1, high=0.9, split="ood", other=range(4))
+    table = pd.DataFrame(rows, columns=["variant", "cell.x", "cell.seed", "value"]).assign(low=0.1, high=0.9, split="ood", other=range(4), cell=["c1", "c2", "c1", "c2"])
     about = {"x": "cell.x", "hue": "variant", "where": {"split": ["ood"]}, "distinct": ["variant", "cell.seed"]}
     found = sweeps.drawn(table, about).set_index("variant")
     half = 12.706204736 * np.sqrt(0.02) / np.sqrt(2)  # t of one degree of freedom
     np.testing.assert_allclose(found.loc["a", ["value", "low", "high"]].astype(float), [0.3, 0.3 - half, 0.3 + half], rtol=1e-6)
     assert found.loc["b", ["value", "low", "high", "n"]].tolist() == [0.5, 0.1, 0.9, 1], "equal in 'distinct': one measurement, its own interval"
+    same = sweeps.drawn(table.assign(other=0), {"x": "cell.x", "hue": "variant"}).set_index("variant")
+    assert same.loc["b", ["value", "low", "high", "n"]].tolist() == [0.5, 0.1, 0.9, 1], "a parameter that does not matter is no replicate"
+    with pytest.raises(ValueError, match=r"2 rows of one cell at .*; where must also choose by \['other'\]"):
+        sweeps.drawn(table.assign(cell="c1"), {"x": "cell.x", "hue": "variant"})
+    with pytest.raises(ValueError, match=r"no row .* with a value of \['other'\]"):
+        sweeps.drawn(table.assign(other=np.nan), {"x": "other"})
     with pytest.raises(ValueError, match=r"\['nope'\] are not among"):
         sweeps.drawn(table, {"x": "nope"})
     with pytest.raises(ValueError, match="no row of the table fits"):
@@ -119,7 +141,7 @@ def test_gather_takes_finished_cells_only(sweep, tmp_path, monkeypatch):
             files.write_text(path, text)
         files.write_table(cell.record.with_suffix(".parquet"), pd.DataFrame({"layer": [5], "value": [float(point["layer"])]}))
     table = sweeps.gather(wanted, found)
-    assert table[["cell.layer", "layer", "value", "cell.k_poolings"]].to_numpy().tolist() == [[1, 5, 1.0, "max"], [1, 5, 1.0, '["max", "mean"]']]
+    assert table[["cell.layer", "layer", "value", "cell.k_poolings"]].to_numpy().tolist() == [[1, 5, 1.0, '["max"]'], [1, 5, 1.0, '["max", "mean"]']]
     assert sweeps.seconds(list(found.values())) == {"05_probing": 4.0}
     monkeypatch.setattr(sweeps.sizing, "peak_flops", lambda *_: 1e11)
     sizes = sweeps.estimates(cells.read(tmp_path / "mine.yaml"), wanted, found).set_index("notebook")

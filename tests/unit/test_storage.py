@@ -1,4 +1,5 @@
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -27,9 +28,44 @@ def test_files_and_folders_go_there_and_come_back(place):
     (root / "runs").rename(root / "gone")
     (root / "saes").rename(root / "gone-too")
     place.get([root / "runs/a.json", root / "saes/one"])
-    assert {str(path.relative_to(root / "saes")) for path in (root / "saes").rglob("*") if path.is_file()} == {"one/cfg.json", "one/deep/w.bin"}
+    assert {str(path.relative_to(root / "saes")) for path in (root / "saes").rglob("[!.]*") if path.is_file()} == {"one/cfg.json", "one/deep/w.bin"}
     assert (root / "runs/a.json").read_text() == "runs/a.json"
-    assert not [path for path in root.rglob(".*") if path.name != ".lock"], "nothing temporary stays"
+    assert not [path for path in root.rglob(".*") if not path.name.endswith(".lock")], "nothing temporary stays"
+
+
+def test_an_incomplete_folder_is_completed(place):
+    folder = storage.ROOT / "store"
+    for name, text in (("manifest.json", "finished"), ("shard-0", "a"), ("shard-1", "b")):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+    place.put([folder])
+    (folder / "shard-1").unlink()
+    (folder / "manifest.json").write_text("begun")
+    place.get([folder])
+    assert {path.name: path.read_text() for path in folder.glob("[!.]*")} == {"manifest.json": "finished", "shard-0": "a", "shard-1": "b"}
+
+
+def test_workers_that_fetch_one_folder_at_once_agree(place):
+    folder = storage.ROOT / "store"
+    for i in range(20):
+        (folder / str(i)).parent.mkdir(exist_ok=True)
+        (folder / str(i)).write_text(str(i))
+    place.put([folder])
+    folder.rename(folder.with_name("gone"))
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: place.get([folder]), range(8)))
+    assert {path.name for path in folder.glob("[!.]*")} == {str(i) for i in range(20)}
+
+
+def test_a_place_that_fails_is_one_sentence_without_its_password(place, monkeypatch):
+    place.url = "sftp://me:hidden@host/x"
+
+    def denied(_):
+        raise PermissionError("no access to sftp://me:hidden@host/x")
+
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match=r"STORE='sftp://host/x' cannot be used \(PermissionError: no access to sftp://host/x\)"):
+        patch.setattr(place.system, "exists", denied)
+        place.has(storage.ROOT / "x")
 
 
 def test_what_is_here_is_not_fetched(place):
