@@ -221,3 +221,5 @@ def test_workers_that_die_are_begun_again(tmp_path, monkeypatch):
     assert dict(cluster.each(work, range(8))) == {i: i * i for i in range(8)}
     ran = sorted(int(path.name.split("-")[0]) for path in tmp_path.glob("*-*"))
     assert ran == list(range(8)), "a worker's death costs the one item it was at"
+    with pytest.raises(ValueError, match="a worker takes 1 CPU and 1 GPU, the cluster has [0-9]+ and 0; set GPUS"):
+        cluster.Pool(lambda: len, 2, gpus=1.0)
