@@ -3,6 +3,7 @@
 files         paths of the project, hashes, and writes that never leave half a file
 graph         which file makes which, for make
 cluster       several workers: Ray actors, here or on a cluster
+processes     independent calls on all cores, as many as memory allows
 sources       where base prompts come from: shipped files, pinned downloads, a user's CSV
 corpora       texts that SAEs are trained on
 datasets      base prompts -> normalised, augmented, split prompt table

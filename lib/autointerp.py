@@ -17,7 +17,7 @@ import scipy.sparse
 import scipy.stats
 from tqdm import tqdm
 
-from lib import examples, populations
+from lib import examples, populations, processes
 from lib import sae as saes
 from lib.examples import Drawn, Example, Sequences
 from lib.judges import TASKS, Explanation, Judge
@@ -160,9 +160,9 @@ def score_saes(
     Raises:
         ValueError: an SAE of another width, layer or model than the sequences.
     """
-    jobs = 1 if judge.workers > 1 else min(joblib.cpu_count(), len(folders))
+    loop = processes.parallel(1 if judge.workers > 1 else len(folders))
     calls = (joblib.delayed(_score_folder)(judge, folder, sequences, n_latents, seed, task, hook_name, model) for folder in folders)
-    return list(tqdm(joblib.Parallel(jobs, return_as="generator")(calls), total=len(folders), desc="SAEs judged", unit="SAE"))
+    return list(tqdm(loop(calls), total=len(folders), desc="SAEs judged", unit="SAE"))
 
 
 def _score_folder(judge, folder, sequences, n_latents, seed, task, hook_name, model) -> Scored:

@@ -15,6 +15,7 @@ lies in the changed characters, and (iii) the value is larger than in the same p
 
 from typing import NamedTuple
 
+import joblib
 import numpy as np
 import pandas as pd
 import scipy.sparse
@@ -25,7 +26,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from lib import draws, ksparse, metrics, probes, sparse_probing
+from lib import draws, ksparse, metrics, probes, processes, sparse_probing
 from lib.artefacts import WORD, changed
 from lib.readings import Matrix, Peaks, Reading, coordinate_peaks, inside, latent_peaks, token_means
 
@@ -50,13 +51,14 @@ class Pair(NamedTuple):
     planted: Reading
     changed: Bool[np.ndarray, " tokens"]  # of the planted reading
     peaks: dict[str, tuple[Peaks, Peaks]]
+    means: tuple[Float[np.ndarray, "texts d_model"], Float[np.ndarray, "texts d_model"]]  # over tokens
 
 
 def pair(clean: Reading, planted: Reading, sae: SAE) -> Pair:
     """Readings of the same texts without and with an artefact, with the peaks of both kinds of units."""
     spans = [changed(a, b) for a, b in zip(clean.texts, planted.texts, strict=True)]
     found = {METHODS[0]: tuple(latent_peaks(sae, one) for one in (clean, planted)), METHODS[1]: tuple(coordinate_peaks(one) for one in (clean, planted))}
-    return Pair(clean, planted, inside(planted, spans), found)
+    return Pair(clean, planted, inside(planted, spans), found, (token_means(clean), token_means(planted)))
 
 
 class Draw(NamedTuple):
@@ -112,10 +114,9 @@ def exposing_prompts(of: Pair, drawn: Draw, n_items: int = TOP, c: float = 1e-2)
 
     The mean makes the logit a mean of token contributions, so that a prompt has a token of largest value.
     """
-    means = [token_means(one) for one in (of.clean, of.planted)]
-    x = _mixed(*means, drawn)
+    x = _mixed(*of.means, drawn)
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=2000)).fit(x, drawn.y)
-    score, twin = probe.decision_function(x), probe.decision_function(means[0][drawn.rows])
+    score, twin = probe.decision_function(x), probe.decision_function(of.means[0][drawn.rows])
     direction = probe[-1].coef_[0] / probe[0].scale_
     hit = drawn.planted & (score > twin)
     ranked = np.argsort(-score, kind="stable")
@@ -169,15 +170,18 @@ def benchmark(of: Pair, y: Int[np.ndarray, " texts"], shares: list[float], seeds
 
     ``control``: planted in class 1, or placebo, the same share planted in both classes, where there is nothing to expose.
     """
+    return pd.concat(processes.parallel(len(seeds))(joblib.delayed(_ranks)(of, y, shares, seed) for seed in seeds), ignore_index=True)
+
+
+def _ranks(of: Pair, y: np.ndarray, shares: list[float], seed: int) -> pd.DataFrame:
     rows = []
-    for seed in seeds:
-        for share in shares:
-            for control, classes in (("planted", (1,)), ("placebo", (0, 1))):
-                drawn = draw(y, share, np.random.default_rng([seed, round(1000 * share)]), classes)
-                for method in METHODS:
-                    found = exposing(of, method, drawn)
-                    rank = found.index(True) + 1 if any(found) else np.nan
-                    rows.append({"method": method, "control": control, "share": share, "seed": seed, "rank": rank})
+    for share in shares:
+        for control, classes in (("planted", (1,)), ("placebo", (0, 1))):
+            drawn = draw(y, share, np.random.default_rng([seed, round(1000 * share)]), classes)
+            for method in METHODS:
+                found = exposing(of, method, drawn)
+                rank = found.index(True) + 1 if any(found) else np.nan
+                rows.append({"method": method, "control": control, "share": share, "seed": seed, "rank": rank})
     return pd.DataFrame(rows)
 
 

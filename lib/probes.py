@@ -12,6 +12,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from lib import processes
 from lib.activations import PromptTokens
 from lib.forward import batches
 from lib.metrics import auroc
@@ -33,7 +34,7 @@ def search(pipeline: Pipeline, y: Int[np.ndarray, " rows"], groups: np.ndarray, 
     if any(len(np.unique(y[part])) < 2 for fold in folds for part in fold):
         raise ValueError(f"a class is missing in one of {N_FOLDS} folds over base prompts; give more prompts of it")
     grid = {"logisticregression__C": list(c_grid)}
-    return GridSearchCV(pipeline, grid, scoring="roc_auc", cv=folds, n_jobs=-1)
+    return GridSearchCV(pipeline, grid, scoring="roc_auc", cv=folds, n_jobs=processes.count(N_FOLDS * len(c_grid)))
 
 
 def fit_logistic(

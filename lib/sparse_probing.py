@@ -17,7 +17,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
-from lib import draws, ksparse, latents
+from lib import draws, ksparse, latents, processes
 from lib import sae as saes
 from lib.activations import PromptTokens
 from lib.metrics import Scores, auroc
@@ -41,8 +41,8 @@ def task(prompts: pd.DataFrame) -> Task:
     return Task(prompts["label"].to_numpy(), (prompts["split"] == "train").to_numpy(), prompts["base_id"].to_numpy())
 
 
-def k_sparse(x: ksparse.Columns, given: Task, ks: list[int], selection: str) -> Iterator[tuple[int, np.ndarray, Scores]]:
-    """Yield (k, chosen columns, scores of all prompts); only training rows are used to select, scale and fit.
+def k_sparse(x: ksparse.Columns, given: Task, ks: list[int], selection: str) -> list[tuple[int, np.ndarray, Scores]]:
+    """(k, chosen columns, scores of all prompts) for each k; only training rows are used to select, scale and fit.
 
     A k above the number of columns that vary is left out; if all are, that is an error.
     """
@@ -51,9 +51,8 @@ def k_sparse(x: ksparse.Columns, given: Task, ks: list[int], selection: str) -> 
     chosen = ksparse.select(training, y, [k for k in ks if k <= live] or ks, selection)
     union = np.unique(np.concatenate(list(chosen.values())))
     few = ksparse.dense(x, union)
-    for k, columns in chosen.items():
-        place = np.searchsorted(union, columns)
-        yield k, columns, ksparse.refit(few[given.train], y, place).decision_function(few[:, place])
+    places = {k: np.searchsorted(union, columns) for k, columns in chosen.items()}
+    return [(k, chosen[k], ksparse.refit(few[given.train], y, place).decision_function(few[:, place])) for k, place in places.items()]
 
 
 def linear(sparse: bool, c: float = 1.0) -> Pipeline:
@@ -69,7 +68,7 @@ def views(sae: SAE, pooled: latents.Pooled, resid: Float[np.ndarray, "prompts d_
 
 def choose_c(x: ksparse.Columns, given: Task, c_grid: list[float]) -> float:
     """Inverse L2 strength by cross-validated AUROC on the training split, in folds that keep a base prompt together."""
-    found = search(linear(scipy.sparse.issparse(x)), given.y[given.train], given.groups[given.train], tuple(c_grid))
+    found = search(linear(scipy.sparse.issparse(x)), given.y[given.train], given.groups[given.train], tuple(c_grid)).set_params(refit=False)
     return found.fit(x[given.train], given.y[given.train]).best_params_["logisticregression__C"]
 
 
@@ -100,35 +99,30 @@ def probe_saes(
     Raises:
         ValueError: an SAE of another width, layer or model than the activations, or no k that is possible.
     """
-    found, strengths = Probed({}, {}, {}), {}
-    rows = list(table.itertuples())
+    first = saes.load(table["folder"].iloc[0], device)
+    saes.check_fits(first, tokens.activations.shape[1], hook_name, model)
+    pooled = latents.pool_latents(first, tokens) if resid else {}
+    c = {(name, p): choose_c(x, given, c_grid) for p in resid for name, x in views(first, pooled, resid[p], p).items()}
     shared = tokens.activations.view(torch.int16).numpy(), tokens.starts.numpy()  # which the workers map, not copy
-    form = tokens.activations.dtype, tokens.fixed
-
-    def call(row):
-        key = (row.variant, None if pd.isna(row.seed) else int(row.seed))
-        return joblib.delayed(_probe_sae)(key, row.folder, *shared, *form, resid, given, ks, poolings, c_grid, dict(strengths), hook_name, model, device)
-
-    bar = tqdm(total=len(rows), desc="SAEs probed", unit="SAE")
-    for part in (rows[:1], rows[1:]):
-        workers = joblib.Parallel(max(1, min(joblib.cpu_count(), len(part))) if device == "cpu" else 1, return_as="generator", mmap_mode="c")
-        for row, (one, chosen_strengths) in zip(part, workers(map(call, part)), strict=True):
-            found.scores.update(one.scores)
-            found.chosen.update(one.chosen)
-            found.latents.setdefault(row.variant, one.latents[row.variant])
-            strengths |= chosen_strengths
-            bar.update()
-    bar.close()
+    rest = (*shared, tokens.activations.dtype, tokens.fixed, resid, given, ks, poolings, c, hook_name, model, device)
+    keys = [(row.variant, None if pd.isna(row.seed) else int(row.seed)) for row in table.itertuples()]
+    kept = ~table["variant"].duplicated()
+    calls = (joblib.delayed(_probe_sae)(*of, *rest) for of in zip(keys, table["folder"], kept, strict=True))
+    workers = processes.parallel(len(table) if device == "cpu" else 1)
+    found = Probed({}, {}, {})
+    for one in tqdm(workers(calls), total=len(table), desc="SAEs probed", unit="SAE"):
+        for all_of_them, part in zip(found, one, strict=True):
+            all_of_them.update(part)
     return found
 
 
-def _probe_sae(key, folder, activations, starts, dtype, fixed, resid, given, ks, poolings, c_grid, strengths, hook_name, model, device) -> tuple[Probed, dict]:
-    """All probes on one SAE, and the strengths of the linear ones, chosen where none is given."""
+def _probe_sae(key, folder, keep, activations, starts, dtype, fixed, resid, given, ks, poolings, strengths, hook_name, model, device) -> Probed:
+    """All probes on one SAE; its latents only if they are to be kept."""
     sae = saes.load(folder, device)
     tokens = PromptTokens(torch.from_numpy(activations).view(dtype), torch.from_numpy(starts), fixed)
     saes.check_fits(sae, tokens.activations.shape[1], hook_name, model)
     pooled = latents.pool_latents(sae, tokens)
-    found = Probed({}, {}, {key[0]: pooled})
+    found = Probed({}, {}, {key[0]: pooled} if keep else {})
     for pooling, selection in itertools.product(poolings, ksparse.SELECTIONS):
         first = (*key, "k-sparse", pooling, ksparse.SELECTIONS[0], 1)  # k = 1 does not depend on the selection
         known = [(1, found.chosen[first], found.scores[first])] if first in found.scores else []
@@ -138,10 +132,8 @@ def _probe_sae(key, folder, activations, starts, dtype, fixed, resid, given, ks,
             found.chosen[*key, "k-sparse", pooling, selection, k] = columns
     for pooling, x in resid.items():
         for name, values in views(sae, pooled, x, pooling).items():
-            if (name, pooling) not in strengths:
-                strengths[name, pooling] = choose_c(values, given, c_grid)
             found.scores[*key, name, pooling, "", 0] = linear_scores(values, given, strengths[name, pooling])
-    return found, strengths
+    return found
 
 
 def controls(resid: Float[np.ndarray, "prompts d_model"], given: Task, n_random: int, seed: int) -> dict[str, np.ndarray]:

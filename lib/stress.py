@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterator
 
+import joblib
 import numpy as np
 import pandas as pd
 import scipy.sparse
 
-from lib import ksparse
+from lib import ksparse, processes
 from lib.metrics import Estimate, auroc, t_interval
 from lib.sparse_probing import Task, linear
 
@@ -66,14 +67,15 @@ def sweep(
     no interval where all draws are the same (all prompts, no label flipped).
     """
     rows = np.flatnonzero(given.train)
-    found, missing = [], {value: 0 for value in changes}
+    calls, missing = [], {value: 0 for value in changes}
     for (value, change), draw in ((item, draw) for item in changes.items() for draw in range(draws)):
         kept, y = change(np.random.default_rng([seed, draw]), rows, given.y[rows], given.groups[rows])
         if len(np.unique(y)) < 2:
             missing[value] += 1
             continue
-        for name, (x, k, c) in probes.items():
-            found += [(name, value, split, area) for split, area in _aurocs(prompts, fit_scores(x, kept, y, k, c))]
+        calls += [(name, value, joblib.delayed(fit_scores)(x, kept, y, k, c)) for name, (x, k, c) in probes.items()]
+    scores = processes.parallel(len(calls))(call for *_, call in calls)
+    found = [(*of, split, area) for (*of, _), score in zip(calls, scores, strict=True) for split, area in _aurocs(prompts, score)]
     table = pd.DataFrame(found, columns=["probe", "setting", "split", "auroc"])
     return pd.DataFrame([
         dict(zip(("probe", "setting", "split"), key, strict=True)) | _over_draws(part["auroc"].to_numpy())._asdict() | {"missing": missing[key[1]]}

@@ -25,12 +25,13 @@
 # %%
 import itertools
 
+import joblib
 import numpy as np
 import pandas as pd
 import torch
 from IPython.display import Markdown, display
 
-from lib import activations, datasets, draws, figures, ksparse, latents, metrics, models, probes, records, sae, sparse_probing, stress
+from lib import activations, datasets, draws, figures, ksparse, latents, metrics, models, probes, processes, records, sae, sparse_probing, stress
 from lib.files import write_table
 
 # %% [markdown]
@@ -77,10 +78,10 @@ print(f"{len(prompts):,} prompts; {len(pooled)} cells of layer × pooling, each 
 # independent.
 
 # %%
-rows, scores, fits = [], {}, {}
-for (layer, pooling), x in pooled.items():
-    fits[layer, pooling] = probe = probes.fit_logistic(x[train], y[train], ids[train], tuple(c_grid))
-    scores[layer, pooling] = probe.decision_function(x)
+found = processes.parallel(len(pooled))(joblib.delayed(probes.fit_logistic)(x[train], y[train], ids[train], tuple(c_grid)) for x in pooled.values())
+rows, scores, fits = [], {}, dict(zip(pooled, found, strict=True))
+for (layer, pooling), probe in fits.items():
+    scores[layer, pooling] = probe.decision_function(pooled[layer, pooling])
     chosen_c = probe.best_params_["logisticregression__C"]
     rows += metrics.by_split(prompts, scores[layer, pooling], weights, layer=layer, pooling=pooling, c=chosen_c, probe="dense")
 grid = pd.DataFrame(rows)
@@ -315,10 +316,10 @@ bases = {("untrained SAE", p): x for p, x in latents.pool_latents(untrained, tok
 for p in k_poolings:
     found = sparse_probing.controls(here[p], given, first.cfg.d_sae, seed)
     bases |= {(name, p): x for name, x in found.items()}
+fitted = processes.parallel(len(bases))(joblib.delayed(sparse_probing.k_sparse)(x, given, ks, ksparse.SELECTIONS[0]) for x in bases.values())
 control_scores = {
-    (name, None, "control", p, selection, k): score
-    for (name, p), x in bases.items() for selection in ksparse.SELECTIONS[:1]
-    for k, _, score in sparse_probing.k_sparse(x, given, ks, selection)
+    (name, None, "control", p, ksparse.SELECTIONS[0], k): score
+    for (name, p), found in zip(bases, fitted, strict=True) for k, _, score in found
 }
 control_table = draws.estimates(draws.table(prompts, control_scores, sparse_probing.LEVELS, few))
 

@@ -51,7 +51,7 @@ def by_hand(value, twin, token, planted):
     n = len(value)
     column = lambda v: np.array(v, dtype=np.float32)[:, None]  # noqa: E731
     changed = np.tile([False, True], n)
-    return Pair(None, None, changed, {METHODS[0]: (Peaks(column(twin), column(token)), Peaks(column(value), column(token)))})
+    return Pair(None, None, changed, {METHODS[0]: (Peaks(column(twin), column(token)), Peaks(column(value), column(token)))}, (None, None))
 
 
 def test_each_part_of_the_rule_is_needed():

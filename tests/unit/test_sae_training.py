@@ -10,7 +10,7 @@ from lib import sae as saes
 from lib import sae_training, stores
 from lib.jumprelu import Parameters
 from lib.recipes import ARCHITECTURES, Recipe
-from lib.trainers import make_trainer
+from lib.trainers import fresh, make_trainer
 
 D_MODEL, D_SAE = 16, 48
 RECIPE = Recipe(d_sae=D_SAE, target_l0=3, tokens=60_000, batch_tokens=500, lr=2e-3)
@@ -218,3 +218,12 @@ def test_a_fixed_coefficient_is_reached_linearly():
         seen.append(trainer.coefficient)
         trainer.step(x[:500], 1.0)
     assert seen == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1, 0.1])
+
+
+@pytest.mark.parametrize(("d_sae", "target_l0", "n"), [(64, 3.3, 501), (64, 63.5, 400), (64, 0, 400), (32, 0.001, 300)])
+def test_thresholds_begin_at_the_quantile_of_the_wanted_rate(d_sae, target_l0, n):
+    generator = torch.Generator().manual_seed(0)
+    x, recipe = torch.randn(n, 20, generator=generator), Recipe(d_sae=d_sae, target_l0=target_l0)
+    begun = fresh(recipe, x, generator)
+    rate = (target_l0 or 0.02 * d_sae) / d_sae
+    assert torch.equal(begun.threshold, torch.quantile(begun.dec @ x.T, 1 - rate, dim=1))
