@@ -195,7 +195,7 @@ def norms(table: pd.DataFrame, layers: list[int]) -> Figure:
     left.set_ylim(bottom=0)
     right.plot(table["length"], table["tokens_per_s"] / 1000, marker="o")
     right.set(xlabel="mean prompt length of the shard (tokens)", ylabel="thousand tokens / s", title="harvest, all layers")
-    right.set_ylim(bottom=0)
+    right.set_ylim(0, 1.1 * table["tokens_per_s"].max() / 1000)
     return figure
 
 
