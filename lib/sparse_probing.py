@@ -106,8 +106,8 @@ def probe_saes(
     shared = tokens.activations.view(torch.int16).numpy(), tokens.starts.numpy()  # which the workers map, not copy
     rest = (*shared, tokens.activations.dtype, tokens.fixed, resid, given, ks, poolings, c, hook_name, model, device)
     keys = [(row.variant, None if pd.isna(row.seed) else int(row.seed)) for row in table.itertuples()]
-    kept = ~table["variant"].duplicated()
-    calls = (joblib.delayed(_probe_sae)(*of, *rest) for of in zip(keys, table["folder"], kept, strict=True))
+    kept, known = ~table["variant"].duplicated(), [pooled] + [{}] * (len(table) - 1)
+    calls = (joblib.delayed(_probe_sae)(*of, *rest) for of in zip(keys, table["folder"], kept, known, strict=True))
     workers = processes.parallel(len(table) if device == "cpu" else 1)
     found = Probed({}, {}, {})
     for one in tqdm(workers(calls), total=len(table), desc="SAEs probed", unit="SAE"):
@@ -116,12 +116,12 @@ def probe_saes(
     return found
 
 
-def _probe_sae(key, folder, keep, activations, starts, dtype, fixed, resid, given, ks, poolings, strengths, hook_name, model, device) -> Probed:
-    """All probes on one SAE; its latents only if they are to be kept."""
+def _probe_sae(key, folder, keep, pooled, activations, starts, dtype, fixed, resid, given, ks, poolings, strengths, hook_name, model, device) -> Probed:
+    """All probes on one SAE, whose latents are pooled here unless they are given; they are returned only if they are to be kept."""
     sae = saes.load(folder, device)
     tokens = PromptTokens(torch.from_numpy(activations).view(dtype), torch.from_numpy(starts), fixed)
     saes.check_fits(sae, tokens.activations.shape[1], hook_name, model)
-    pooled = latents.pool_latents(sae, tokens)
+    pooled = pooled or latents.pool_latents(sae, tokens)
     found = Probed({}, {}, {key[0]: pooled} if keep else {})
     for pooling, selection in itertools.product(poolings, ksparse.SELECTIONS):
         first = (*key, "k-sparse", pooling, ksparse.SELECTIONS[0], 1)  # k = 1 does not depend on the selection
