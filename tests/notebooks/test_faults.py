@@ -40,13 +40,12 @@ def whole(tiny_gemma, tmp_path_factory):
 def test_killed_at_random_moments(work, whole, tmp_path):
     argument, expected, seconds = whole[work]
     assert len(expected) >= 2
-    rng, met = random.Random(work.__name__), 0
+    rng = random.Random(work.__name__)
     for trial in range(TRIALS[work]):
         folder = tmp_path / str(trial)
         folder.mkdir()
-        met += faults.kill_and_go_on(work, folder, argument, seconds, rng)
+        seconds = faults.kill_and_go_on(work, folder, argument, seconds, rng)
         assert faults.digest(folder) == expected, trial
-    assert met > TRIALS[work], "most kills must meet the work"
 
 
 @pytest.mark.slow
