@@ -42,9 +42,12 @@ def variants(
 
 
 def train_variants(
-    found: dict[str, Variant], recipe: Recipe, seeds: list[int], chat: Source, prompts: Source, held_out: Path, parent: Path, **options: Any
+    found: dict[str, Variant], recipe: Recipe, seeds: list[int], chat: Source, prompts: Source | None, held_out: Path, parent: Path, **options: Any
 ) -> pd.DataFrame:
-    """Train (or find) every variant with every seed, with ``options`` of ``train``: columns variant, seed, start (folder or None), folder."""
+    """Train (or find) every variant with every seed, with ``options`` of ``train``: columns variant, seed, start (folder or None), folder.
+
+    ``prompts`` are the probe's training prompts, None where no variant repeats them.
+    """
     rows = []
     for name, variant in found.items():
         stores = [chat] + [prompts] * variant.repeats

@@ -19,7 +19,16 @@ from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import NBClientEngine, papermill_engines
 
 ENGINE = "warm"
-EMPTY = "import gc, matplotlib.pyplot; matplotlib.pyplot.close('all'); get_ipython().reset(new_session=True); __import__('gc').collect()"
+EMPTY = """
+import gc, matplotlib.pyplot
+matplotlib.pyplot.close("all")
+gc.freeze()  # reset collects garbage before it empties anything
+get_ipython().reset(new_session=True)
+import gc
+gc.unfreeze()
+gc.collect()
+del gc
+"""
 
 
 class WarmEngine(NBClientEngine):
@@ -29,9 +38,11 @@ class WarmEngine(NBClientEngine):
     def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, km: AsyncKernelManager | None = None, **kwargs: Any) -> None:
         """See papermill's ``Engine``."""
         client = PapermillNotebookClient(nb_man, km=km, kernel_name=kernel_name, timeout=None)
+        nb_man.save = lambda **_: None  # it would save before and after every cell; papermill does so once more at the end
         try:
             client.execute()
         finally:
+            del nb_man.save
             if client.kc is not None:
                 client.kc.stop_channels()
 

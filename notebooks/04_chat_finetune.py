@@ -92,10 +92,10 @@ else:
 texts = corpora.corpus(pretraining_corpus, pretraining_tokens + held_out_tokens)
 chat = sae_training.token_store(reader, chat_texts[0], layer, parent, chat_tokens, split_seed)
 chat_held_out = sae_training.held_out_store(reader, chat_texts[1], layer, parent, held_out_tokens, split_seed)
-probe_prompts = sae_training.token_store(reader, probe_texts, layer, parent, 0, split_seed)
+probe_prompts = sae_training.token_store(reader, probe_texts, layer, parent, 0, split_seed) if any(prompt_repeats) else None
 pretraining, pretraining_held_out = sae_training.token_stores(reader, texts, layer, parent, pretraining_tokens, held_out_tokens, split_seed)
 held_out = {"chat": chat_held_out, pretraining_corpus: pretraining_held_out}
-sources = {"chat": chat, "probe prompts": probe_prompts, pretraining_corpus: pretraining} | {f"{k}, held out": v for k, v in held_out.items()}
+sources = {"chat": chat, pretraining_corpus: pretraining} | ({"probe prompts": probe_prompts} if probe_prompts else {}) | {f"{k}, held out": v for k, v in held_out.items()}
 pd.Series({name: sum(token_blocks.counts(source)) for name, source in sources.items()}, name="tokens").to_frame()
 
 # %% [markdown]
