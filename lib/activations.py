@@ -17,9 +17,10 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from lib.forward import run
 from lib.models import check_layers, fixed_position, resid_post, seeing, special_ids, tokenise
-from lib.stores import Shard, build, read_all, read_manifest, store_path
+from lib.stores import Shard, build, build_together, is_finished, read_all, read_manifest, store_path
 
 POOLINGS = ("max", "mean", "fixed")
+SHARD_TOKENS = 65_536
 STORED = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -51,6 +52,81 @@ def texts_hash(texts: list[str]) -> str:
     return hashlib.sha256("\x00".join(texts).encode()).hexdigest()
 
 
+class _PooledShard:
+    """Collects the pooled residual stream of the prompts ``chunk``."""
+
+    def __init__(self, bridge: TransformerBridge, token_ids: list[list[int]], chunk: list[int], layers: list[int], poolings: tuple[str, ...]):
+        self.layers, self.poolings, self.fixed = layers, poolings, fixed_position(bridge)
+        names = [f"resid_post.{layer}.{pooling}" for layer in layers for pooling in poolings]
+        self.out = {name: torch.empty(len(chunk), bridge.cfg.d_model) for name in names}
+        self.out |= {f"norm.{layer}": torch.empty(len(chunk)) for layer in layers}
+        self.out |= {"index": torch.tensor(chunk), "length": torch.tensor([len(token_ids[i]) for i in chunk])}
+
+    def add(self, rows: list[int], mask: Tensor, resid: dict[int, Tensor]) -> None:
+        for layer in self.layers:
+            values = resid[layer].float()  # sums in bfloat16 keep three digits
+            for pooling in self.poolings:
+                self.out[f"resid_post.{layer}.{pooling}"][rows] = pool(values, mask, pooling, self.fixed).cpu()
+            self.out[f"norm.{layer}"][rows] = pool(values.norm(dim=-1, keepdim=True), mask, "mean")[:, 0].cpu()
+
+    def shard(self) -> Shard:
+        return self.out
+
+
+class _TokenShard:
+    """Collects every token of the sequences ``chunk`` at one layer."""
+
+    def __init__(self, token_ids: list[list[int]], chunk: list[int], layer: int, dtype: str):
+        self.token_ids, self.chunk, self.layers, self.dtype = token_ids, torch.as_tensor(chunk), [layer], STORED[dtype]
+        self.parts: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def add(self, rows: list[int], mask: Tensor, resid: dict[int, Tensor]) -> None:
+        sequence, position = torch.nonzero(mask.cpu(), as_tuple=True)
+        self.parts.append((self.chunk[rows][sequence], position, resid[self.layers[0]][mask].to(self.dtype).cpu()))
+
+    def shard(self) -> Shard:
+        sequence, position, values = (torch.cat(column) for column in zip(*self.parts, strict=True))
+        token_id = torch.tensor([self.token_ids[s][p] for s, p in zip(sequence.tolist(), position.tolist(), strict=True)])
+        return {"activations": values, "sequence": sequence, "position": position, "token_id": token_id}
+
+
+def _harvest_prompts(
+    bridge: TransformerBridge, model: dict[str, str], texts: list[str], parent: Path, shard_tokens: int,
+    layers: list[int], poolings: tuple[str, ...], token_layer: int | None,
+) -> list[Path]:  # fmt: skip
+    """The stores of pooled activations (unless ``layers`` is empty) and of every token at ``token_layer`` (unless None), from one
+    forward pass where both are wanting; prompts of like length share a shard."""
+    if not texts:
+        raise ValueError("nothing to harvest: there are no texts")
+    token_ids, dtype = tokenise(bridge, texts), _stored_dtype(bridge)
+    chunks = _by_tokens(np.array(sorted(range(len(texts)), key=lambda i: (len(token_ids[i]), i))), token_ids, shard_tokens)
+    common = model | {"texts": texts_hash(texts), "shard_tokens": shard_tokens}
+    found, wanting, collectors = [], {}, []
+
+    def want(kind: str, parameters: dict[str, Any], collector: Callable[[list[int]], Any]) -> None:
+        found.append(store_path(parent, kind, parameters))
+        if not is_finished(found[-1]):
+            wanting[found[-1]] = parameters
+            collectors.append(collector)
+
+    if layers:
+        parameters = common | {"kind": "pooled", "layers": layers, "poolings": list(poolings), "dtype": "float32"}
+        want("pooled", parameters, lambda chunk: _PooledShard(bridge, token_ids, chunk, layers, poolings))
+    if token_layer is not None:
+        parameters = common | {"kind": "prompt tokens", "layer": token_layer, "hook_name": resid_post(token_layer), "dtype": dtype}
+        want("tokens", parameters, lambda chunk: _TokenShard(token_ids, chunk, token_layer, dtype))
+
+    def make(i: int) -> list[Shard]:
+        parts = [collector(chunks[i]) for collector in collectors]
+        for batch in run(bridge, [token_ids[j] for j in chunks[i]], sorted({layer for part in parts for layer in part.layers})):
+            for part in parts:
+                part.add(*batch)
+        return [part.shard() for part in parts]
+
+    build_together(wanting, len(chunks), make, unit="shard")
+    return found
+
+
 def harvest_pooled(
     bridge: TransformerBridge,
     model: dict[str, str],
@@ -58,39 +134,22 @@ def harvest_pooled(
     layers: list[int],
     parent: Path,
     poolings: tuple[str, ...] = POOLINGS,
-    shard_prompts: int = 1024,
+    shard_tokens: int = SHARD_TOKENS,
+    token_layer: int | None = None,
 ) -> Path:
     """Store the pooled residual stream of every text after every layer; returns the store's folder.
 
     ``model`` is ``lib.models.identity``. A shard holds ``index``, ``length`` (tokens), per layer and
     pooling ``resid_post.<layer>.<pooling>`` (prompts, d_model) in float32, and per layer ``norm.<layer>``, the mean
-    L2 norm of a prompt's tokens.
+    L2 norm of a prompt's tokens. The same pass stores what :func:`prompt_tokens` reads at ``token_layer``.
 
     Raises:
         ValueError: a layer out of range, an unknown pooling, or a damaged store.
     """
     layers = check_layers(bridge, layers)
-    token_ids = tokenise(bridge, texts)
-    order = sorted(range(len(texts)), key=lambda i: (len(token_ids[i]), i))
-    chunks = [order[start : start + shard_prompts] for start in range(0, len(order), shard_prompts)]
-    parameters = model | {"kind": "pooled", "layers": layers, "poolings": list(poolings), "dtype": "float32",
-                          "texts": texts_hash(texts), "shard_prompts": shard_prompts}  # fmt: skip
-
-    def make(i: int) -> Shard:
-        chunk = chunks[i]
-        names = {(layer, pooling): f"resid_post.{layer}.{pooling}" for layer in layers for pooling in poolings}
-        out = {name: torch.empty(len(chunk), bridge.cfg.d_model) for name in names.values()}
-        norms, fixed = {layer: torch.empty(len(chunk)) for layer in layers}, fixed_position(bridge)
-        for rows, mask, resid in run(bridge, [token_ids[j] for j in chunk], layers):
-            resid = {layer: x.float() for layer, x in resid.items()}  # sums in bfloat16 keep three digits
-            for (layer, pooling), name in names.items():
-                out[name][rows] = pool(resid[layer], mask, pooling, fixed).cpu()
-            for layer in layers:
-                norms[layer][rows] = pool(resid[layer].norm(dim=-1, keepdim=True), mask, "mean")[:, 0].cpu()
-        lengths = torch.tensor([len(token_ids[j]) for j in chunk])
-        return out | {f"norm.{layer}": norm for layer, norm in norms.items()} | {"index": torch.tensor(chunk), "length": lengths}
-
-    return build(store_path(parent, "pooled", parameters), parameters, len(chunks), make, unit="shard")
+    if token_layer is not None:
+        check_layers(bridge, [token_layer])
+    return _harvest_prompts(bridge, model, texts, parent, shard_tokens, layers, poolings, token_layer)[0]
 
 
 class TokenShards(NamedTuple):
@@ -109,7 +168,7 @@ def token_shards(
     layer: int,
     special: bool,
     shuffle_seed: int | None = None,
-    shard_tokens: int = 65_536,
+    shard_tokens: int = SHARD_TOKENS,
     dtype: str | None = None,
 ) -> TokenShards:
     """The residual stream of every token after one layer, in shards.
@@ -123,8 +182,7 @@ def token_shards(
         ValueError: layer out of range, nothing to store, or unknown dtype.
     """
     check_layers(bridge, [layer])
-    if dtype is None:
-        dtype = "bfloat16" if bridge.original_model.dtype == torch.bfloat16 else "float16"
+    dtype = dtype or _stored_dtype(bridge)
     if not token_ids or dtype not in STORED:
         raise ValueError(f"nothing to harvest: {len(token_ids)} texts, dtype {dtype!r} (allowed {sorted(STORED)})")
     order = np.arange(len(token_ids))
@@ -140,16 +198,12 @@ def token_shards(
         return ~torch.isin(ids, left_out) & seeing(bridge, ids)
 
     def make(i: int) -> Shard:
-        parts = []
-        for rows, mask, resid in run(bridge, [token_ids[j] for j in chunks[i]], [layer]):
-            sequence, position = torch.nonzero(mask.cpu(), as_tuple=True)
-            values = resid[layer][mask].to(STORED[dtype]).cpu()
-            parts.append((torch.as_tensor(chunks[i])[rows][sequence], position, values))
-        sequence, position, values = (torch.cat(column) for column in zip(*parts, strict=True))
-        token_id = torch.tensor([token_ids[s][p] for s, p in zip(sequence.tolist(), position.tolist(), strict=True)])
-        wanted = kept(token_id)
-        shard = {"activations": values, "sequence": sequence, "position": position, "token_id": token_id}
-        rows = _row_order(sequence[wanted], position[wanted], shuffle_seed, i)
+        part = _TokenShard(token_ids, chunks[i], layer, dtype)
+        for batch in run(bridge, [token_ids[j] for j in chunks[i]], [layer]):
+            part.add(*batch)
+        shard = part.shard()
+        wanted = kept(shard["token_id"])
+        rows = _row_order(shard["sequence"][wanted], shard["position"][wanted], shuffle_seed, i)
         return {name: tensor[wanted][rows] for name, tensor in shard.items()}
 
     counts = [int(kept(torch.tensor([token for j in chunk for token in token_ids[j]])).sum()) for chunk in chunks]
@@ -173,6 +227,10 @@ def harvest_tokens(
     """
     shards = token_shards(bridge, model, texts_sha256, token_ids, layer, special, **options)
     return build(store_path(parent, "tokens", shards.parameters), shards.parameters, len(shards.counts), shards.make, unit="shard")
+
+
+def _stored_dtype(bridge: TransformerBridge) -> str:
+    return "bfloat16" if bridge.original_model.dtype == torch.bfloat16 else "float16"
 
 
 def _row_order(sequence: Tensor, position: Tensor, shuffle_seed: int | None, shard: int) -> Tensor:
@@ -236,20 +294,26 @@ class PromptTokens(NamedTuple):
 
 
 def load_prompt_tokens(folder: Path, fixed: int = -1) -> PromptTokens:
-    """All tokens of an unshuffled token store, grouped by prompt."""
+    """All tokens of a token store, grouped by prompt."""
     shards = read_all(folder)
-    sequence = torch.cat([shard["sequence"] for shard in shards])
-    if (sequence.diff() < 0).any():
+    sequence, position = (torch.cat([shard[name] for shard in shards]) for name in ("sequence", "position"))
+    order = torch.argsort(sequence, stable=True)
+    if ((sequence[order].diff() == 0) & (position[order].diff() <= 0)).any():
         raise ValueError(f"{folder} is shuffled (a training store); prompts need a store without shuffle_seed")
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order))
+    activations = torch.empty(len(order), shards[0]["activations"].shape[1], dtype=shards[0]["activations"].dtype)
+    for part, shard in zip(place.split([len(shard["sequence"]) for shard in shards]), shards, strict=True):
+        activations[part] = shard["activations"]
     counts = torch.bincount(sequence)
     starts = torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)])
-    return PromptTokens(torch.cat([shard["activations"] for shard in shards]), starts, fixed)
+    return PromptTokens(activations, starts, fixed)
 
 
 def prompt_tokens(
     bridge: TransformerBridge, model: dict[str, str], texts: list[str], layer: int, parent: Path
 ) -> PromptTokens:
     """Harvest (or find) the activations of every token of the prompts at one layer, special tokens included."""
-    token_ids = tokenise(bridge, texts)
-    store = harvest_tokens(bridge, model, texts_hash(texts), token_ids, layer, parent, special=True)
+    check_layers(bridge, [layer])
+    (store,) = _harvest_prompts(bridge, model, texts, parent, SHARD_TOKENS, [], (), layer)
     return load_prompt_tokens(store, fixed_position(bridge))

@@ -58,13 +58,13 @@ def estimate(profile: dict[str, Any], flops: float | None = None) -> pd.DataFram
     rows = [
         ("01", "weights of the model", 0, shape["download"], 0, 0),
         ("01", "responses to jailbreaks", asked * (v["response_tokens"] + TOKENS_PER_PROMPT), asked * 2e3, weights, asked * (v["response_tokens"] + TOKENS_PER_PROMPT) * 2 * size),
-        ("02", "pooled activations", read, prompts * layers * 3 * 4 * shape["d_model"], weights, read * 2 * shape["per_layer"] * (max(v["layers"], default=shape["n_layers"] - 1) + 1)),
+        ("02", "pooled and token activations", read, prompts * layers * 3 * 4 * shape["d_model"] + read * half, weights, read * 2 * shape["per_layer"] * (max(v["layers"], default=shape["n_layers"] - 1) + 1)),
         ("03", "rollouts", own * v["rollout_tokens"], own * 2e3, weights, own * v["rollout_tokens"] * 2 * size),
         ("03", "harvest", v["max_tokens"], v["max_tokens"] * kept, weights, v["max_tokens"] * 2 * cut),
         ("03", "SAE training", saes["03"] * v["train_tokens"], saes["03"] * _bytes(shape, v["d_sae"]), _training(shape, v["d_sae"], v["batch_tokens"]), saes["03"] * v["train_tokens"] * width * v["d_sae"]),
         ("04", "harvest", harvested, harvested * kept, weights, again * harvested * 2 * cut),
         ("04", "SAE training", seen, (saes["04"] + 2) * _bytes(shape, wide), _training(shape, wide, 2048), seen * width * wide),
-        ("05", "token activations and probes", read, read * half, weights, read * (2 * cut + SEARCH * 2 * shape["d_model"] ** 2 + (saes["04"] + 3) * 2 * shape["d_model"] * wide)),
+        ("05", "probes", read, 0, weights, read * (SEARCH * 2 * shape["d_model"] ** 2 + (saes["04"] + 3) * 2 * shape["d_model"] * wide)),
         ("06", "sequences", v["interp_tokens"], v["interp_tokens"] * half, weights, v["interp_tokens"] * (2 * cut + sum(saes.values()) * 2 * shape["d_model"] * wide)),
         ("07", "raw and planted prompts", read * 4, read * 4 * half, weights, read * 4 * 2 * cut),
     ]  # fmt: skip

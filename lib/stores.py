@@ -8,6 +8,7 @@ manifest follows it. So a shard that the manifest does not list is made again.
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -51,19 +52,42 @@ def build(folder: Path, parameters: dict[str, Any], n_shards: int, make: Callabl
     Raises:
         ValueError: the folder holds other parameters, a tensor is not finite, or the disk is full.
     """
-    with locked(folder):
-        manifest = _begin(folder, parameters, n_shards)
-        todo = [i for i in range(n_shards) if not _has(folder, manifest, i)]
-        for i, (shard, seconds) in tqdm(_made(make, todo), total=len(todo), desc=folder.name, unit=unit, disable=not todo):
-            try:
-                manifest["shards"][_name(i)] = _write_shard(folder / _name(i), shard)
-                manifest["seconds"][_name(i)] = round(seconds, 3)
-                manifest["finished"] = len(manifest["shards"]) == n_shards
-                write_json(folder / "manifest.json", manifest | {key: dict(sorted(manifest[key].items())) for key in ("shards", "seconds")})
-            except WriteError as error:
-                done = sum(_has(folder, manifest, j) for j in range(n_shards))
-                raise ValueError(f"{error}: {done} of {n_shards} shards are complete and stay usable") from error
+    build_together({folder: parameters}, n_shards, lambda i: [make(i)], unit)
     return folder
+
+
+def build_together(stores: dict[Path, dict[str, Any]], n_shards: int, make: Callable[[int], list[Shard]], unit: str) -> None:
+    """:func:`build` of several stores (parameters by folder) in one pass: ``make(i)`` gives the shard ``i`` of each."""
+    with ExitStack() as stack:
+        for folder in stores:
+            stack.enter_context(locked(folder))
+        manifests = {folder: _begin(folder, parameters, n_shards) for folder, parameters in stores.items()}
+        todo = [i for i in range(n_shards) if not all(_has(folder, manifest, i) for folder, manifest in manifests.items())]
+        name = " and ".join(folder.name for folder in stores)
+        for i, (shards, seconds) in tqdm(_made(make, todo), total=len(todo), desc=name, unit=unit, disable=not todo):
+            for (folder, manifest), shard in zip(manifests.items(), shards, strict=True):
+                if not _has(folder, manifest, i):
+                    _add(folder, manifest, i, shard, seconds)
+
+
+def _add(folder: Path, manifest: dict[str, Any], i: int, shard: Shard, seconds: float) -> None:
+    n_shards = manifest["n_shards"]
+    try:
+        manifest["shards"][_name(i)] = _write_shard(folder / _name(i), shard)
+        manifest["seconds"][_name(i)] = round(seconds, 3)
+        manifest["finished"] = len(manifest["shards"]) == n_shards
+        write_json(folder / "manifest.json", manifest | {key: dict(sorted(manifest[key].items())) for key in ("shards", "seconds")})
+    except WriteError as error:
+        done = sum(_has(folder, manifest, j) for j in range(n_shards))
+        raise ValueError(f"{error}: {done} of {n_shards} shards are complete and stay usable") from error
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether all shards of a store are there."""
+    if not (folder / "manifest.json").exists():
+        return False
+    manifest = read_manifest(folder)
+    return manifest["finished"] and all(_has(folder, manifest, i) for i in range(manifest["n_shards"]))
 
 
 def _begin(folder: Path, parameters: dict[str, Any], n_shards: int) -> dict[str, Any]:
@@ -75,10 +99,10 @@ def _begin(folder: Path, parameters: dict[str, Any], n_shards: int) -> dict[str,
     return manifest
 
 
-def _made(make: Callable[[int], Shard], todo: list[int]) -> Iterator[tuple[int, tuple[Shard, float]]]:
+def _made(make: Callable[[int], list[Shard]], todo: list[int]) -> Iterator[tuple[int, tuple[list[Shard], float]]]:
     """Shards as they are made, here or by workers, with the seconds each took."""
 
-    def timed(i: int) -> tuple[Shard, float]:
+    def timed(i: int) -> tuple[list[Shard], float]:
         started = time.perf_counter()
         return make(i), time.perf_counter() - started
 

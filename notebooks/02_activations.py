@@ -36,6 +36,7 @@ model = "all-MiniLM-L6-v2"  # packaged MiniLM, a Hugging Face id, or a local fol
 device = "cpu"
 dtype = "float32"  # of the forward pass, float32 | bfloat16 | float16
 layers = []  # blocks to read, such as [2, 3, 4]; empty means all
+layer = 2  # block whose tokens are all kept, for the SAEs of notebook 05
 show_layer = 3  # layer of the projection plot
 seed = 0
 
@@ -61,13 +62,13 @@ print(f"{len(prompts):,} prompts; {model}: {bridge.cfg.n_layers} layers, d_model
 # with $p = -1$, or for a chat model the place of the token that closes the user's turn, found from its template ($-5$ for Gemma 2,
 # as in the paper). A chat model reads the prompt in its chat template, with the header of its own turn behind it; a causal model's
 # BOS, which sees nothing, does not count. Batches are bucketed by length, padded positions never count, a batch that memory
-# cannot hold is halved, and the forward pass stops at the last wanted layer.
+# cannot hold is halved, and the forward pass stops at the last wanted layer. For SAEs, every token of one layer is kept beside.
 # The result is a folder of checksummed shards, named by a hash of everything that determines it: run this again and
 # nothing is computed; interrupt it and it goes on where it was.
 
 # %%
 store = activations.harvest_pooled(
-    bridge, models.identity(model), prompts["text"].tolist(), wanted, run.folder / "activations"
+    bridge, models.identity(model), prompts["text"].tolist(), wanted, run.folder / "activations", token_layer=layer
 )
 shards = activations.describe(store)
 shards[["length", "tokens", "seconds", "tokens_per_s"]].round(1)
@@ -89,15 +90,15 @@ figures.save(figures.norms(shards, wanted), run.figures, "02_norms", caption)
 # innocuous wrapper) close to the harmful prompts.
 
 # %%
-layer = show_layer if show_layer in wanted else wanted[-1]
-pooled = activations.load_pooled(store)[layer, "mean"]
+shown_layer = show_layer if show_layer in wanted else wanted[-1]
+pooled = activations.load_pooled(store)[shown_layer, "mean"]
 train = (prompts["split"] == "train").to_numpy()
 mean, plane = probes.projection_plane(pooled[train], prompts["label"].to_numpy()[train])
 direction, component = ((pooled - mean) @ plane.T).T
 where = prompts.assign(direction=direction, component=component, kind=datasets.kind(prompts))
 shown = where.groupby("split").sample(n=900, random_state=seed, replace=True).drop_duplicates("prompt_id")
 parts = {split: shown[shown["split"] == split] for split in datasets.SPLITS if (shown["split"] == split).any()}
-caption = f"Profile {profile}, {model}, residual stream after block {layer}, mean over tokens; about 900 prompts a panel."
+caption = f"Profile {profile}, {model}, residual stream after block {shown_layer}, mean over tokens; about 900 prompts a panel."
 figures.save(figures.projection(parts), run.figures, "02_projection", caption)
 
 # %% [markdown]

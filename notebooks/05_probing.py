@@ -40,7 +40,7 @@ from lib.files import write_table
 # %% tags=["parameters"]
 profile = "embedded"
 c_grid = [1e-4, 1e-3, 1e-2, 1e-1, 1.0]  # inverse L2 strengths; chosen by cross-validation on the training split
-attention_probe = True  # needs the activations of every token, a second harvest of one layer
+attention_probe = True  # reads every token of the chosen layer
 device = "cpu"
 n_bootstrap = 1000  # replicates over base prompts
 ks = [1, 2, 5, 10, 20, 50, 100]  # latents of a k-sparse probe

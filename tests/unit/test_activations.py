@@ -32,7 +32,7 @@ def test_batches_respect_the_budget_and_keep_everything():
 def test_pooled_store_does_not_depend_on_batching_or_order(minilm, tmp_path):
     identity = {"model": "m", "revision": "r"}
     one = activations.harvest_pooled(minilm, identity, TEXTS, [1, 4], tmp_path / "a")
-    many = activations.harvest_pooled(minilm, identity, TEXTS, [4, 1], tmp_path / "b", shard_prompts=3)
+    many = activations.harvest_pooled(minilm, identity, TEXTS, [4, 1], tmp_path / "b", shard_tokens=25)
     first, second = activations.load_pooled(one), activations.load_pooled(many)
     assert set(first) == {(layer, pooling) for layer in (1, 4) for pooling in activations.POOLINGS}
     for key in first:
@@ -44,7 +44,7 @@ def test_pooled_store_does_not_depend_on_batching_or_order(minilm, tmp_path):
 
 def test_harvest_resumes_to_the_same_bytes(minilm, tmp_path, monkeypatch):
     arguments = (minilm, {"model": "m"}, TEXTS, [0])
-    whole = activations.harvest_pooled(*arguments, tmp_path / "whole", shard_prompts=4)
+    whole = activations.harvest_pooled(*arguments, tmp_path / "whole", shard_tokens=25)
     real, calls = forward.resid_post_at, []
 
     def dies(*a):
@@ -55,8 +55,8 @@ def test_harvest_resumes_to_the_same_bytes(minilm, tmp_path, monkeypatch):
 
     monkeypatch.setattr(forward, "resid_post_at", dies)
     with pytest.raises(KeyboardInterrupt):
-        activations.harvest_pooled(*arguments, tmp_path / "cut", shard_prompts=4)
-    cut = activations.harvest_pooled(*arguments, tmp_path / "cut", shard_prompts=4)
+        activations.harvest_pooled(*arguments, tmp_path / "cut", shard_tokens=25)
+    cut = activations.harvest_pooled(*arguments, tmp_path / "cut", shard_tokens=25)
     assert len(calls) == 6, "five shards, one of them twice"
     assert stores.read_manifest(cut)["shards"] == stores.read_manifest(whole)["shards"]
 
@@ -89,6 +89,38 @@ def test_prompt_tokens_are_grouped_by_prompt(minilm, tmp_path):
         own = tokens.activations[tokens.starts[i] : tokens.starts[i + 1]].float()
         np.testing.assert_allclose(own.amax(0), pooled[3, "max"][i], atol=5e-3)
         np.testing.assert_allclose(own[-1], pooled[3, "fixed"][i], atol=5e-3)
+
+
+def test_one_pass_stores_pooled_and_token_activations(minilm, tmp_path, monkeypatch):
+    apart = {"pooled": activations.load_pooled(activations.harvest_pooled(minilm, {"model": "m"}, TEXTS, [1, 4], tmp_path / "apart", shard_tokens=25)),
+             "tokens": activations.prompt_tokens(minilm, {"model": "m"}, TEXTS, 2, tmp_path / "apart")}  # fmt: skip
+    real, read, cuts = forward.resid_post_at, [], [3]
+
+    def counted(bridge, ids, mask, layers):
+        read.append(layers)
+        if cuts == [len(read)]:
+            cuts.clear()
+            raise KeyboardInterrupt
+        return real(bridge, ids, mask, layers)
+
+    monkeypatch.setattr(forward, "resid_post_at", counted)
+    arguments = (minilm, {"model": "m"}, TEXTS, [1, 4], tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        activations.harvest_pooled(*arguments, token_layer=2, shard_tokens=25)
+    store = activations.harvest_pooled(*arguments, token_layer=2, shard_tokens=25)
+    assert read == [[1, 2, 4]] * 6, "five shards, one of them twice"
+    for key, values in apart["pooled"].items():
+        np.testing.assert_array_equal(activations.load_pooled(store)[key], values)
+    (tokens,) = tmp_path.glob("tokens-*")
+    found = activations.load_prompt_tokens(tokens)
+    assert torch.equal(found.starts, apart["tokens"].starts)
+    torch.testing.assert_close(found.activations, apart["tokens"].activations, atol=2e-3, rtol=1e-3)
+    read.clear()
+    assert activations.harvest_pooled(*arguments, token_layer=2, shard_tokens=25) == store and not read
+    activations.harvest_pooled(*arguments, token_layer=3, shard_tokens=25)
+    assert {tuple(layers) for layers in read} == {(3,)}, "the pooled store is there, so only the tokens are read"
+    with pytest.raises(ValueError, match="out of range"):
+        activations.harvest_pooled(*arguments, token_layer=6)
 
 
 def test_batches_shrink_when_memory_does_not_suffice(minilm, tmp_path, monkeypatch):
@@ -128,11 +160,11 @@ def test_a_full_disk_keeps_what_is_complete(minilm, tmp_path, monkeypatch):
 
     monkeypatch.setattr(stores, "save_file", full)
     with pytest.raises(ValueError, match="the disk is full .* 2 of 5 shards are complete and stay usable"):
-        activations.harvest_pooled(*arguments, shard_prompts=4)
+        activations.harvest_pooled(*arguments, shard_tokens=25)
     (folder,) = tmp_path.glob("pooled-*")
     assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "shard-00000.safetensors", "shard-00001.safetensors"]
     monkeypatch.setattr(stores, "save_file", real)
-    assert len(stores.read_all(activations.harvest_pooled(*arguments, shard_prompts=4))) == 5
+    assert len(stores.read_all(activations.harvest_pooled(*arguments, shard_tokens=25))) == 5
 
 
 def test_layers_and_dtypes_are_checked(minilm, tmp_path):

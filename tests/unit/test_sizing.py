@@ -15,7 +15,7 @@ def test_sizes_by_hand(tiny_gemma):
     assert found.loc[("04", "harvest"), "tokens"] == 4000
     assert found.loc[("01", "weights of the model"), "disk_gib"] == 0, "a local folder is not fetched"
     model = transformers.AutoModelForCausalLM.from_pretrained(tiny_gemma)
-    assert found.loc[("02", "pooled activations"), "memory_gib"] * sizing.GIB == sum(p.numel() for p in model.parameters()) * 4
+    assert found.loc[("02", "pooled and token activations"), "memory_gib"] * sizing.GIB == sum(p.numel() for p in model.parameters()) * 4
     stream = estimate(model=str(tiny_gemma), layer=1, store="stream", pretraining_tokens=3000, chat_tokens=1000)
     assert stream.loc[("04", "harvest"), "disk_gib"] == 0 and stream.loc[("04", "harvest"), "hours"] > found.loc[("04", "harvest"), "hours"]
 
