@@ -17,7 +17,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from lib.forward import run
 from lib.models import check_layers, fixed_position, resid_post, seeing, special_ids, tokenise
-from lib.stores import Shard, build, build_together, is_finished, read_all, read_manifest, store_path
+from lib.stores import Shard, build, build_together, read_all, read_manifest, store_path
 
 POOLINGS = ("max", "mean", "fixed")
 SHARD_TOKENS = 65_536
@@ -101,42 +101,29 @@ def _harvest_prompts(
     token_ids, dtype = tokenise(bridge, texts), _stored_dtype(bridge)
     chunks = _by_tokens(np.array(sorted(range(len(texts)), key=lambda i: (len(token_ids[i]), i))), token_ids, shard_tokens)
     common = model | {"texts": texts_hash(texts), "shard_tokens": shard_tokens}
-    found, wanting, collectors = [], {}, []
-
-    def want(kind: str, parameters: dict[str, Any], collector: Callable[[list[int]], Any]) -> None:
-        found.append(store_path(parent, kind, parameters))
-        if not is_finished(found[-1]):
-            wanting[found[-1]] = parameters
-            collectors.append(collector)
-
+    stores: dict[Path, tuple[dict[str, Any], Callable[[list[int]], Any]]] = {}
     if layers:
         parameters = common | {"kind": "pooled", "layers": layers, "poolings": list(poolings), "dtype": "float32"}
-        want("pooled", parameters, lambda chunk: _PooledShard(bridge, token_ids, chunk, layers, poolings))
+        stores[store_path(parent, "pooled", parameters)] = parameters, lambda chunk: _PooledShard(bridge, token_ids, chunk, layers, poolings)
     if token_layer is not None:
         parameters = common | {"kind": "prompt tokens", "layer": token_layer, "hook_name": resid_post(token_layer), "dtype": dtype}
-        want("tokens", parameters, lambda chunk: _TokenShard(token_ids, chunk, token_layer, dtype))
+        stores[store_path(parent, "tokens", parameters)] = parameters, lambda chunk: _TokenShard(token_ids, chunk, token_layer, dtype)
 
-    def make(i: int) -> list[Shard]:
-        parts = [collector(chunks[i]) for collector in collectors]
+    def make(i: int, folders: list[Path]) -> list[Shard]:
+        parts = [stores[folder][1](chunks[i]) for folder in folders]
         for batch in run(bridge, [token_ids[j] for j in chunks[i]], sorted({layer for part in parts for layer in part.layers})):
             for part in parts:
                 part.add(*batch)
         return [part.shard() for part in parts]
 
-    build_together(wanting, len(chunks), make, unit="shard")
-    return found
+    build_together({folder: parameters for folder, (parameters, _) in stores.items()}, len(chunks), make, unit="shard")
+    return list(stores)
 
 
 def harvest_pooled(
-    bridge: TransformerBridge,
-    model: dict[str, str],
-    texts: list[str],
-    layers: list[int],
-    parent: Path,
-    poolings: tuple[str, ...] = POOLINGS,
-    shard_tokens: int = SHARD_TOKENS,
-    token_layer: int | None = None,
-) -> Path:
+    bridge: TransformerBridge, model: dict[str, str], texts: list[str], layers: list[int], parent: Path,
+    poolings: tuple[str, ...] = POOLINGS, shard_tokens: int = SHARD_TOKENS, token_layer: int | None = None,
+) -> Path:  # fmt: skip
     """Store the pooled residual stream of every text after every layer; returns the store's folder.
 
     ``model`` is ``lib.models.identity``. A shard holds ``index``, ``length`` (tokens), per layer and
@@ -211,15 +198,9 @@ def token_shards(
 
 
 def harvest_tokens(
-    bridge: TransformerBridge,
-    model: dict[str, str],
-    texts_sha256: str,
-    token_ids: list[list[int]],
-    layer: int,
-    parent: Path,
-    special: bool,
-    **options: Any,
-) -> Path:
+    bridge: TransformerBridge, model: dict[str, str], texts_sha256: str, token_ids: list[list[int]], layer: int, parent: Path,
+    special: bool, **options: Any,
+) -> Path:  # fmt: skip
     """Store :func:`token_shards`, with the same ``options``; returns the store's folder.
 
     Raises:
@@ -310,9 +291,7 @@ def load_prompt_tokens(folder: Path, fixed: int = -1) -> PromptTokens:
     return PromptTokens(activations, starts, fixed)
 
 
-def prompt_tokens(
-    bridge: TransformerBridge, model: dict[str, str], texts: list[str], layer: int, parent: Path
-) -> PromptTokens:
+def prompt_tokens(bridge: TransformerBridge, model: dict[str, str], texts: list[str], layer: int, parent: Path) -> PromptTokens:
     """Harvest (or find) the activations of every token of the prompts at one layer, special tokens included."""
     check_layers(bridge, [layer])
     (store,) = _harvest_prompts(bridge, model, texts, parent, SHARD_TOKENS, [], (), layer)

@@ -52,22 +52,25 @@ def build(folder: Path, parameters: dict[str, Any], n_shards: int, make: Callabl
     Raises:
         ValueError: the folder holds other parameters, a tensor is not finite, or the disk is full.
     """
-    build_together({folder: parameters}, n_shards, lambda i: [make(i)], unit)
+    build_together({folder: parameters}, n_shards, lambda i, _: [make(i)], unit)
     return folder
 
 
-def build_together(stores: dict[Path, dict[str, Any]], n_shards: int, make: Callable[[int], list[Shard]], unit: str) -> None:
-    """:func:`build` of several stores (parameters by folder) in one pass: ``make(i)`` gives the shard ``i`` of each."""
+def build_together(
+    stores: dict[Path, dict[str, Any]], n_shards: int, make: Callable[[int, list[Path]], list[Shard]], unit: str
+) -> None:
+    """:func:`build` of several stores (parameters by folder) in one pass: ``make(i, folders)`` gives the shard ``i`` of each of
+    ``folders``, those of ``stores`` that lack it."""
     with ExitStack() as stack:
         for folder in stores:
             stack.enter_context(locked(folder))
         manifests = {folder: _begin(folder, parameters, n_shards) for folder, parameters in stores.items()}
-        todo = [i for i in range(n_shards) if not all(_has(folder, manifest, i) for folder, manifest in manifests.items())]
+        lacking = {i: [folder for folder, manifest in manifests.items() if not _has(folder, manifest, i)] for i in range(n_shards)}
+        todo = [(i, folders) for i, folders in lacking.items() if folders]
         name = " and ".join(folder.name for folder in stores)
-        for i, (shards, seconds) in tqdm(_made(make, todo), total=len(todo), desc=name, unit=unit, disable=not todo):
-            for (folder, manifest), shard in zip(manifests.items(), shards, strict=True):
-                if not _has(folder, manifest, i):
-                    _add(folder, manifest, i, shard, seconds)
+        for (i, folders), (shards, seconds) in tqdm(_made(make, todo), total=len(todo), desc=name, unit=unit, disable=not todo):
+            for folder, shard in zip(folders, shards, strict=True):
+                _add(folder, manifests[folder], i, shard, seconds)
 
 
 def _add(folder: Path, manifest: dict[str, Any], i: int, shard: Shard, seconds: float) -> None:
@@ -82,14 +85,6 @@ def _add(folder: Path, manifest: dict[str, Any], i: int, shard: Shard, seconds: 
         raise ValueError(f"{error}: {done} of {n_shards} shards are complete and stay usable") from error
 
 
-def is_finished(folder: Path) -> bool:
-    """Whether all shards of a store are there."""
-    if not (folder / "manifest.json").exists():
-        return False
-    manifest = read_manifest(folder)
-    return manifest["finished"] and all(_has(folder, manifest, i) for i in range(manifest["n_shards"]))
-
-
 def _begin(folder: Path, parameters: dict[str, Any], n_shards: int) -> dict[str, Any]:
     if not (folder / "manifest.json").exists():
         return {"parameters": parameters, "n_shards": n_shards, "shards": {}, "seconds": {}, "finished": False}
@@ -99,15 +94,18 @@ def _begin(folder: Path, parameters: dict[str, Any], n_shards: int) -> dict[str,
     return manifest
 
 
-def _made(make: Callable[[int], list[Shard]], todo: list[int]) -> Iterator[tuple[int, tuple[list[Shard], float]]]:
-    """Shards as they are made, here or by workers, with the seconds each took."""
+Job = tuple[int, list[Path]]
 
-    def timed(i: int) -> tuple[list[Shard], float]:
+
+def _made(make: Callable[[int, list[Path]], list[Shard]], todo: list[Job]) -> Iterator[tuple[Job, tuple[list[Shard], float]]]:
+    """Shards as they are made, here or by workers, with the seconds they took."""
+
+    def timed(job: Job) -> tuple[list[Shard], float]:
         started = time.perf_counter()
-        return make(i), time.perf_counter() - started
+        return make(*job), time.perf_counter() - started
 
     if cluster.workers() == 1 or len(todo) < 2:
-        return ((i, timed(i)) for i in todo)
+        return ((job, timed(job)) for job in todo)
     send_by_name()
     return cluster.each(timed, todo)
 

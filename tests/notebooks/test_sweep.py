@@ -10,7 +10,7 @@ import time
 import pandas as pd
 import pytest
 
-from lib import cells, cluster, runner, sweeps
+from lib import cells, cluster, runner, stores, sweeps
 from lib.files import run_dir
 from tests.stubs import write
 
@@ -223,3 +223,25 @@ def test_workers_that_die_are_begun_again(tmp_path, monkeypatch):
     assert ran == list(range(8)), "a worker's death costs the one item it was at"
     with pytest.raises(ValueError, match="a worker takes 1 CPU and 1 GPU, the cluster has [0-9]+ and 0; set GPUS"):
         cluster.Pool(lambda: len, 2, gpus=1.0)
+
+
+HARVEST = """
+import sys
+from pathlib import Path
+from lib import activations, models
+parent, minilm, identity = Path(sys.argv[1]), models.load_model(models.MINILM), models.identity(models.MINILM)
+texts = [f"text {i} of a few words, {'and some more ' * (i % 7)}to the end" for i in range(60)]
+activations.harvest_pooled(minilm, identity, texts, [1, 4], parent, shard_tokens=300, token_layer=2)
+activations.harvest_tokens(minilm, identity, "hash", models.split_tokens(minilm, texts, 16), 2, parent, special=False, shuffle_seed=0, shard_tokens=200)
+"""
+
+
+def test_two_workers_harvest_what_one_does(tmp_path):
+    """In a process of its own, as jaxtyping's hook makes functions that cannot be sent to a worker."""
+    found = {}
+    for workers in ("1", "2"):
+        environment = os.environ | {"PYTHONPATH": str(runner.ROOT), "WORKERS": workers}
+        subprocess.run([sys.executable, "-c", HARVEST, str(tmp_path / workers)], env=environment, cwd=tmp_path, check=True, capture_output=True)
+        folders = [store for store in (tmp_path / workers).iterdir() if store.is_dir()]
+        found[workers] = {store.name: stores.read_manifest(store) | {"seconds": None} for store in folders}
+    assert found["1"] == found["2"] and len(found["1"]) == 3 and all(len(manifest["shards"]) > 3 for manifest in found["1"].values())

@@ -118,7 +118,7 @@ def test_one_pass_stores_pooled_and_token_activations(minilm, tmp_path, monkeypa
     read.clear()
     assert activations.harvest_pooled(*arguments, token_layer=2, shard_tokens=25) == store and not read
     activations.harvest_pooled(*arguments, token_layer=3, shard_tokens=25)
-    assert {tuple(layers) for layers in read} == {(3,)}, "the pooled store is there, so only the tokens are read"
+    assert read == [[3]] * 5, "the pooled store is there, so only the tokens are read"
     with pytest.raises(ValueError, match="out of range"):
         activations.harvest_pooled(*arguments, token_layer=6)
 
