@@ -63,6 +63,7 @@ class _PooledShard:
         self.out |= {"index": torch.tensor(chunk), "length": torch.tensor([len(token_ids[i]) for i in chunk])}
 
     def add(self, rows: list[int], mask: Tensor, resid: dict[int, Tensor]) -> None:
+        """What ``lib.forward.run`` yields: rows of the chunk, the tokens that count, and the layers' residual streams."""
         for layer in self.layers:
             values = resid[layer].float()  # sums in bfloat16 keep three digits
             for pooling in self.poolings:
@@ -70,6 +71,7 @@ class _PooledShard:
             self.out[f"norm.{layer}"][rows] = pool(values.norm(dim=-1, keepdim=True), mask, "mean")[:, 0].cpu()
 
     def shard(self) -> Shard:
+        """The whole chunk's, once all its rows were added."""
         return self.out
 
 
@@ -81,10 +83,12 @@ class _TokenShard:
         self.parts: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def add(self, rows: list[int], mask: Tensor, resid: dict[int, Tensor]) -> None:
+        """See ``_PooledShard.add``."""
         sequence, position = torch.nonzero(mask.cpu(), as_tuple=True)
         self.parts.append((self.chunk[rows][sequence], position, resid[self.layers[0]][mask].to(self.dtype).cpu()))
 
     def shard(self) -> Shard:
+        """See ``_PooledShard.shard``; tokens in the order of the batches."""
         sequence, position, values = (torch.cat(column) for column in zip(*self.parts, strict=True))
         token_id = torch.tensor([self.token_ids[s][p] for s, p in zip(sequence.tolist(), position.tolist(), strict=True)])
         return {"activations": values, "sequence": sequence, "position": position, "token_id": token_id}
@@ -148,16 +152,9 @@ class TokenShards(NamedTuple):
 
 
 def token_shards(
-    bridge: TransformerBridge,
-    model: dict[str, str],
-    texts_sha256: str,
-    token_ids: list[list[int]],
-    layer: int,
-    special: bool,
-    shuffle_seed: int | None = None,
-    shard_tokens: int = SHARD_TOKENS,
-    dtype: str | None = None,
-) -> TokenShards:
+    bridge: TransformerBridge, model: dict[str, str], texts_sha256: str, token_ids: list[list[int]], layer: int, special: bool,
+    shuffle_seed: int | None = None, shard_tokens: int = SHARD_TOKENS, dtype: str | None = None,
+) -> TokenShards:  # fmt: skip
     """The residual stream of every token after one layer, in shards.
 
     A shard holds ``activations`` (tokens, d_model), ``sequence`` (index into ``token_ids``), ``position`` and
