@@ -94,6 +94,14 @@ class _TokenShard:
         return {"activations": values, "sequence": sequence, "position": position, "token_id": token_id}
 
 
+def _collected(bridge: TransformerBridge, token_ids: list[list[int]], chunk: list[int], parts: list[Any]) -> list[Shard]:
+    """The shard of each of ``parts``, from one forward pass over the sequences ``chunk``."""
+    for batch in run(bridge, [token_ids[i] for i in chunk], sorted({layer for part in parts for layer in part.layers})):
+        for part in parts:
+            part.add(*batch)
+    return [part.shard() for part in parts]
+
+
 def _harvest_prompts(
     bridge: TransformerBridge, model: dict[str, str], texts: list[str], parent: Path, shard_tokens: int,
     layers: list[int], poolings: tuple[str, ...], token_layer: int | None,
@@ -110,15 +118,12 @@ def _harvest_prompts(
         parameters = common | {"kind": "pooled", "layers": layers, "poolings": list(poolings), "dtype": "float32"}
         stores[store_path(parent, "pooled", parameters)] = parameters, lambda chunk: _PooledShard(bridge, token_ids, chunk, layers, poolings)
     if token_layer is not None:
+        check_layers(bridge, [token_layer])
         parameters = common | {"kind": "prompt tokens", "layer": token_layer, "hook_name": resid_post(token_layer), "dtype": dtype}
         stores[store_path(parent, "tokens", parameters)] = parameters, lambda chunk: _TokenShard(token_ids, chunk, token_layer, dtype)
 
     def make(i: int, folders: list[Path]) -> list[Shard]:
-        parts = [stores[folder][1](chunks[i]) for folder in folders]
-        for batch in run(bridge, [token_ids[j] for j in chunks[i]], sorted({layer for part in parts for layer in part.layers})):
-            for part in parts:
-                part.add(*batch)
-        return [part.shard() for part in parts]
+        return _collected(bridge, token_ids, chunks[i], [stores[folder][1](chunks[i]) for folder in folders])
 
     build_together({folder: parameters for folder, (parameters, _) in stores.items()}, len(chunks), make, unit="shard")
     return list(stores)
@@ -138,8 +143,6 @@ def harvest_pooled(
         ValueError: a layer out of range, an unknown pooling, or a damaged store.
     """
     layers = check_layers(bridge, layers)
-    if token_layer is not None:
-        check_layers(bridge, [token_layer])
     return _harvest_prompts(bridge, model, texts, parent, shard_tokens, layers, poolings, token_layer)[0]
 
 
@@ -182,10 +185,7 @@ def token_shards(
         return ~torch.isin(ids, left_out) & seeing(bridge, ids)
 
     def make(i: int) -> Shard:
-        part = _TokenShard(token_ids, chunks[i], layer, dtype)
-        for batch in run(bridge, [token_ids[j] for j in chunks[i]], [layer]):
-            part.add(*batch)
-        shard = part.shard()
+        (shard,) = _collected(bridge, token_ids, chunks[i], [_TokenShard(token_ids, chunks[i], layer, dtype)])
         wanted = kept(shard["token_id"])
         rows = _row_order(shard["sequence"][wanted], shard["position"][wanted], shuffle_seed, i)
         return {name: tensor[wanted][rows] for name, tensor in shard.items()}
@@ -290,6 +290,5 @@ def load_prompt_tokens(folder: Path, fixed: int = -1) -> PromptTokens:
 
 def prompt_tokens(bridge: TransformerBridge, model: dict[str, str], texts: list[str], layer: int, parent: Path) -> PromptTokens:
     """Harvest (or find) the activations of every token of the prompts at one layer, special tokens included."""
-    check_layers(bridge, [layer])
     (store,) = _harvest_prompts(bridge, model, texts, parent, SHARD_TOKENS, [], (), layer)
     return load_prompt_tokens(store, fixed_position(bridge))

@@ -89,14 +89,13 @@ def kill_and_go_on(work: Callable[[Path, str], None], folder: Path, argument: st
             process.kill()
             process.join()
             kills += 1
-            if kills == 2:
-                finish(work, folder, argument)
-                return seconds
-            continue
-        assert process.exitcode == 0
-        if kills == 0:
-            seconds = time.perf_counter() - began
-        shutil.rmtree(folder)
-        folder.mkdir()
-        kills = 0
+        else:
+            assert process.exitcode == 0
+            seconds = seconds if kills else time.perf_counter() - began
+            shutil.rmtree(folder)
+            folder.mkdir()
+            kills = 0
+        if kills == 2:
+            finish(work, folder, argument)
+            return seconds
     raise AssertionError(f"{work.__name__}: no two kills in a row met it at work in 50 tries")
