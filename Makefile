@@ -34,13 +34,13 @@ help: ## Print this list
 	@echo "  of a sweep: STORE=folder or s3://…   LIMIT=seconds a cell   RETRIES=n"
 
 reproduce: data ## Run the notebooks of PROFILE, as far as something changed
-	@$(PYTHON) -m lib.graph $(NAME) > $(RUN)/graph.mk
-	@$(PYTHON) -m lib.runner --profile $(PROFILE) --alone $(MAKE) --no-print-directory -f $(RUN)/graph.mk all PYTHON=$(PYTHON) PROFILE_FILE=$(PROFILE_FILE)
+	@$(PYTHON) -m lib.base.build_graph $(NAME) > $(RUN)/graph.mk
+	@$(PYTHON) -m lib.runs.runner --profile $(PROFILE) --alone $(MAKE) --no-print-directory -f $(RUN)/graph.mk all PYTHON=$(PYTHON) PROFILE_FILE=$(PROFILE_FILE)
 	@echo "$(NAME) is up to date: notebooks and results in $(RUN), figures in figures/$(NAME)"
 
 sweep: env $(VENV)/sweep ## A grid of notebook runs (SWEEP=name or file; DRY=1: only sizes)
 	@test -n "$(SWEEP)" || { echo "error: give SWEEP=name, one of: $(basename $(notdir $(wildcard notebooks/sweeps/*.yaml))), or a YAML file"; exit 1; }
-	@$(PYTHON) -m lib.sweeps $(SWEEP) $(if $(DRY),--dry-run) $(if $(STORE),--store $(STORE)) $(if $(LIMIT),--limit $(LIMIT)) $(if $(RETRIES),--retries $(RETRIES))
+	@$(PYTHON) -m lib.runs.sweeps $(SWEEP) $(if $(DRY),--dry-run) $(if $(STORE),--store $(STORE)) $(if $(LIMIT),--limit $(LIMIT)) $(if $(RETRIES),--retries $(RETRIES))
 
 test: env $(if $(SLOW),$(VENV)/sweep) ## Run the fast tests (SLOW=1: all of them)
 	$(PYTHON) -m pytest $(if $(SLOW),,-m "not slow") tests
@@ -49,33 +49,33 @@ lab: env ## Open the notebooks in JupyterLab
 	$(VENV)/bin/jupyter lab notebooks
 
 data: env $(if $(filter-out 1,$(WORKERS)),$(VENV)/sweep) ## Fetch the data of PROFILE and check them (MIRROR=folder: from there, without network)
-	@$(PYTHON) -m lib.runner --fetch --profile $(PROFILE)
+	@$(PYTHON) -m lib.runs.runner --fetch --profile $(PROFILE)
 	@mkdir -p $(RUN)
 
 debug: env ## What would a probe cheat on in your data? (CSV=file with text,label; OOD=another)
 	@test -n "$(CSV)" || { echo "error: give CSV=file with the columns text,label (and OOD=file, if there is one)"; exit 1; }
-	@$(PYTHON) -m lib.runner --debug "$(CSV)" $(if $(OOD),"$(OOD)")
+	@$(PYTHON) -m lib.runs.runner --debug "$(CSV)" $(if $(OOD),"$(OOD)")
 
 tiny: env ## All notebooks on a tiny random Gemma 2 that is built here: chat template, rollouts, LM loss
 	@test -f data/raw/tiny-gemma/config.json || $(PYTHON) -m tests.tiny_gemma data/raw/tiny-gemma
 	@$(MAKE) --no-print-directory reproduce PROFILE=tiny-gemma
 
 publish: reproduce ## Keep PROFILE's records in data/records; of embedded also the executed notebooks
-	$(PYTHON) -m lib.runner --publish --profile $(PROFILE)
-	$(PYTHON) -m lib.scorecard
+	$(PYTHON) -m lib.runs.runner --publish --profile $(PROFILE)
+	$(PYTHON) -m lib.results.scorecard
 
 report: env ## A static site of PROFILE's executed notebooks, in report/PROFILE
-	@$(PYTHON) -m lib.report --profile $(NAME)
+	@$(PYTHON) -m lib.results.report --profile $(NAME)
 
 scorecard: env ## Write the scorecard into README, from data/records
-	$(PYTHON) -m lib.scorecard
+	$(PYTHON) -m lib.results.scorecard
 
 bench: env ## Measure afresh into data/bench (BENCH=activations: one of them)
 	@$(PYTHON) -m pip show --quiet dictionary-learning 2>/dev/null || $(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps dictionary-learning==0.1.0
 	$(PYTHON) -m bench $(BENCH)
 
 pretrained: env ## Train the shipped base SAE anew on public text (MIRROR=folder)
-	$(PYTHON) -m lib.pretrained
+	$(PYTHON) -m lib.sae.pretrained
 
 clean: ## Delete what PROFILE's runs made (not the downloads, not the environment)
 	rm -rf $(RUN)

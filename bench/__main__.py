@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import bench
-from lib.files import DATA, write_json
-from lib.records import environment
+from lib.base.files import DATA, write_json
+from lib.results.records import environment
 
 
 def main(chosen: list[str]) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 import torch
 import transformers
 
-from lib import activations, forward, models, sources
+from lib.model import activations, forward, models
+from lib.texts import sources
 
 PROFILE = "embedded"  # whose data are measured
 LAYER = 3

@@ -12,9 +12,11 @@ from pathlib import Path
 import torch
 import transformers
 
-from lib import activations, forward, models, sizing, token_blocks
-from lib.recipes import Recipe
-from lib.trainers import make_trainer
+from lib.model import activations, forward, models
+from lib.runs import sizing
+from lib.sae import token_blocks
+from lib.sae.recipes import Recipe
+from lib.sae.trainers import make_trainer
 from tests import tiny_gemma
 
 GPU = torch.cuda.is_available()

@@ -10,9 +10,13 @@ from collections.abc import Iterator
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
-from lib import activations, datasets, latents, metrics, models, pretrained, sources, sparse_probing
-from lib import sae as saes
-from lib.files import run_dir
+from lib.model import activations, models
+from lib.probing import on_saes
+from lib.sae import latents, pretrained
+from lib.stats import metrics
+from lib.texts import datasets, sources
+from lib.sae import folders
+from lib.base.files import run_dir
 
 PROFILE = "embedded"  # whose data are measured
 LAYER, ROUNDS, KS, POOLINGS = 2, 7, [1, 2, 5, 10, 20, 50, 100], ("max", "fixed")
@@ -24,7 +28,7 @@ def _prompts():
     return datasets.augment(base, datasets.load_templates("embedded"), 0.3, rng)
 
 
-def _plain(pooled: latents.Pooled, given: sparse_probing.Task) -> dict:
+def _plain(pooled: latents.Pooled, given: on_saes.Task) -> dict:
     found = {}
     for pooling in POOLINGS:
         x = pooled[pooling].toarray()
@@ -36,11 +40,11 @@ def _plain(pooled: latents.Pooled, given: sparse_probing.Task) -> dict:
     return found
 
 
-def _ours(pooled: latents.Pooled, given: sparse_probing.Task) -> dict:
+def _ours(pooled: latents.Pooled, given: on_saes.Task) -> dict:
     return {
         (pooling, k): scores
         for pooling in POOLINGS
-        for k, _, scores in sparse_probing.k_sparse(pooled[pooling], given, KS, "mean difference")
+        for k, _, scores in on_saes.k_sparse(pooled[pooling], given, KS, "mean difference")
     }
 
 
@@ -49,8 +53,8 @@ def measure() -> Iterator[tuple[str, str, list[float]]]:
     prompts = _prompts()
     bridge = models.load_model(models.MINILM)
     tokens = activations.prompt_tokens(bridge, models.identity(models.MINILM), prompts["text"].tolist(), LAYER, run_dir("bench") / "activations")
-    pooled = latents.pool_latents(saes.load(pretrained.FOLDER / f"{models.MINILM}-layer-{LAYER}-base"), tokens)
-    given = sparse_probing.task(prompts)
+    pooled = latents.pool_latents(folders.load(pretrained.FOLDER / f"{models.MINILM}-layer-{LAYER}-base"), tokens)
+    given = on_saes.task(prompts)
     seconds: dict[str, list[float]] = {"ours": [], "sklearn_loop": []}
     for _ in range(ROUNDS):
         found = {}

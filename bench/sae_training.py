@@ -13,11 +13,13 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from lib import corpora, models, sae_training
-from lib import sae as saes
-from lib.files import run_dir
-from lib.recipes import Recipe
-from lib.trainers import make_trainer
+from lib.model import models
+from lib.sae import training
+from lib.texts import corpora
+from lib.sae import folders
+from lib.base.files import run_dir
+from lib.sae.recipes import Recipe
+from lib.sae.trainers import make_trainer
 
 PROFILE = "public"  # whose data are measured
 LAYER, SEEDS, ROUNDS, STEPS = 4, (0, 1, 2), 5, 12
@@ -82,18 +84,18 @@ def _rate(step: Callable, x: torch.Tensor) -> float:
 def measure() -> Iterator[tuple[str, str, list[float]]]:
     """Trainings first, then the rates in turn."""
     folder = run_dir("bench")
-    store, held_out = sae_training.token_stores(
+    store, held_out = training.token_stores(
         models.Reader(models.MINILM), corpora.corpus("pretraining"), LAYER, folder / "activations", 1_580_000, 120_000, seed=1
     )
     found = {}
     for target, seed in [(30.0, seed) for seed in SEEDS] + [(float(target), 0) for target in (10, 20, 40, 80)]:
         recipe = dataclasses.replace(RECIPE, target_l0=target, seed=seed)
-        record = saes.training_record(sae_training.train(recipe, store, held_out, folder / "saes"))
+        record = folders.training_record(training.train(recipe, store, held_out, folder / "saes"))
         found[target, seed] = record["held_out"]
     for name, key in (("fvu_at_l0_30", "fvu"), ("l0_at_l0_30", "l0"), ("dead_at_l0_30", "dead")):
         yield name, "latents per token" if key == "l0" else "fraction", [found[30.0, seed][key] for seed in SEEDS]
     yield "target_l0_error_max", "fraction", [max(abs(value["l0"] / target - 1) for (target, _), value in found.items())]
-    x = sae_training.load_tokens(store)
+    x = training.load_tokens(store)
     steps = {"ours": _trained(x), "saelens_jumprelu": _saelens(x), "dictionary_learning_jumprelu": _dictionary_learning(x), "dense_gemm_floor": _floor(x)}
     rates = {name: [] for name in steps}
     for _ in range(ROUNDS):

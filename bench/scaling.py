@@ -21,9 +21,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from lib import activations, corpora, figures, models, sae_training
-from lib.files import ROOT, run_dir
-from lib.recipes import Recipe
+from lib.model import activations, models
+from lib.results import figures
+from lib.sae import training
+from lib.texts import corpora
+from lib.base.files import ROOT, run_dir
+from lib.sae.recipes import Recipe
 
 PROFILE = "embedded"  # whose data are measured
 LAYER, ROUNDS = 2, 3
@@ -82,7 +85,7 @@ def _harvest(windows: list[list[int]], parent: Path) -> Path:
 
 def _train(store: Path, held_out: Path, tokens: int, width: int) -> Path:
     recipe = dataclasses.replace(RECIPE, tokens=tokens * RECIPE.tokens, d_sae=width * RECIPE.d_sae)
-    return sae_training.train(recipe, store, held_out, store.parent, progress=False, buffer_tokens=BUFFER_TOKENS)
+    return training.train(recipe, store, held_out, store.parent, progress=False, buffer_tokens=BUFFER_TOKENS)
 
 
 def _alone(job: Callable[..., Path], *arguments: Any) -> tuple[Path, Cost]:
@@ -115,7 +118,7 @@ def draw(rows: list[dict[str, Any]], folder: Path = ROOT / "figures" / "bench") 
 
 
 def _points(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """The table of :func:`lib.figures.growth`."""
+    """The table of :func:`lib.results.figures.growth`."""
     by_name, found = {row["name"]: row for row in rows}, []
     for (quantity, label), ((job, axis), scales) in itertools.product(LABELS.items(), CURVES.items()):
         exponent = "{value:.2f} [{min:.2f}, {max:.2f}]".format(**by_name[f"{job}_{quantity}_{axis}_slope"])

@@ -17,8 +17,9 @@ import jupytext
 import papermill
 from tqdm import tqdm
 
-from lib import cells, graph, sweeps
-from lib.files import run_dir
+from lib.base import build_graph
+from lib.runs import sweep_cells, sweeps
+from lib.base.files import run_dir
 
 PROFILE = "bench-sweep"
 WORKERS = 2
@@ -54,7 +55,7 @@ def measure() -> Iterator[tuple[str, str, list[float]]]:
         profile.write_text(SMALL)
         path = Path(scratch) / "sixty.yaml"
         path.write_text(json.dumps({"notebooks": ["05_probing"], "profile": str(profile), "grid": GRID}))
-        found, wanted = cells.plan(cells.read(path))
+        found, wanted = sweep_cells.plan(sweep_cells.read(path))
     sixty = {name: found[name] for _, name in wanted}
     _run_one_by_one({name: cell for name, cell in found.items() if name not in sixty})
     looped = list(sixty.values())[::EVERY]
@@ -78,29 +79,29 @@ def _timed(work) -> float:
     return time.perf_counter() - began
 
 
-def _run_one_by_one(some: dict[str, cells.Cell]) -> None:
-    work = cells.CellRunner()
+def _run_one_by_one(some: dict[str, sweep_cells.Cell]) -> None:
+    work = sweep_cells.CellRunner()
     for cell in some.values():
         if why := work((cell, [some[need] for need in cell.needs])):
             raise RuntimeError(f"{cell.name}: {why}")
     work.kernel.kill()
 
 
-def _sweep(found: dict[str, cells.Cell]) -> None:
+def _sweep(found: dict[str, sweep_cells.Cell]) -> None:
     os.environ["WORKERS"] = str(WORKERS)
     if failed := sweeps.run(found, WORKERS, 0, 0, ""):
         raise RuntimeError(str(failed))
 
 
-def _beside(cell: cells.Cell) -> Path:
+def _beside(cell: sweep_cells.Cell) -> Path:
     """The record of a cell's run in the loop."""
     return run_dir(f"{PROFILE}/loop/{cell.name}") / "results" / cell.record.name
 
 
-def _papermill_loop(some: list[cells.Cell], found: dict[str, cells.Cell]) -> None:
+def _papermill_loop(some: list[sweep_cells.Cell], found: dict[str, sweep_cells.Cell]) -> None:
     source = Path(tempfile.mkdtemp()) / "05_probing.ipynb"
-    jupytext.write(jupytext.read(graph.NOTEBOOKS / "05_probing.py"), source)
-    run = partial(papermill.execute_notebook, source, cwd=graph.NOTEBOOKS, kernel_name="python3", progress_bar=False)
+    jupytext.write(jupytext.read(build_graph.NOTEBOOKS / "05_probing.py"), source)
+    run = partial(papermill.execute_notebook, source, cwd=build_graph.NOTEBOOKS, kernel_name="python3", progress_bar=False)
     for cell in tqdm(some, desc="papermill loop", unit="cell"):
         folder = _beside(cell).parent
         folder.mkdir(parents=True)

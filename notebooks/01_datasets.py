@@ -29,7 +29,12 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown, display
 
-from lib import chat, datasets, figures, llm, metrics, models, probes, records, refusals, rollouts, sources
+from lib.interp import llm, refusals
+from lib.model import chat, models, rollouts
+from lib.probing import dense as dense_probes
+from lib.results import figures, records
+from lib.stats import metrics
+from lib.texts import datasets, sources
 
 # %% [markdown]
 # ## Parameters
@@ -112,7 +117,7 @@ rows = []
 for name, table in {"raw": raw, "normalised" if normalize else "raw, drawn again": clean}.items():
     form = datasets.surface_form(table["text"].tolist()).to_numpy()
     train, y, ids = (table["split"] == "train").to_numpy(), table["label"].to_numpy(), table["base_id"].to_numpy()
-    scores = probes.fit_logistic(form[train], y[train], ids[train]).decision_function(form)
+    scores = dense_probes.fit_logistic(form[train], y[train], ids[train]).decision_function(form)
     rows += metrics.by_split(table, scores, metrics.split_weights(table, n_bootstrap, seed), formatting=name)
 formatting = pd.DataFrame(rows).query("metric == 'auroc' and split != 'train' and n > 0").assign(metric="formatting_auroc")
 

@@ -25,7 +25,10 @@
 import pandas as pd
 from IPython.display import Markdown
 
-from lib import activations, datasets, figures, models, probes, records
+from lib.model import activations, models
+from lib.probing import dense as dense_probes
+from lib.results import figures, records
+from lib.texts import datasets
 
 # %% [markdown]
 # ## Parameters
@@ -93,7 +96,7 @@ figures.save(figures.norms(shards, wanted), run.figures, "02_norms", caption)
 shown_layer = show_layer if show_layer in wanted else wanted[-1]
 pooled = activations.load_pooled(store)[shown_layer, "mean"]
 train = (prompts["split"] == "train").to_numpy()
-mean, plane = probes.projection_plane(pooled[train], prompts["label"].to_numpy()[train])
+mean, plane = dense_probes.projection_plane(pooled[train], prompts["label"].to_numpy()[train])
 direction, component = ((pooled - mean) @ plane.T).T
 where = prompts.assign(direction=direction, component=component, kind=datasets.kind(prompts))
 shown = where.groupby("split").sample(n=900, random_state=seed, replace=True).drop_duplicates("prompt_id")

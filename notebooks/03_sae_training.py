@@ -26,9 +26,13 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
-from lib import datasets, figures, metrics, models, pareto, records, rollouts, sae, sae_training
-from lib.files import relative, write_table
-from lib.recipes import Recipe
+from lib.model import models, rollouts
+from lib.results import figures, records
+from lib.sae import comparison, folders, training
+from lib.stats import metrics
+from lib.texts import datasets
+from lib.base.files import relative, write_table
+from lib.sae.recipes import Recipe
 
 # %% [markdown]
 # ## Parameters
@@ -72,8 +76,8 @@ model, reader = made["model"], models.Reader(made["model"], device, made["dtype"
 sampling = rollouts.Sampling(n_rollouts, rollout_tokens, rollout_temperature, split_seed)
 asked = prompts.loc[prompts["split"] == "train", "text"].tolist()
 texts = rollouts.corpus(corpus, reader, sampling, asked, run.folder / "rollouts", max_tokens + held_out_tokens) + asked
-tokens, held_out = sae_training.token_stores(reader, texts, layer, run.folder / "activations", max_tokens, held_out_tokens, split_seed)
-x_held = sae_training.load_tokens(held_out)
+tokens, held_out = training.token_stores(reader, texts, layer, run.folder / "activations", max_tokens, held_out_tokens, split_seed)
+x_held = training.load_tokens(held_out)
 print(f"{len(texts):,} passages; held out: {tuple(x_held.shape)} (tokens, d_model), layer {layer} of {model}")
 
 # %% [markdown]
@@ -93,8 +97,8 @@ variants = {"JumpReLU, L0": {}}
 variants |= {f"JumpReLU, QF f₀={f0}": {"penalty": "quadratic_frequency", "f0": f0} for f0 in f0s}
 variants |= {name: {"architecture": name, "lr": gated_lr if name == "gated" else comparator_lr} for name in comparators}
 base = Recipe(d_sae=d_sae, tokens=train_tokens, batch_tokens=batch_tokens, lr=lr)
-grid = pareto.recipes(base, variants, {"target_l0": target_l0s, "coefficient": gated_coefficients}, seeds)
-table = pareto.train_grid(grid, tokens, held_out, run.folder / "saes", device=device, buffer_tokens=buffer_tokens)
+grid = comparison.recipes(base, variants, {"target_l0": target_l0s, "coefficient": gated_coefficients}, seeds)
+table = comparison.train_grid(grid, tokens, held_out, run.folder / "saes", device=device, buffer_tokens=buffer_tokens)
 table.drop(columns=["folder", "seed"]).groupby(["variant", "sparsity"], sort=False).mean().round(3)
 
 # %% [markdown]
@@ -114,7 +118,7 @@ figures.save(figure, run.figures, "03_pareto", caption)
 rows = []
 for variant in variants:
     if variant != "JumpReLU, L0":
-        cost, _ = pareto.matched_difference(table, variant, "JumpReLU, L0", target_l0s)
+        cost, _ = comparison.matched_difference(table, variant, "JumpReLU, L0", target_l0s)
         rows.append({"metric": "fvu_cost_at_matched_l0", "variant": variant} | cost._asdict() | {"unit": "fraction of variance"})
 costs = pd.DataFrame(rows)
 costs.assign(cost=[records.text(r, 4) for r in costs.itertuples()])[["variant", "cost", "n", "n_groups"]]
@@ -126,9 +130,9 @@ costs.assign(cost=[records.text(r, 4) for r in costs.itertuples()])[["variant", 
 
 # %%
 shown = table[(table["seed"] == seeds[0]) & (table["sparsity"].isin([target_l0s[2], gated_coefficients[1]]))]
-frequencies = {r.variant: np.array(sae.training_record(r.folder)["frequency"]) for r in shown.itertuples()}
+frequencies = {r.variant: np.array(folders.training_record(r.folder)["frequency"]) for r in shown.itertuples()}
 caption = f"Profile {profile}, seed {seeds[0]}, target L0 {target_l0s[2]} (gated: coefficient {gated_coefficients[1]}), {len(x_held):,} held-out tokens."
-figures.save(figures.frequency_histograms(frequencies, sae.HIGH_FREQUENCY), run.figures, "03_frequencies", caption)
+figures.save(figures.frequency_histograms(frequencies, folders.HIGH_FREQUENCY), run.figures, "03_frequencies", caption)
 
 # %%
 high = table.groupby(["variant", "sparsity"], sort=False)[["l0", "high_frequency", "above_1pct", "high_frequency_mass", "dead"]].mean()
@@ -150,14 +154,14 @@ frequent = pd.DataFrame([
 # %%
 folder = table.set_index(["variant", "sparsity", "seed"])["folder"]
 where = [folder["JumpReLU, L0", target_l0s[2], seeds[0]], folder[f"JumpReLU, QF f₀={f0s[0]}", target_l0s[2], seeds[0]]]
-split = pareto.descendants(sae.load(where[0]), sae.load(where[1]), frequencies["JumpReLU, L0"])
+split = comparison.descendants(folders.load(where[0]), folders.load(where[1]), frequencies["JumpReLU, L0"])
 split.describe().loc[["count", "mean", "min", "max"]].round(2)
 
 # %% [markdown]
 # ## Training curves
 
 # %%
-curves = {v: pd.DataFrame(sae.training_record(folder[v, target_l0s[2], seeds[0]])["curve"]) for v in frequencies if (v, target_l0s[2], seeds[0]) in folder}
+curves = {v: pd.DataFrame(folders.training_record(folder[v, target_l0s[2], seeds[0]])["curve"]) for v in frequencies if (v, target_l0s[2], seeds[0]) in folder}
 caption = f"Profile {profile}, seed {seeds[0]}, target L0 {target_l0s[2]}; values of single training batches."
 figures.save(figures.training_curves(curves), run.figures, "03_training", caption)
 

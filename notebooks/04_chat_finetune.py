@@ -28,9 +28,12 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
-from lib import corpora, datasets, figures, finetuning, models, records, rollouts, sae, sae_training, splice, token_blocks
-from lib.files import relative, write_table
-from lib.recipes import Recipe
+from lib.model import models, rollouts
+from lib.results import figures, records
+from lib.sae import finetuning, folders, splice, token_blocks, training
+from lib.texts import corpora, datasets
+from lib.base.files import relative, write_table
+from lib.sae.recipes import Recipe
 
 # %% [markdown]
 # ## Parameters
@@ -90,10 +93,10 @@ else:
 
 # %%
 texts = corpora.corpus(pretraining_corpus, pretraining_tokens + held_out_tokens)
-chat = sae_training.token_store(reader, chat_texts[0], layer, parent, chat_tokens, split_seed)
-chat_held_out = sae_training.held_out_store(reader, chat_texts[1], layer, parent, held_out_tokens, split_seed)
-probe_prompts = sae_training.token_store(reader, probe_texts, layer, parent, 0, split_seed) if any(prompt_repeats) else None
-pretraining, pretraining_held_out = sae_training.token_stores(reader, texts, layer, parent, pretraining_tokens, held_out_tokens, split_seed)
+chat = training.token_store(reader, chat_texts[0], layer, parent, chat_tokens, split_seed)
+chat_held_out = training.held_out_store(reader, chat_texts[1], layer, parent, held_out_tokens, split_seed)
+probe_prompts = training.token_store(reader, probe_texts, layer, parent, 0, split_seed) if any(prompt_repeats) else None
+pretraining, pretraining_held_out = training.token_stores(reader, texts, layer, parent, pretraining_tokens, held_out_tokens, split_seed)
 held_out = {"chat": chat_held_out, pretraining_corpus: pretraining_held_out}
 sources = {"chat": chat, pretraining_corpus: pretraining} | ({"probe prompts": probe_prompts} if probe_prompts else {}) | {f"{k}, held out": v for k, v in held_out.items()}
 pd.Series({name: sum(token_blocks.counts(source)) for name, source in sources.items()}, name="tokens").to_frame()
@@ -104,17 +107,17 @@ pd.Series({name: sum(token_blocks.counts(source)) for name, source in sources.it
 # SAEs that are trained here also give an earlier checkpoint, from which finetuning ends at the base SAE's number of steps.
 
 # %%
-starts = {"pretraining SAE": sae.locate(base_sae), "IT-formatted SAE": sae.locate(prompts_sae)}
+starts = {"pretraining SAE": folders.locate(base_sae), "IT-formatted SAE": folders.locate(prompts_sae)}
 options = {"device": device, "buffer_tokens": buffer_tokens}
-recipe = Recipe(d_sae=base_d_sae if not base_sae else sae.load(base_sae).cfg.d_sae, target_l0=sae_target_l0, tokens=base_train_tokens)
+recipe = Recipe(d_sae=base_d_sae if not base_sae else folders.load(base_sae).cfg.d_sae, target_l0=sae_target_l0, tokens=base_train_tokens)
 if not base_sae:
     earlier = dataclasses.replace(recipe, stop_tokens=max(base_train_tokens - finetune_tokens, recipe.batch_tokens))
     for name, trained in {"pretraining SAE": recipe, "earlier checkpoint": earlier}.items():
-        starts[name] = sae_training.train(trained, pretraining, pretraining_held_out, run.folder / "saes", **options)
+        starts[name] = training.train(trained, pretraining, pretraining_held_out, run.folder / "saes", **options)
 if not prompts_sae:
     wrapped = corpora.as_user_prompts(corpora.hold_out(texts, 0.05, split_seed)[0])
-    as_prompts = sae_training.token_store(reader, wrapped, layer, parent, pretraining_tokens, split_seed)
-    starts["IT-formatted SAE"] = sae_training.train(recipe, as_prompts, pretraining_held_out, run.folder / "saes", **options)
+    as_prompts = training.token_store(reader, wrapped, layer, parent, pretraining_tokens, split_seed)
+    starts["IT-formatted SAE"] = training.train(recipe, as_prompts, pretraining_held_out, run.folder / "saes", **options)
 {name: Path(place).name for name, place in starts.items()}
 
 # %% [markdown]
@@ -124,7 +127,7 @@ if not prompts_sae:
 # residuals of badly reconstructed tokens. *prompts ×n* mixes n copies of the probe's training prompts into the chat tokens.
 
 # %%
-d_sae_start = sae.load(starts["pretraining SAE"]).cfg.d_sae
+d_sae_start = folders.load(starts["pretraining SAE"]).cfg.d_sae
 recipe = Recipe(d_sae=d_sae_start, target_l0=sae_target_l0, tokens=finetune_tokens, lr=finetune_lr)
 ways = finetuning.variants(starts, {"tokens": scratch_tokens, "lr": scratch_lr}, resample_shares, prompt_repeats)
 trained = finetuning.train_variants(ways, recipe, finetune_seeds, chat, probe_prompts, chat_held_out, run.folder / "saes", **options)

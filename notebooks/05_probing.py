@@ -31,8 +31,14 @@ import pandas as pd
 import torch
 from IPython.display import Markdown, display
 
-from lib import activations, datasets, draws, figures, ksparse, latents, metrics, models, probes, processes, records, sae, sparse_probing, stress
-from lib.files import write_table
+from lib.base import processes
+from lib.model import activations, models
+from lib.probing import dense as dense_probes, ksparse, on_saes, stress
+from lib.results import figures, records
+from lib.sae import folders, latents
+from lib.stats import draws, metrics
+from lib.texts import datasets
+from lib.base.files import write_table
 
 # %% [markdown]
 # ## Parameters
@@ -78,7 +84,7 @@ print(f"{len(prompts):,} prompts; {len(pooled)} cells of layer × pooling, each 
 # independent.
 
 # %%
-found = processes.parallel(len(pooled))(joblib.delayed(probes.fit_logistic)(x[train], y[train], ids[train], tuple(c_grid)) for x in pooled.values())
+found = processes.parallel(len(pooled))(joblib.delayed(dense_probes.fit_logistic)(x[train], y[train], ids[train], tuple(c_grid)) for x in pooled.values())
 rows, scores, fits = [], {}, dict(zip(pooled, found, strict=True))
 for (layer, pooling), probe in fits.items():
     scores[layer, pooling] = probe.decision_function(pooled[layer, pooling])
@@ -96,7 +102,7 @@ grid[grid["metric"] == "auroc"].pivot_table("value", ["pooling", "layer"], "spli
 
 # %%
 texts = prompts["text"].to_numpy()
-tfidf = probes.fit_tfidf(texts[train].tolist(), y[train], ids[train])
+tfidf = dense_probes.fit_tfidf(texts[train].tolist(), y[train], ids[train])
 scores["tfidf"] = tfidf.decision_function(texts.tolist())
 lexical = pd.DataFrame(metrics.by_split(prompts, scores["tfidf"], weights, probe="TF-IDF"))
 
@@ -120,11 +126,11 @@ figures.save(figure, run.figures, "05_layers", caption)
 
 # %%
 x = pooled[layer, pooling]
-scores["mean difference"] = x @ probes.mean_difference(x[train], y[train])
+scores["mean difference"] = x @ dense_probes.mean_difference(x[train], y[train])
 if attention_probe:
     tokens = activations.prompt_tokens(models.load_model(model, device, dtype), models.identity(model), texts.tolist(), layer, run.folder / "activations")
     everyone = np.arange(len(prompts))
-    head = probes.fit_attention(tokens, everyone[train], y[train], ids[train], seed)
+    head = dense_probes.fit_attention(tokens, everyone[train], y[train], ids[train], seed)
     scores["attention"] = head.score(tokens, everyone)
 
 # %%
@@ -174,7 +180,7 @@ list_path = records.output(run, "04_chat_finetune", "saes")
 saes = pd.read_parquet(list_path)
 sae_layer = made["layer"]
 tokens = activations.prompt_tokens(models.load_model(model, device, dtype), models.identity(model), texts.tolist(), sae_layer, run.folder / "activations")
-given = sparse_probing.task(prompts)
+given = on_saes.task(prompts)
 here, line = activations.at_layer(pooled, sae_layer), validation[validation["layer"] == sae_layer]
 dense_pooling = line.loc[line["value"].idxmax(), "pooling"]
 linear_poolings = [dense_pooling if dense_pooling != "max" else "fixed"]  # decoding is linear: exact for mean and fixed
@@ -183,11 +189,11 @@ print(f"{len(saes)} SAEs at layer {sae_layer}; {len(tokens.activations):,} token
 
 # %%
 ks = sorted({1, show_k, *ks})
-probed = sparse_probing.probe_saes(saes, tokens, resid, given, ks, k_poolings, c_grid, models.resid_post(sae_layer), model, device)
+probed = on_saes.probe_saes(saes, tokens, resid, given, ks, k_poolings, c_grid, models.resid_post(sae_layer), model, device)
 few = {split: draw[:grid_bootstrap] for split, draw in weights.items()}
-drawn = draws.table(prompts, probed.scores, sparse_probing.LEVELS, few)
+drawn = draws.table(prompts, probed.scores, on_saes.LEVELS, few)
 dense_keys = {("dense", None, "dense", p, "", 0): scores[sae_layer, p] for p in activations.POOLINGS}
-dense_drawn = draws.table(prompts, dense_keys, sparse_probing.LEVELS, few)
+dense_drawn = draws.table(prompts, dense_keys, on_saes.LEVELS, few)
 sae_table = draws.estimates(draws.over_seeds(drawn, seed))
 dense_table = draws.estimates(dense_drawn)
 dense_line = dense_table[dense_table["pooling"] == dense_pooling]
@@ -261,7 +267,7 @@ behind[behind["variant"].isin(main)].assign(behind=[records.text(r) for r in beh
 
 # %%
 beside_dense = {"dense": scores[sae_layer, dense_pooling]} | {
-    f"k = {show_k}, {name}": probed.scores[sparse_probing.first_key(probed.chosen, name, k_pooling, ksparse.SELECTIONS[0], show_k)]
+    f"k = {show_k}, {name}": probed.scores[on_saes.first_key(probed.chosen, name, k_pooling, ksparse.SELECTIONS[0], show_k)]
     for name in main[:2]
 }
 by_wrapper = pd.DataFrame([row for name, score in beside_dense.items() for row in metrics.by_transform(prompts, kinds, score, weights, probe=name)])
@@ -280,7 +286,7 @@ recall.pivot(index="probe", columns="split", values="shown").reindex(index=list(
 # embedded profile), finetuning means on the task's own kind of text, which the paper's chat rollouts are not.
 
 # %%
-gaps = sparse_probing.gaps_closed(drawn, dense_drawn, main[0], dense_pooling, gap_split, seed)
+gaps = on_saes.gaps_closed(drawn, dense_drawn, main[0], dense_pooling, gap_split, seed)
 gap_table = gaps[gaps["selection"] == ksparse.SELECTIONS[0]]
 panels = gap_table[gap_table["variant"].isin(main)].assign(panel=lambda t: t["pooling"] + " pooling")
 figure = figures.curves(panels, "k", "panel", "variant", "k (latents)", f"share of the {gap_split} gap closed", logx=True)
@@ -293,8 +299,8 @@ figures.save(figure, run.figures, "05_gap_closed", f"Profile {profile}, layer {s
 # without special tokens: the printed FVU says how well they reconstruct what each pooling reads.
 
 # %%
-lost = sparse_probing.auroc_lost(drawn, dense_drawn, seed)
-dictionaries = {row.variant: sae.load(row.folder) for row in saes[saes["variant"].isin(main)].drop_duplicates("variant").itertuples()}
+lost = on_saes.auroc_lost(drawn, dense_drawn, seed)
+dictionaries = {row.variant: folders.load(row.folder) for row in saes[saes["variant"].isin(main)].drop_duplicates("variant").itertuples()}
 for (name, one), p in itertools.product(dictionaries.items(), linear_poolings):
     print(f"{name}, {p} pooling: FVU {latents.pooled_fvu(one, probed.latents[name][p], resid[p]):.3f}")
 part = lost[lost["variant"].isin(main) & (lost["pooling"] == linear_poolings[0])].assign(what=lambda t: t["probe"] + ", " + t["variant"])
@@ -310,18 +316,18 @@ lost.assign(lost=[records.text(r, 4) for r in lost.itertuples()]).query("probe =
 # beats them; a basis of no meaning that does as well would say that k, not the dictionary, sets the result.
 
 # %%
-first = sae.load(saes["folder"].iloc[0])
-untrained = sparse_probing.untrained(first, tokens, given, seed)
+first = folders.load(saes["folder"].iloc[0])
+untrained = on_saes.untrained(first, tokens, given, seed)
 bases = {("untrained SAE", p): x for p, x in latents.pool_latents(untrained, tokens).items() if p in k_poolings}
 for p in k_poolings:
-    found = sparse_probing.controls(here[p], given, first.cfg.d_sae, seed)
+    found = on_saes.controls(here[p], given, first.cfg.d_sae, seed)
     bases |= {(name, p): x for name, x in found.items()}
-fitted = processes.parallel(len(bases))(joblib.delayed(sparse_probing.k_sparse)(x, given, ks, ksparse.SELECTIONS[0]) for x in bases.values())
+fitted = processes.parallel(len(bases))(joblib.delayed(on_saes.k_sparse)(x, given, ks, ksparse.SELECTIONS[0]) for x in bases.values())
 control_scores = {
     (name, None, "control", p, ksparse.SELECTIONS[0], k): score
     for (name, p), found in zip(bases, fitted, strict=True) for k, _, score in found
 }
-control_table = draws.estimates(draws.table(prompts, control_scores, sparse_probing.LEVELS, few))
+control_table = draws.estimates(draws.table(prompts, control_scores, on_saes.LEVELS, few))
 
 # %%
 beside = pd.concat([shown[shown["variant"].isin(main[:2])], control_table[control_table["pooling"] == k_pooling]])
@@ -341,12 +347,12 @@ weight = dense_fit[-1].coef_[0] / dense_fit[0].scale_
 x = here[linear_pooling][train]
 directions = {"probe weights w": weight, "pattern Σw": np.cov(x.T) @ weight}
 rows_of = {name: one.W_dec.detach().float().numpy() for name, one in dictionaries.items()} | {"untrained SAE": untrained.W_dec.detach().numpy()}
-tokens_drawn = sparse_probing.training_sample(tokens, given, torch.Generator().manual_seed(seed), first.cfg.d_sae).numpy()
+tokens_drawn = on_saes.training_sample(tokens, given, torch.Generator().manual_seed(seed), first.cfg.d_sae).numpy()
 rows_of["random training tokens"] = tokens_drawn - tokens_drawn.mean(0)
 omp = pd.DataFrame([
     {"direction": name, "dictionary": which, "k": k, "value": share, "low": np.nan, "high": np.nan}
     for name, w in directions.items() for which, dictionary in rows_of.items()
-    for k, share in zip(ks, sparse_probing.directions_in_dictionary(w, dictionary, ks), strict=True)
+    for k, share in zip(ks, on_saes.directions_in_dictionary(w, dictionary, ks), strict=True)
 ])
 figure = figures.curves(omp, "k", "direction", "dictionary", "k (decoder rows)", "share of squared norm", logx=True)
 figures.save(figure, run.figures, "05_directions", f"Profile {profile}, layer {sae_layer}, dense probe with {linear_pooling} pooling; one SAE of each kind, no intervals.")
@@ -358,7 +364,7 @@ figures.save(figure, run.figures, "05_directions", f"Profile {profile}, layer {s
 # %%
 split_rows = [
     {"SAE": name, **row} for name, one in dictionaries.items()
-    for row in sparse_probing.logit_parts(weight, sparse_probing.views(one, probed.latents[name], resid[linear_pooling], linear_pooling), prompts)
+    for row in on_saes.logit_parts(weight, on_saes.views(one, probed.latents[name], resid[linear_pooling], linear_pooling), prompts)
 ]
 parts_table = pd.DataFrame(split_rows)
 parts_table.pivot(index=["SAE", "part"], columns="split", values="auroc").join(
@@ -373,7 +379,7 @@ parts_table.pivot(index=["SAE", "part"], columns="split", values="auroc").join(
 areas = []
 for name in main[:2]:
     x = probed.latents[name][k_pooling]
-    columns = probed.chosen[sparse_probing.first_key(probed.chosen, name, k_pooling, ksparse.SELECTIONS[0], show_k)]
+    columns = probed.chosen[on_saes.first_key(probed.chosen, name, k_pooling, ksparse.SELECTIONS[0], show_k)]
     per_split = {s: ksparse.column_aurocs(x[(prompts["split"] == s).to_numpy()], y[(prompts["split"] == s).to_numpy()]) for s in ("val", gap_split)}
     frequency = np.asarray((x > 0).mean(0)).ravel()
     areas.append(pd.DataFrame(per_split).assign(variant=name, latent=np.arange(x.shape[1]), chosen=np.isin(np.arange(x.shape[1]), columns), frequency=frequency))

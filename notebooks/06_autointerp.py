@@ -26,8 +26,13 @@ import numpy as np
 import pandas as pd
 from IPython.display import HTML, Markdown, display
 
-from lib import autointerp, cards, corpora, datasets, examples, figures, judges, llm, metrics, models, populations, records, sae
-from lib.files import write_table, write_text
+from lib.interp import autointerp, cards, examples, judges, llm
+from lib.model import models
+from lib.results import figures, records
+from lib.sae import folders
+from lib.stats import metrics, populations
+from lib.texts import corpora, datasets
+from lib.base.files import write_table, write_text
 
 # %% [markdown]
 # ## Parameters
@@ -177,7 +182,7 @@ probe_latents = pd.read_parquet(chosen_path)
 shown = saes[saes["folder"].isin(probe_latents["folder"])]
 made = {}
 for place, row in shown.iterrows():
-    matrix = examples.encode(sae.load(row["folder"]), sequences)
+    matrix = examples.encode(folders.load(row["folder"]), sequences)
     of_probe = probe_latents[probe_latents["folder"] == row["folder"]].set_index("latent")
     aurocs = of_probe.filter(regex="^(val|ood)$").add_prefix("AUROC ").to_dict("index")
     picked = {"chosen by the probe": of_probe.index.tolist()} | cards.pick(scored[place].table, n_cards)

@@ -26,8 +26,13 @@ import numpy as np
 import pandas as pd
 from IPython.display import HTML, Markdown, display
 
-from lib import artefacts, cards, datasets, debugging, draws, examples, figures, judges, metrics, models, readings, records, sae
-from lib.files import write_text
+from lib.interp import cards, debugging, examples, judges, readings
+from lib.model import models
+from lib.results import figures, records
+from lib.sae import folders
+from lib.stats import draws, metrics
+from lib.texts import artefacts, datasets
+from lib.base.files import write_text
 
 # %% [markdown]
 # ## Parameters
@@ -58,8 +63,8 @@ prompts, parent = datasets.load(raw_path), run.folder / "activations"
 if not base_sae:
     saes = pd.read_parquet(records.output(run, "04_chat_finetune", "saes"))
     base_sae = saes.loc[saes["variant"] == "pretraining SAE", "folder"].iloc[0]
-base, bridge, identity = sae.load(base_sae), models.load_model(model, device, dtype), models.identity(model)
-sae.check_fits(base, bridge.cfg.d_model, models.resid_post(layer), model)
+base, bridge, identity = folders.load(base_sae), models.load_model(model, device, dtype), models.identity(model)
+folders.check_fits(base, bridge.cfg.d_model, models.resid_post(layer), model)
 texts = {"raw": prompts["text"].tolist(), "clean": prompts["text"].map(datasets.normalise).tolist()}
 raw, clean = (readings.read(bridge, identity, texts[form], layer, parent) for form in ("raw", "clean"))
 formatted = np.array([a != b for a, b in zip(texts["raw"], texts["clean"], strict=True)])

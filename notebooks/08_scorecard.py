@@ -23,7 +23,7 @@
 import pandas as pd
 from IPython.display import HTML, Markdown
 
-from lib import figures, records, scorecard
+from lib.results import figures, records, scorecard
 
 # %% [markdown]
 # ## Parameters

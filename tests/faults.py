@@ -13,10 +13,11 @@ from pathlib import Path
 
 import torch
 
-from lib import rollouts, sae_training, stores
-from lib.activations import harvest_tokens
-from lib.models import load_model, split_tokens
-from lib.recipes import Recipe
+from lib.model import rollouts, shards
+from lib.sae import training as sae_training
+from lib.model.activations import harvest_tokens
+from lib.model.models import load_model, split_tokens
+from lib.sae.recipes import Recipe
 
 TEXTS = [f"number {i} of many short texts, each with a few words of its own: {' '.join(str(i * j) for j in range(12))}" for i in range(160)]
 
@@ -45,7 +46,7 @@ def digest(folder: Path) -> dict[str, str]:
     found = {}
     for path in sorted(folder.rglob("*")):
         if path.name == "manifest.json":
-            found[path.name] = str({key: value for key, value in stores.read_manifest(path.parent).items() if key != "seconds"})
+            found[path.name] = str({key: value for key, value in shards.read_manifest(path.parent).items() if key != "seconds"})
         elif path.is_file() and path.name not in ("training.json",) and path.suffix != ".lock":
             found[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found

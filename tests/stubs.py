@@ -4,7 +4,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from lib.files import ROOT
+from lib.base.files import ROOT
 
 HEAD = "# ---\n# jupyter:\n#   kernelspec:\n#     display_name: Python 3\n#     language: python\n#     name: python3\n# ---\n"
 STUB = HEAD + """
@@ -12,7 +12,8 @@ STUB = HEAD + """
 # # {number} · stub
 
 # %%
-from lib import files, records
+from lib.base import files
+from lib.results import records
 {extra_import}
 
 # %% tags=["parameters"]
@@ -44,7 +45,7 @@ def project(folder: Path) -> Path:
     profiles.mkdir(parents=True)
     (profiles / "embedded.yaml").write_text("profile: embedded\n")
     write(folder, "01_first", "a")
-    write(folder, "02_second", "b", extra_import="from lib import figures", body='records.read(run, "01_first")')
+    write(folder, "02_second", "b", extra_import="from lib.results import figures", body='records.read(run, "01_first")')
     return folder
 
 

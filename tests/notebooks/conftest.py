@@ -6,8 +6,9 @@ import shutil
 import pandas as pd
 import pytest
 
-from lib import graph, profiles, runner
-from lib.files import ROOT, run_dir
+from lib.base import build_graph
+from lib.runs import profiles, runner
+from lib.base.files import ROOT, run_dir
 from tests import stubs
 
 SMALL = """
@@ -60,7 +61,7 @@ def profile(tmp_path_factory):
 def small_run(profile):
     """The values of the profile, after all notebooks have run with them."""
     values = profiles.read_profile(profile)
-    for notebook in graph.notebooks():
+    for notebook in build_graph.notebooks():
         runner.execute(notebook, values)
     return values
 

@@ -12,7 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lib import files, sae, sae_training, stores
+from lib.base import files
+from lib.model import shards
+from lib.sae import folders, training
 from tests import faults
 
 TRIALS = {faults.harvest: 22, faults.training: 18, faults.answers: 6}
@@ -104,16 +106,16 @@ def shard(i):
 
 def test_a_full_disk_during_a_harvest(small_disk, tmp_path):
     with pytest.raises(ValueError, match=r"the disk is full .* of 9 shards are complete and stay usable"):
-        stores.build(small_disk / "store", {"a": 1}, 9, shard, "shard")
-    manifest = stores.read_manifest(small_disk / "store")
+        shards.build(small_disk / "store", {"a": 1}, 9, shard, "shard")
+    manifest = shards.read_manifest(small_disk / "store")
     done = len(manifest["shards"])
     assert 2 <= done < 9 and not manifest["finished"]
-    assert [stores.read_shard(small_disk / "store", i)["activations"][0, 0].item() for i in range(done)] == list(range(done))
+    assert [shards.read_shard(small_disk / "store", i)["activations"][0, 0].item() for i in range(done)] == list(range(done))
     assert not [path for path in (small_disk / "store").iterdir() if path.name.startswith(".") and path.suffix != ".lock"], "no half file stays"
     moved = shutil.copytree(small_disk / "store", tmp_path / "store")  # more room
-    stores.build(moved, {"a": 1}, 9, shard, "shard")
-    plain = stores.build(tmp_path / "plain", {"a": 1}, 9, shard, "shard")
-    assert stores.read_manifest(moved)["shards"] == stores.read_manifest(plain)["shards"]
+    shards.build(moved, {"a": 1}, 9, shard, "shard")
+    plain = shards.build(tmp_path / "plain", {"a": 1}, 9, shard, "shard")
+    assert shards.read_manifest(moved)["shards"] == shards.read_manifest(plain)["shards"]
 
 
 def test_a_full_disk_for_other_files(small_disk):
@@ -122,12 +124,12 @@ def test_a_full_disk_for_other_files(small_disk):
         files.write_text(small_disk / "x.txt", "new" * 500_000)
     assert (small_disk / "x.txt").read_text() == "old" and len(list(small_disk.iterdir())) == 1
     with pytest.raises(files.WriteError, match="the disk is full"):
-        sae.save(sae.from_parameters(_parameters(400), torch.zeros(400), 1.0, {}), small_disk / "sae", {})
+        folders.save(folders.from_parameters(_parameters(400), torch.zeros(400), 1.0, {}), small_disk / "sae", {})
     assert not [path for path in small_disk.iterdir() if path.is_dir()]
 
 
 def _parameters(d_model):
-    from lib.jumprelu import Parameters
+    from lib.sae.jumprelu import Parameters
 
     rows = torch.eye(d_model)
     return Parameters(rows, rows.clone(), torch.zeros(d_model), torch.zeros(d_model), torch.zeros(d_model))
@@ -159,21 +161,21 @@ for write in (lambda: files.write_text(folder / "x.txt", "new"), lambda: stores.
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "foreign", "empty"])
 def test_a_damaged_shard_and_a_damaged_checkpoint_are_named(damage, tmp_path, monkeypatch):
-    store = stores.build(tmp_path / "tokens", {"model": "m", "hook_name": "h"}, 2, lambda i: {"activations": torch.randn(600, 8, generator=torch.Generator().manual_seed(i))}, "shard")
-    recipe = sae_training.Recipe(d_sae=16, target_l0=2, tokens=2000, batch_tokens=100)
-    monkeypatch.setattr(sae_training, "CHECKPOINT_SECONDS", 0.0)
+    store = shards.build(tmp_path / "tokens", {"model": "m", "hook_name": "h"}, 2, lambda i: {"activations": torch.randn(600, 8, generator=torch.Generator().manual_seed(i))}, "shard")
+    recipe = training.Recipe(d_sae=16, target_l0=2, tokens=2000, batch_tokens=100)
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
 
     def cut(*arguments):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("lib.trainers.JumpReLUTrainer.finish", cut)
+        patch.setattr("lib.sae.trainers.JumpReLUTrainer.finish", cut)
         with pytest.raises(KeyboardInterrupt):
-            sae_training.train(recipe, store, store, tmp_path / "saes", progress=False)
+            training.train(recipe, store, store, tmp_path / "saes", progress=False)
     checkpoint = next((tmp_path / "saes").glob("*.checkpoint"))
     for path, rerun, message in (
-        (checkpoint, lambda: sae_training.train(recipe, store, store, tmp_path / "saes", progress=False), "is a damaged checkpoint|is the checkpoint of another recipe"),
-        (store / "shard-00001.safetensors", lambda: stores.read_all(store), "shard-00001.safetensors is damaged"),
+        (checkpoint, lambda: training.train(recipe, store, store, tmp_path / "saes", progress=False), "is a damaged checkpoint|is the checkpoint of another recipe"),
+        (store / "shard-00001.safetensors", lambda: shards.read_all(store), "shard-00001.safetensors is damaged"),
     ):
         good = path.read_bytes()
         _damage(path, good, damage)

@@ -12,10 +12,11 @@ import urllib.request
 import jupytext
 import pytest
 
-from lib import graph, profiles
+from lib.base import build_graph
+from lib.runs import profiles
 
 pytestmark = pytest.mark.slow
-NOTEBOOK = graph.NOTEBOOKS / "05_probing.py"
+NOTEBOOK = build_graph.NOTEBOOKS / "05_probing.py"
 OPEN = """
 const [path, factory, source, done] = arguments;
 (async () => {
@@ -42,7 +43,7 @@ const [path, factory, source, done] = arguments;
 @pytest.fixture
 def lab(tmp_path):
     """JupyterLab on a copy of the notebooks, with settings of its own; its address and folder."""
-    shutil.copytree(graph.NOTEBOOKS, tmp_path / "notebooks")
+    shutil.copytree(build_graph.NOTEBOOKS, tmp_path / "notebooks")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -76,7 +77,7 @@ def _until(holds, seconds):
 
 def parameters(values, note):
     """The notebook's parameters cell with the values of a small run, and a comment to find again."""
-    defaults = graph.parameters(NOTEBOOK)
+    defaults = build_graph.parameters(NOTEBOOK)
     chosen = defaults | profiles.select(NOTEBOOK, values)
     return "\n".join([*(f"{name} = {value!r}" for name, value in chosen.items()), f"# {note}"])
 

@@ -7,8 +7,9 @@ import nbformat
 import pandas as pd
 import pytest
 
-from lib import graph, profiles, runner
-from lib.files import run_dir
+from lib.base import build_graph
+from lib.runs import profiles, runner
+from lib.base.files import run_dir
 
 @pytest.mark.slow
 def test_own_csv_end_to_end(small_run):
@@ -27,7 +28,7 @@ def test_own_csv_end_to_end(small_run):
 @pytest.mark.slow
 def test_without_ood_the_values_are_null(profile, tmp_path):
     values = profiles.read_profile(profile) | {"profile": "own-data-test/cells/no-ood", "ood_csv": "", "attention_probe": False}
-    for notebook in graph.notebooks():
+    for notebook in build_graph.notebooks():
         runner.execute(notebook, values)
     record = json.loads((run_dir("own-data-test/cells/no-ood") / "results" / "05_probing.json").read_text())
     assert {m["split"] for m in record["metrics"]} == {"train", "val"}
@@ -37,6 +38,6 @@ def test_a_wrong_csv_ends_with_its_sentence(tmp_path, capsys, monkeypatch):
     (tmp_path / "bad.csv").write_text("text,label\nhello,5\n")
     values = {"profile": "bad-csv-test", "train_csv": str(tmp_path / "bad.csv")}
     with pytest.raises(SystemExit) as stop:
-        runner._run(graph.NOTEBOOKS / "01_datasets.py", values)
+        runner._run(build_graph.NOTEBOOKS / "01_datasets.py", values)
     assert "label '5'; allowed are 0 and 1" in str(stop.value) and "01_datasets.failed.ipynb" in str(stop.value)
     shutil.rmtree(run_dir("bad-csv-test"))

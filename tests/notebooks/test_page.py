@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lib import cards
-from lib.cards import Card
-from lib.examples import Example
+from lib.interp import cards
+from lib.interp.cards import Card
+from lib.interp.examples import Example
 
 pytestmark = pytest.mark.slow
 

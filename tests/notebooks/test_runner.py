@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from lib import graph, profiles, runner
+from lib.base import build_graph
+from lib.runs import profiles, runner
 from tests.stubs import HEAD, write
 
 def make(project, *arguments, check=True):
     environment = os.environ | {"PYTHONPATH": str(project)}
     done = subprocess.run(["make", "-o", ".venv/installed", *arguments], cwd=project, capture_output=True, text=True, env=environment)
     assert not check or done.returncode == 0, done.stdout + done.stderr
-    return [line.split("lib.runner ")[1].split()[0] for line in done.stdout.splitlines() if "lib.runner 0" in line], done
+    return [line.split("lib.runs.runner ")[1].split()[0] for line in done.stdout.splitlines() if "lib.runs.runner 0" in line], done
 
 
 def touch(path: Path):
@@ -40,7 +41,7 @@ def test_the_make_graph(project):
     assert make(project, "reproduce")[0] == [], "a second run has nothing to do"
 
     settle(project)
-    touch(project / "lib" / "figures.py")
+    touch(project / "lib" / "results" / "figures.py")
     assert make(project, "reproduce")[0] == ["02_second"], "only the notebook that draws"
 
     settle(project)
@@ -110,12 +111,12 @@ def test_plain_papermill_runs_a_notebook(project):
 )
 def test_select_refuses(values, message):
     with pytest.raises(ValueError, match=message):
-        profiles.select(graph.NOTEBOOKS / "01_datasets.py", values)
+        profiles.select(build_graph.NOTEBOOKS / "01_datasets.py", values)
 
 
 def test_select_passes_only_what_differs():
     values = {"profile": "embedded", "seed": 1, "val_share": 1, "layer": 5}
-    assert profiles.select(graph.NOTEBOOKS / "01_datasets.py", values) == {"seed": 1, "val_share": 1}
+    assert profiles.select(build_graph.NOTEBOOKS / "01_datasets.py", values) == {"seed": 1, "val_share": 1}
 
 
 @pytest.mark.parametrize("text", ["- a\n- b\n", "a: {b: 1}\n", "a: [1\n", "profile: other\n"])
@@ -130,10 +131,10 @@ def test_parameters_must_be_literals(tmp_path):
     path = tmp_path / "01_x.py"
     path.write_text(HEAD + '\n# %% tags=["parameters"]\na = 1\nb = [x for x in a]\n\n# %%\n')
     with pytest.raises(ValueError, match="is not a literal"):
-        graph.parameters(path)
+        build_graph.parameters(path)
     path.write_text(HEAD)
     with pytest.raises(ValueError, match="no cell tagged parameters"):
-        graph.parameters(path)
+        build_graph.parameters(path)
 
 
 def test_debug_runs_two_notebooks_on_a_users_files(tmp_path, monkeypatch, capsys):

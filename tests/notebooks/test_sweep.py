@@ -10,8 +10,10 @@ import time
 import pandas as pd
 import pytest
 
-from lib import cells, cluster, runner, stores, sweeps
-from lib.files import run_dir
+from lib.base import cluster
+from lib.model import shards
+from lib.runs import runner, sweep_cells, sweeps
+from lib.base.files import run_dir
 from tests.stubs import write
 
 pytestmark = pytest.mark.slow
@@ -40,7 +42,7 @@ def swept(project):
 
 def start(project, *arguments, workers=2, **environment):
     environment = os.environ | {"PYTHONPATH": str(project), "WORKERS": str(workers)} | environment
-    return subprocess.Popen([sys.executable, "-m", "lib.sweeps", "mine.yaml", *arguments], cwd=project, env=environment,
+    return subprocess.Popen([sys.executable, "-m", "lib.runs.sweeps", "mine.yaml", *arguments], cwd=project, env=environment,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))  # fmt: skip
 
@@ -179,8 +181,8 @@ def test_a_warm_kernel_gives_what_a_cold_one_gives(small_run, profile, tmp_path,
     """Two cells of notebook 05 in one kernel; the second has the parameters of the run in a kernel of its own."""
     path = tmp_path / "warm.yaml"
     path.write_text(f"notebooks: [05_probing]\nprofile: {profile}\ngrid: {{seed: [1, 0]}}\n")
-    found, wanted = cells.plan(cells.read(path))
-    work = cells.CellRunner()
+    found, wanted = sweep_cells.plan(sweep_cells.read(path))
+    work = sweep_cells.CellRunner()
     try:
         for cell in found.values():
             assert work((cell, [found[need] for need in cell.needs])) == ""
@@ -194,7 +196,7 @@ def test_a_warm_kernel_gives_what_a_cold_one_gives(small_run, profile, tmp_path,
 
 @pytest.mark.parametrize("path", sorted(sweeps.SWEEPS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_figure_of_a_shipped_sweep_names_columns_that_there_are(path, small_run):
-    sweep = cells.read(path)
+    sweep = sweep_cells.read(path)
     table = pd.read_parquet(run_dir("own-data-test") / "results" / f"{sweep.notebooks[0]}.parquet")
     there = {*table.columns, *(f"cell.{name}" for name in sweep.points[0])}
     about = sweep.figure
@@ -243,5 +245,5 @@ def test_two_workers_harvest_what_one_does(tmp_path):
         environment = os.environ | {"PYTHONPATH": str(runner.ROOT), "WORKERS": workers}
         subprocess.run([sys.executable, "-c", HARVEST, str(tmp_path / workers)], env=environment, cwd=tmp_path, check=True, capture_output=True)
         folders = [store for store in (tmp_path / workers).iterdir() if store.is_dir()]
-        found[workers] = {store.name: stores.read_manifest(store) | {"seconds": None} for store in folders}
+        found[workers] = {store.name: shards.read_manifest(store) | {"seconds": None} for store in folders}
     assert found["1"] == found["2"] and len(found["1"]) == 3 and all(len(manifest["shards"]) > 3 for manifest in found["1"].values())

@@ -4,7 +4,7 @@ import numpy as np
 import scipy.stats
 from sklearn.metrics import roc_auc_score
 
-from lib import metrics
+from lib.stats import metrics
 
 
 def placements(y, score):

@@ -9,8 +9,9 @@ import transformers
 from sae_lens import SAE
 from sae_lens.loading import pretrained_sae_loaders, pretrained_saes_directory
 
-from lib import activations, forward, latents, models, rollouts, splice, stores
-from lib import sae as saes
+from lib.model import activations, forward, models, rollouts, shards
+from lib.sae import latents, splice
+from lib.sae import folders
 from tests.tiny_gemma import D_MODEL, D_SAE, LAYER
 
 PROMPTS = ["Write a poem", "Tell me how a lighthouse works, and who keeps it", "Why?", "Name three ships that sail at night in winter"]
@@ -40,7 +41,7 @@ def test_hidden_states_positions_and_pooling_equal_hugging_faces(gemma, referenc
             np.testing.assert_allclose(pooled[layer, "fixed"][row], hidden[ids.index(gemma.tokenizer.convert_tokens_to_ids("<end_of_turn>"))], atol=1e-4)
         own = tokens.activations[tokens.starts[row] : tokens.starts[row + 1]].float()
         torch.testing.assert_close(own, alone(reference, ids)[2][0, 1:], atol=2e-2, rtol=1e-2)
-    sae = saes.load(gemma.tokenizer.name_or_path + "/" + SCOPE)
+    sae = folders.load(gemma.tokenizer.name_or_path + "/" + SCOPE)
     fixed = latents.pool_latents(sae, tokens)["fixed"].toarray()
     at_end = torch.stack([tokens.activations[stop - 5] for stop in tokens.starts[1:]]).float()
     np.testing.assert_allclose(fixed, sae.encode(at_end).detach(), atol=1e-3)
@@ -65,13 +66,13 @@ def test_left_and_right_padding_give_equal_results(gemma):
 def test_training_tokens_hold_neither_bos_nor_turn_markers(gemma, tmp_path):
     ids = models.split_tokens(gemma, ["User: tell me of ships\n\nAssistant: they sail"] * 3, 16)
     store = activations.harvest_tokens(gemma, {"model": "m"}, "h", ids, 1, tmp_path, special=False)
-    kept = torch.cat([shard["token_id"] for shard in stores.read_all(store)]).unique().tolist()
+    kept = torch.cat([shard["token_id"] for shard in shards.read_all(store)]).unique().tolist()
     found = set(gemma.tokenizer.convert_ids_to_tokens(kept))
     assert not found & {"<bos>", "<start_of_turn>", "<end_of_turn>", "<pad>"} and "user" in found
 
 
 def test_a_gemma_scope_npz_equals_a_hand_written_forward(tiny_gemma):
-    sae = saes.load(tiny_gemma / SCOPE)
+    sae = folders.load(tiny_gemma / SCOPE)
     with np.load(tiny_gemma / SCOPE / "params.npz") as file:
         w = {name: torch.from_numpy(file[name]) for name in file}
     assert w["W_enc"].shape == (D_MODEL, D_SAE) and sae.cfg.metadata.hook_name == f"blocks.{LAYER}.hook_resid_post"
@@ -80,7 +81,7 @@ def test_a_gemma_scope_npz_equals_a_hand_written_forward(tiny_gemma):
     by_hand = torch.where(pre > w["threshold"], pre, 0.0)
     torch.testing.assert_close(sae.encode(x), by_hand, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(sae(x), by_hand @ w["W_dec"] + w["b_dec"], atol=1e-5, rtol=1e-5)
-    assert (by_hand > 0).any() and len(saes.identity(tiny_gemma / SCOPE)) == 64
+    assert (by_hand > 0).any() and len(folders.identity(tiny_gemma / SCOPE)) == 64
 
 
 def test_the_registrys_loader_reads_the_same_file(tiny_gemma, tmp_path, monkeypatch):
@@ -98,17 +99,17 @@ def test_the_registrys_loader_reads_the_same_file(tiny_gemma, tmp_path, monkeypa
     download = pretrained_sae_loaders.hf_hub_download
     cached = functools.partial(download, cache_dir=tmp_path, local_files_only=True)
     monkeypatch.setattr(pretrained_sae_loaders, "hf_hub_download", cached)
-    found = saes.load(f"{release}:{sae_id}")
+    found = folders.load(f"{release}:{sae_id}")
     assert isinstance(found, SAE) and found.cfg.metadata.hook_name == "blocks.12.hook_resid_post" and not found.cfg.apply_b_dec_to_input
-    ours, x = saes.load(tiny_gemma / SCOPE), torch.randn(9, D_MODEL, generator=torch.Generator().manual_seed(1))
+    ours, x = folders.load(tiny_gemma / SCOPE), torch.randn(9, D_MODEL, generator=torch.Generator().manual_seed(1))
     assert all(torch.equal(tensor, ours.state_dict()[name]) for name, tensor in found.state_dict().items())
     torch.testing.assert_close(found.encode(x), ours.encode(x), atol=1e-5, rtol=1e-5)
     with pytest.raises(ValueError, match="blocks.12.hook_resid_post', the activations are of 'blocks.1.hook_resid_post'"):
-        saes.check_fits(found, D_MODEL, "blocks.1.hook_resid_post")
+        folders.check_fits(found, D_MODEL, "blocks.1.hook_resid_post")
 
 
 def test_spliced_losses_equal_a_plain_hook_on_hugging_faces_model(gemma, reference, tiny_gemma):
-    sae = saes.load(tiny_gemma / SCOPE)
+    sae = folders.load(tiny_gemma / SCOPE)
     token_ids = models.split_tokens(gemma, ["User: tell me of ships\n\nAssistant: they sail at night", "a lighthouse keeper"], 64)
     special = models.special_ids(gemma)
 

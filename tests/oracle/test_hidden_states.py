@@ -7,7 +7,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from lib import activations, forward, models
+from lib.model import activations, forward, models
 
 TEXTS = ["what is a lighthouse for", "tell", "a much longer prompt that goes on and on about the sea and its ships"]
 

@@ -5,7 +5,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GroupKFold
 
-from lib import probes
+from lib.probing import dense as dense_probes
 
 
 def test_dense_probe_equals_sklearn_by_hand():
@@ -14,7 +14,7 @@ def test_dense_probe_equals_sklearn_by_hand():
     x = (rng.normal(size=(n, d)) * rng.uniform(0.1, 10, d) + 3).astype(np.float64)
     y = (x[:, 0] / x[:, 0].std() + rng.normal(size=n) > x[:, 0].mean() / x[:, 0].std()).astype(int)
     groups = rng.integers(0, 120, n)
-    folds = list(GroupKFold(probes.N_FOLDS, shuffle=True, random_state=0).split(x, y, groups))
+    folds = list(GroupKFold(dense_probes.N_FOLDS, shuffle=True, random_state=0).split(x, y, groups))
     assert all(set(groups[a]).isdisjoint(groups[b]) for a, b in folds)
 
     def fit(rows, c):
@@ -22,9 +22,9 @@ def test_dense_probe_equals_sklearn_by_hand():
         model = LogisticRegression(C=c, max_iter=2000).fit((x[rows] - mean) / scale, y[rows])
         return lambda new: ((new - mean) / scale) @ model.coef_[0] + model.intercept_[0]
 
-    cv = {c: np.mean([roc_auc_score(y[b], fit(a, c)(x[b])) for a, b in folds]) for c in probes.C_GRID}
+    cv = {c: np.mean([roc_auc_score(y[b], fit(a, c)(x[b])) for a, b in folds]) for c in dense_probes.C_GRID}
     best = max(cv, key=cv.get)
-    found = probes.fit_logistic(x, y, groups)
+    found = dense_probes.fit_logistic(x, y, groups)
     assert found.best_params_ == {"logisticregression__C": best}
     np.testing.assert_allclose(found.best_score_, cv[best], atol=1e-6)
     np.testing.assert_allclose(found.decision_function(x), fit(np.arange(n), best)(x), atol=1e-4)

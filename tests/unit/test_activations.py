@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib import activations, forward, models, stores
+from lib.model import activations, forward, models, shards
 
 TEXTS = ["a short one", "this is a rather longer text about nothing at all", "word", "two words", "the end of the list"] * 4
 
@@ -58,7 +58,7 @@ def test_harvest_resumes_to_the_same_bytes(minilm, tmp_path, monkeypatch):
         activations.harvest_pooled(*arguments, tmp_path / "cut", shard_tokens=25)
     cut = activations.harvest_pooled(*arguments, tmp_path / "cut", shard_tokens=25)
     assert len(calls) == 6, "five shards, one of them twice"
-    assert stores.read_manifest(cut)["shards"] == stores.read_manifest(whole)["shards"]
+    assert shards.read_manifest(cut)["shards"] == shards.read_manifest(whole)["shards"]
 
 
 def test_token_store_for_training_leaves_special_tokens_out_and_shuffles(minilm, tmp_path):
@@ -66,8 +66,8 @@ def test_token_store_for_training_leaves_special_tokens_out_and_shuffles(minilm,
     common = (minilm, {"model": "m"}, "hash", token_ids, 2, tmp_path)
     plain = activations.harvest_tokens(*common, special=True)
     mixed = activations.harvest_tokens(*common, special=False, shuffle_seed=1, shard_tokens=60, dtype="float32")
-    everything = stores.read_all(plain)[0]
-    training = [shard for shard in stores.read_all(mixed)]
+    everything = shards.read_all(plain)[0]
+    training = [shard for shard in shards.read_all(mixed)]
     assert len(training) > 1
     cls, sep = minilm.tokenizer.cls_token_id, minilm.tokenizer.sep_token_id
     ids = torch.cat([shard["token_id"] for shard in training])
@@ -149,7 +149,7 @@ def test_batches_shrink_when_memory_does_not_suffice(minilm, tmp_path, monkeypat
 
 def test_a_full_disk_keeps_what_is_complete(minilm, tmp_path, monkeypatch):
     arguments = (minilm, {"model": "m"}, TEXTS, [0], tmp_path)
-    real, written = stores.save_file, []
+    real, written = shards.save_file, []
 
     def full(tensors, path):
         if len(written) == 2:
@@ -158,13 +158,13 @@ def test_a_full_disk_keeps_what_is_complete(minilm, tmp_path, monkeypatch):
         written.append(path)
         real(tensors, path)
 
-    monkeypatch.setattr(stores, "save_file", full)
+    monkeypatch.setattr(shards, "save_file", full)
     with pytest.raises(ValueError, match="the disk is full .* 2 of 5 shards are complete and stay usable"):
         activations.harvest_pooled(*arguments, shard_tokens=25)
     (folder,) = tmp_path.glob("pooled-*")
     assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "shard-00000.safetensors", "shard-00001.safetensors"]
-    monkeypatch.setattr(stores, "save_file", real)
-    assert len(stores.read_all(activations.harvest_pooled(*arguments, shard_tokens=25))) == 5
+    monkeypatch.setattr(shards, "save_file", real)
+    assert len(shards.read_all(activations.harvest_pooled(*arguments, shard_tokens=25))) == 5
 
 
 def test_layers_and_dtypes_are_checked(minilm, tmp_path):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from lib import artefacts
+from lib.texts import artefacts
 
 TEXTS = ["Write a report on glaciers", "How do I repair an old bicycle", "Explain the rules of chess to somebody"]
 

@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from lib import autointerp, examples
-from lib.autointerp import UNSCORED
-from lib.examples import Plan, Sequences
-from lib.judges import Explanation, Judge, NgramJudge
-from lib.llm import BudgetSpent
+from lib.interp import autointerp, examples
+from lib.interp.autointerp import UNSCORED
+from lib.interp.examples import Plan, Sequences
+from lib.interp.judges import Explanation, Judge, NgramJudge
+from lib.interp.llm import BudgetSpent
 
 N, WIDTH, WORDS = 1500, 20, 40
 

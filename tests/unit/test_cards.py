@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import scipy.sparse
 
-from lib import cards
-from lib.cards import Card
-from lib.examples import Example, Sequences
+from lib.interp import cards
+from lib.interp.cards import Card
+from lib.interp.examples import Example, Sequences
 
 HOSTILE = '<script>alert("x")</script>'
 

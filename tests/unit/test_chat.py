@@ -1,8 +1,8 @@
 import pytest
 import transformers
 
-from lib import chat, models
-from lib.corpora import chat_turn
+from lib.model import chat, models
+from lib.texts.corpora import chat_turn
 
 OTHER = (  # a template without BOS and with a system turn, in the manner of Qwen
     "{% if messages[0]['role'] != 'system' %}{{ '<s>system\nYou help.<e>\n' }}{% endif %}{% for m in messages %}"

@@ -4,7 +4,7 @@ import zipfile
 
 import pytest
 
-from lib import corpora
+from lib.texts import corpora
 
 
 def test_docstrings_are_prose_and_deterministic():
@@ -65,7 +65,7 @@ def public(tmp_path, monkeypatch):
         return path
 
     monkeypatch.setattr(corpora, "fetch", fetch)
-    monkeypatch.setattr("lib.sources.fetch", fetch)
+    monkeypatch.setattr("lib.texts.sources.fetch", fetch)
     return tmp_path
 
 

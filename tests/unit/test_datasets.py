@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import datasets, sources
+from lib.texts import datasets, sources
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,11 @@ import pandas as pd
 import pytest
 import scipy.sparse
 
-from lib import debugging, metrics, models, readings
-from lib.debugging import METHODS, Draw, Pair
-from lib.readings import Peaks, Reading
+from lib.interp import debugging, readings
+from lib.model import models
+from lib.stats import metrics
+from lib.interp.debugging import METHODS, Draw, Pair
+from lib.interp.readings import Peaks, Reading
 from tests.unit.test_latents import example
 
 

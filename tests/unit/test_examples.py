@@ -5,8 +5,9 @@ import pytest
 import scipy.sparse
 import torch
 
-from lib import examples, models
-from lib.examples import Plan, Sequences
+from lib.interp import examples
+from lib.model import models
+from lib.interp.examples import Plan, Sequences
 
 from test_latents import example as small_sae
 

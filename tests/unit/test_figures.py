@@ -5,7 +5,7 @@ import pytest
 
 matplotlib.use("Agg")
 
-from lib import figures  # noqa: E402
+from lib.results import figures  # noqa: E402
 
 
 def table():

@@ -6,10 +6,10 @@ import torch
 from sae_lens import SAE
 from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
 
-from lib import finetuning, sae_training
-from lib import sae as saes
-from lib.files import DATA
-from lib.trainers import make_trainer
+from lib.sae import finetuning, training
+from lib.sae import folders
+from lib.base.files import DATA
+from lib.sae.trainers import make_trainer
 from test_sae_training import D_MODEL, D_SAE, RECIPE, activations, store
 
 
@@ -17,14 +17,14 @@ from test_sae_training import D_MODEL, D_SAE, RECIPE, activations, store
 def base(tmp_path_factory):
     folder = tmp_path_factory.mktemp("base")
     train, held = store(folder / "train", 20_000, 0), store(folder / "held", 3_000, 1)
-    return sae_training.train(RECIPE, train, held, folder / "saes", progress=False), train, held, folder
+    return training.train(RECIPE, train, held, folder / "saes", progress=False), train, held, folder
 
 
 def test_parameters_of_an_sae_give_the_sae_back(base):
-    sae, x = saes.load(base[0]), activations(50, 9)
+    sae, x = folders.load(base[0]), activations(50, 9)
     mean, scale = torch.full((D_MODEL,), 0.4), 2.5
-    p = saes.to_parameters(sae, mean, scale)
-    torch.testing.assert_close(saes.from_parameters(p, mean, scale, {})(x), sae(x), atol=1e-4, rtol=1e-4)
+    p = folders.to_parameters(sae, mean, scale)
+    torch.testing.assert_close(folders.from_parameters(p, mean, scale, {})(x), sae(x), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("apply_b_dec", [True, False])
@@ -34,10 +34,10 @@ def test_any_jumprelu_sae_becomes_parameters_with_unit_rows(apply_b_dec):
     for parameter in sae.parameters():
         parameter.data = torch.randn(parameter.shape, generator=g)
     sae.threshold.data.abs_()
-    p = saes.to_parameters(sae, torch.ones(6), 3.0)
+    p = folders.to_parameters(sae, torch.ones(6), 3.0)
     torch.testing.assert_close(p.dec.norm(dim=1), torch.ones(9))
     x = torch.randn(40, 6, generator=g)
-    torch.testing.assert_close(saes.from_parameters(p, torch.ones(6), 3.0, {})(x), sae(x), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(folders.from_parameters(p, torch.ones(6), 3.0, {})(x), sae(x), atol=1e-5, rtol=1e-4)
 
 
 def test_finetuning_adapts_to_the_new_data_and_keeps_the_rest(base, tmp_path):
@@ -48,19 +48,19 @@ def test_finetuning_adapts_to_the_new_data_and_keeps_the_rest(base, tmp_path):
             path.unlink()
         (folder / "manifest.json").unlink()
     shifted = torch.linspace(-1, 1, D_MODEL)
-    from lib import stores
+    from lib.model import shards
 
     for folder, n, seed in ((chat, 20_000, 2), (chat_held, 3_000, 3)):
         x = activations(n, seed) + shifted
         parameters = {"model": "m", "revision": "r", "hook_name": "blocks.1.hook_resid_post", "n": n, "seed": seed, "shifted": True}
-        stores.build(folder, parameters, 1, lambda i, x=x: {"activations": x}, "shard")
+        shards.build(folder, parameters, 1, lambda i, x=x: {"activations": x}, "shard")
     recipe = dataclasses.replace(RECIPE, tokens=40_000, lr=5e-3)
     ways = finetuning.variants({"base": start}, {"tokens": 40_000}, [0.5], [2])
     table = finetuning.train_variants(ways, recipe, [0, 1], chat, train, chat_held, tmp_path / "saes")
     assert table["variant"].unique().tolist() == ["finetuned from base", "resampled 50%", "prompts ×2", "from scratch"]
     measured = finetuning.measure(table, {"chat": chat_held})
     mean = measured.groupby(["variant", "metric"])["value"].mean()
-    before = saes.evaluate(saes.load(start), activations(3_000, 3) + shifted)["fvu"]
+    before = folders.evaluate(folders.load(start), activations(3_000, 3) + shifted)["fvu"]
     assert mean["finetuned from base", "fvu"] < 0.5 * before
     assert mean["resampled 50%", "moved"] >= 0.45 > mean["finetuned from base", "moved"]
     assert ("from scratch", "cosine") not in mean
@@ -70,7 +70,7 @@ def test_finetuning_adapts_to_the_new_data_and_keeps_the_rest(base, tmp_path):
 
 
 def test_resampling_replaces_the_latents_that_fire_least(base):
-    start = saes.load(base[0])
+    start = folders.load(base[0])
     recipe = dataclasses.replace(RECIPE, resample=0.25)
     x = activations(4_000, 5)
     before, after = (make_trainer(dataclasses.replace(recipe, resample=share), x, start) for share in (0.0, 0.25))
@@ -83,36 +83,36 @@ def test_resampling_replaces_the_latents_that_fire_least(base):
 def test_an_earlier_checkpoint_is_the_same_schedule_ended_early(base, tmp_path, monkeypatch):
     _, train, held, _ = base
     seen = []
-    step = sae_training.make_trainer
-    monkeypatch.setattr(sae_training, "make_trainer", lambda *given: seen.append(step(*given)) or seen[-1])
+    step = training.make_trainer
+    monkeypatch.setattr(training, "make_trainer", lambda *given: seen.append(step(*given)) or seen[-1])
     recipe = dataclasses.replace(RECIPE, tokens=10_000, stop_tokens=4_000)
-    record = saes.training_record(sae_training.train(recipe, train, held, tmp_path, progress=False))
+    record = folders.training_record(training.train(recipe, train, held, tmp_path, progress=False))
     assert record["curve"][-1]["tokens"] == 4_000
-    whole = saes.training_record(sae_training.train(dataclasses.replace(recipe, stop_tokens=0), train, held, tmp_path, progress=False))
+    whole = folders.training_record(training.train(dataclasses.replace(recipe, stop_tokens=0), train, held, tmp_path, progress=False))
     assert whole["curve"][: len(record["curve"])] == record["curve"] and whole["curve"][-1]["tokens"] == 10_000
 
 
 def test_a_start_that_does_not_fit_is_named(base, tmp_path):
     start, train, held, folder = base
     with pytest.raises(ValueError, match=f"d_sae {D_SAE}, the recipe 20"):
-        sae_training.train(dataclasses.replace(RECIPE, d_sae=20), train, held, tmp_path, start, progress=False)
+        training.train(dataclasses.replace(RECIPE, d_sae=20), train, held, tmp_path, start, progress=False)
     with pytest.raises(ValueError, match="finetuning is for jumprelu, the recipe says 'topk'"):
-        sae_training.train(dataclasses.replace(RECIPE, architecture="topk"), train, held, tmp_path, start, progress=False)
+        training.train(dataclasses.replace(RECIPE, architecture="topk"), train, held, tmp_path, start, progress=False)
     elsewhere = [store(folder / f"other{i}", 3_000, i, "blocks.2.hook_resid_post") for i in (7, 8)]
     with pytest.raises(ValueError, match="hook_name 'blocks.1.hook_resid_post', the activations are of 'blocks.2"):
-        sae_training.train(RECIPE, *elsewhere, tmp_path, start, progress=False)
+        training.train(RECIPE, *elsewhere, tmp_path, start, progress=False)
     with pytest.raises(ValueError, match="hook_name"):
-        sae_training.train(RECIPE, [train, elsewhere[0]], held, tmp_path, progress=False)
-    topk = sae_training.train(dataclasses.replace(RECIPE, architecture="topk", tokens=1_000), train, held, tmp_path, progress=False)
+        training.train(RECIPE, [train, elsewhere[0]], held, tmp_path, progress=False)
+    topk = training.train(dataclasses.replace(RECIPE, architecture="topk", tokens=1_000), train, held, tmp_path, progress=False)
     with pytest.raises(ValueError, match="only a jumprelu SAE can be finetuned here, this one is 'topk'"):
-        sae_training.train(RECIPE, train, held, tmp_path, topk, progress=False)
+        training.train(RECIPE, train, held, tmp_path, topk, progress=False)
 
 
 @pytest.mark.parametrize("name", ["base", "prompts"])
 def test_the_shipped_saes_load_here_and_in_saelens(name):
     folder = DATA / "pretrained" / f"all-MiniLM-L6-v2-layer-2-{name}"
     assert sum(path.stat().st_size for path in folder.iterdir()) < 6e6
-    record = saes.training_record(folder)
+    record = folders.training_record(folder)
     assert record["held_out"]["fvu"] < 0.25 and abs(record["held_out"]["l0"] / record["recipe"]["target_l0"] - 1) < 0.1
     x = torch.from_numpy(np.random.default_rng(0).standard_normal((20, 384)).astype(np.float32))
-    torch.testing.assert_close(SAE.load_from_disk(folder, dtype="float32")(x), saes.load(folder)(x))
+    torch.testing.assert_close(SAE.load_from_disk(folder, dtype="float32")(x), folders.load(folder)(x))

@@ -10,7 +10,9 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lib import cells, datasets, graph, profiles, runner, sources
+from lib.base import build_graph
+from lib.runs import profiles, runner, sweep_cells
+from lib.texts import datasets, sources
 from tests.fuzzing import JSON, Outcomes, fuzz
 
 HUGE = b"x" * 200_000
@@ -121,7 +123,7 @@ ODD_VALUES = [
 ODD_NAMES = ["1", "~", "[a]", "{a: 1}", "<<", "?", "layre", "2020-01-01", "!!int 0x" + "f" * 5000, '"\\ud800"', "profile"]
 ALIASES = "".join(["seed: &l0 [1]\n", *(f"seed: &l{i + 1} [{', '.join([f'*l{i}'] * 9)}]\n" for i in range(9))]).encode()
 MERGES = "".join(["? &l0 {a: 1}\n: 1\n", *(f"? &l{i + 1} {{<<: [{', '.join([f'*l{i}'] * 9)}]}}\n: 1\n" for i in range(9))]).encode()
-DEFAULTS = {path: graph.parameters(path) for path in graph.notebooks()}
+DEFAULTS = {path: build_graph.parameters(path) for path in build_graph.notebooks()}
 KNOWN = {name: default for defaults in DEFAULTS.values() for name, default in defaults.items() if name != "profile"}
 ANOTHER = {bool: lambda v: not v, int: lambda v: v + 1, float: lambda v: v / 2 + 1, str: lambda v: v + "x", list: lambda v: v[1:]}
 SOUND_LINES = st.sampled_from(sorted(KNOWN)).map(lambda name: f"{name}: {json.dumps(ANOTHER[type(KNOWN[name])](KNOWN[name]))}")
@@ -143,7 +145,7 @@ def fits(value, default):
 
 def test_profile(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(graph, "parameters", DEFAULTS.__getitem__)  # they are read for each notebook of each example
+    monkeypatch.setattr(build_graph, "parameters", DEFAULTS.__getitem__)  # they are read for each notebook of each example
     outcomes, path = Outcomes(), tmp_path / "mine.yaml"
 
     def choose():
@@ -190,7 +192,7 @@ SWEEPS = st.binary(max_size=60) | st.tuples(
 
 
 def test_sweep(tmp_path, monkeypatch):
-    monkeypatch.setattr(graph, "parameters", DEFAULTS.__getitem__)
+    monkeypatch.setattr(build_graph, "parameters", DEFAULTS.__getitem__)
     outcomes, path = Outcomes(), tmp_path / "mine.yaml"
 
     @fuzz(max_examples=200)
@@ -199,7 +201,7 @@ def test_sweep(tmp_path, monkeypatch):
     @example(b"notebooks: [05_probing]\ngrid: {layer: [1, 2]}\nfigure: {x: k, where: {split: ood}}")
     def check(data):
         path.write_bytes(data)
-        found = outcomes.judge(lambda: cells.read(path), str(path), "parameter", "profile")
+        found = outcomes.judge(lambda: sweep_cells.read(path), str(path), "parameter", "profile")
         if found:
             assert len(found.points) >= 1 and all(set(point) == set(found.points[0]) for point in found.points)
             json.dumps(found.points, allow_nan=False)

@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from lib import sae as saes
+from lib.sae import folders as sae_folders
 from tests.fuzzing import JSON, Outcomes, fuzz
 
 WEIGHTS = "sae_weights.safetensors"
@@ -100,11 +100,11 @@ def test_sae_folder(tmp_path, monkeypatch):
         folder.mkdir(parents=True)
         for name, data in files.items():
             (folder / name).write_bytes(data)
-        sae = outcomes.judge(lambda: saes.load(folder), str(folder))
+        sae = outcomes.judge(lambda: sae_folders.load(folder), str(folder))
         assert not (tmp_path / "TOUCHED").exists(), "a pickle was carried out"
         if sae is None:
             return
-        fits.judge(lambda: saes.check_fits(sae, *wanted), "d_in", "hook_name", "model_name")
+        fits.judge(lambda: sae_folders.check_fits(sae, *wanted), "d_in", "hook_name", "model_name")
         assert all(tensor.isfinite().all() for tensor in sae.state_dict().values())
         x = torch.randn(3, sae.cfg.d_in, generator=torch.Generator().manual_seed(0)) * 10
         latents = sae.encode(x)

@@ -4,8 +4,8 @@ import scipy.sparse
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from lib import ksparse
-from lib.sparse_probing import Task, k_sparse
+from lib.probing import ksparse
+from lib.probing.on_saes import Task, k_sparse
 
 
 def columns(n=800, d=60, seed=0):

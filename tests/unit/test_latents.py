@@ -2,18 +2,18 @@ import numpy as np
 import pytest
 import torch
 
-from lib import latents
-from lib import sae as saes
-from lib.activations import PromptTokens
-from lib.jumprelu import Parameters
-from lib.sparse_probing import Task, untrained
+from lib.sae import latents
+from lib.sae import folders
+from lib.model.activations import PromptTokens
+from lib.sae.jumprelu import Parameters
+from lib.probing.on_saes import Task, untrained
 
 
 def example(d_model=12, d_sae=30):
     g = torch.Generator().manual_seed(0)
     dec = torch.nn.functional.normalize(torch.randn(d_sae, d_model, generator=g), dim=1)
     p = Parameters(dec.clone(), dec, torch.zeros(d_sae), torch.zeros(d_model), torch.full((d_sae,), 0.8))
-    sae = saes.from_parameters(p, torch.randn(d_model, generator=g), 1.3, {})
+    sae = folders.from_parameters(p, torch.randn(d_model, generator=g), 1.3, {})
     lengths = torch.tensor([3, 1, 7, 2, 5])
     starts = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)])
     return sae, PromptTokens(torch.randn(18, d_model, generator=g).half(), starts)

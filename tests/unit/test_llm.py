@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from lib import autointerp, refusals
-from lib.examples import Example, Sequences
-from lib.judges import Explanation, Judge
-from lib.llm import BudgetSpent, LLMJudge
+from lib.interp import autointerp, refusals
+from lib.interp.examples import Example, Sequences
+from lib.interp.judges import Explanation, Judge
+from lib.interp.llm import BudgetSpent, LLMJudge
 
 KEY = "sk-secret-0123456789"
 

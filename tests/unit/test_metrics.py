@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from lib import metrics
+from lib.stats import metrics
 
 
 def data(n=300, seed=0):

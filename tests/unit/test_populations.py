@@ -2,8 +2,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import populations
-from lib.metrics import Estimate
+from lib.stats import populations
+from lib.stats.metrics import Estimate
 
 
 def population(n=3000, seed=0):

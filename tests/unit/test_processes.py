@@ -4,7 +4,7 @@ import joblib
 import psutil
 import pytest
 
-from lib import processes
+from lib.base import processes
 
 GIB = 2**30
 

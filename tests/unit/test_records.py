@@ -1,7 +1,7 @@
 import pytest
 
-from lib import records
-from lib.metrics import Estimate
+from lib.results import records
+from lib.stats.metrics import Estimate
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import datasets, refusals
-from lib.splice import summary
+from lib.interp import refusals
+from lib.texts import datasets
+from lib.sae.splice import summary
 
 
 @pytest.mark.parametrize(("response", "refused"), [

@@ -4,8 +4,9 @@ import pandas as pd
 import pytest
 import torch
 
-from lib import corpora, models, rollouts
-from lib.rollouts import Sampling
+from lib.model import models, rollouts
+from lib.texts import corpora
+from lib.model.rollouts import Sampling
 
 PROMPTS = [f"Write about ship number {i}" for i in range(7)]
 MODEL = {"model": "tiny", "revision": "r"}

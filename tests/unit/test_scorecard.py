@@ -4,8 +4,10 @@ import pandas as pd
 import pytest
 import yaml
 
-from lib import figures, graph, runner, scorecard
-from lib.files import ROOT
+from lib.base import build_graph
+from lib.results import figures, scorecard
+from lib.runs import runner
+from lib.base.files import ROOT
 
 CLAIM = {
     "title": "t", "claim": "a is above b", "where": "w", "paper": {"ood": 0.9}, "record": "05_x", "seeds": "05_x.seeds", "difference": "d",
@@ -90,12 +92,12 @@ def test_a_malformed_claim_is_named(tmp_path, change, message):
 def test_every_claim_of_the_paper_has_a_rule_and_a_notebook():
     claims = scorecard.load()
     assert list(claims) == [f"C{i}" for i in range(1, 14)]
-    names = {path.stem for path in graph.notebooks()}
+    names = {path.stem for path in build_graph.notebooks()}
     for claim in claims.values():
         assert claim["record"] in names
         assert set(claim["rule"]["direction only"]) != set(claim["rule"]["reproduced"])
         notebook, _, parameter = claim.get("seeds", "05_probing.seed").partition(".")
-        assert parameter in graph.parameters(graph.NOTEBOOKS / f"{notebook}.py")
+        assert parameter in build_graph.parameters(build_graph.NOTEBOOKS / f"{notebook}.py")
 
 
 def test_the_filters_match_the_committed_records():
@@ -148,13 +150,13 @@ def test_publishing_keeps_the_records(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="01_datasets.json is missing; run make reproduce PROFILE=mine first"):
         runner.publish("mine")
     (tmp_path / "runs" / "mine" / "results").mkdir(parents=True)
-    for path in graph.notebooks():
+    for path in build_graph.notebooks():
         (tmp_path / "runs" / "mine" / "results" / f"{path.stem}.json").write_text(json.dumps({"notebook": path.stem}))
     runner.publish("mine")
-    assert sorted(scorecard.committed(tmp_path / "records")["mine"]) == [path.stem for path in graph.notebooks()]
+    assert sorted(scorecard.committed(tmp_path / "records")["mine"]) == [path.stem for path in build_graph.notebooks()]
 
 
 def test_the_run_does_not_depend_on_the_records_it_makes():
-    text = graph.makefile("embedded")
+    text = build_graph.makefile("embedded")
     assert "data/records/public/05_probing.json" in text and "data/records/embedded" not in text
     assert isinstance(scorecard.table([]), pd.DataFrame)

@@ -1,7 +1,7 @@
 import pytest
 import transformers
 
-from lib import profiles, runner, sizing
+from lib.runs import profiles, runner, sizing
 
 
 def estimate(**values):

@@ -4,11 +4,11 @@ import pandas as pd
 import pytest
 import yaml
 
-from lib import sources
+from lib.texts import sources
 
 
 def test_embedded_sets_are_large_enough_and_have_both_forms():
-    from lib.datasets import is_question
+    from lib.texts.datasets import is_question
 
     base = sources.base_prompts("embedded")
     assert list(base.columns) == sources.BASE_COLUMNS

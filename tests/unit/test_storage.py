@@ -3,7 +3,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from lib import storage
+from lib.runs import storage
 
 
 @pytest.fixture(params=["memory://bucket", "folder"])

@@ -2,8 +2,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import stress
-from lib.sparse_probing import task
+from lib.probing import stress
+from lib.probing.on_saes import task
 
 ROWS, Y, GROUPS = np.arange(100, 160), np.arange(60) % 2, np.repeat(np.arange(20), 3)
 

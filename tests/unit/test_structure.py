@@ -1,6 +1,7 @@
 """The house style that a machine can hold: one-way imports, small modules, parameters as literals, short cells."""
 
 import ast
+import graphlib
 import re
 import subprocess
 
@@ -8,22 +9,40 @@ import jupytext
 import nbformat
 import pytest
 
-from lib import graph
-from lib.files import ROOT
+from lib.base import build_graph
+from lib.base.files import ROOT
 
-ORDER = re.findall(r"^(\w+)  +\w", (graph.LIB / "__init__.py").read_text(), flags=re.M)
-MODULES = sorted(graph.LIB.glob("[!_]*.py"))
-NOTEBOOKS = graph.notebooks()
-
-
-def test_the_package_page_lists_every_module():
-    assert sorted(ORDER) == [path.stem for path in MODULES]
+FLOORS = {"base": 0, "stats": 1, "texts": 2, "results": 2, "model": 3, "sae": 4, "probing": 5, "runs": 5, "interp": 6}  # of the house
+MODULES = sorted(build_graph.LIB.rglob("[!_]*.py"))
+NAMES = {path.relative_to(build_graph.LIB).with_suffix("").as_posix(): path for path in MODULES}
+NOTEBOOKS = build_graph.notebooks()
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
-def test_imports_point_one_way(path):
-    later = {name for name in graph.imported(path) if ORDER.index(name) >= ORDER.index(path.stem)}
-    assert not later, f"{path.stem} imports {later}, which stand at or after it in lib/__init__.py"
+def test_every_module_lies_in_a_package_whose_page_is_one_sentence():
+    assert {name.rpartition("/")[0] for name in NAMES} == set(FLOORS)
+    for package in FLOORS:
+        (statement,) = ast.parse((build_graph.LIB / package / "__init__.py").read_text()).body
+        assert re.fullmatch(r"[^\n]+\.", ast.literal_eval(statement.value))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_imports_point_one_way_between_packages(name):
+    """A package imports from packages on lower floors only."""
+    package = name.partition("/")[0]
+    others = {other for other in build_graph.imported(NAMES[name]) if other.partition("/")[0] != package}
+    upward = {other for other in others if FLOORS[other.partition("/")[0]] >= FLOORS[package]}
+    assert not upward, f"{name} imports {upward}, on the same floor or above it"
+
+
+def test_imports_point_one_way_between_modules():
+    graphlib.TopologicalSorter({name: build_graph.imported(path) for name, path in NAMES.items()}).prepare()  # raises CycleError
+
+
+def test_an_import_of_a_package_only_is_refused(tmp_path):
+    source = tmp_path / "wrong.py"
+    source.write_text("from lib import stats\n")
+    with pytest.raises(ValueError, match="no modules of a package"):
+        build_graph.imported(source)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
@@ -55,8 +74,8 @@ def test_notebooks_are_short_cells_without_functions(path):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_parameters_are_literals_and_a_name_means_the_same_everywhere(path):
-    defaults = {name: value for other in NOTEBOOKS for name, value in graph.parameters(other).items()}
-    for name, value in graph.parameters(path).items():
+    defaults = {name: value for other in NOTEBOOKS for name, value in build_graph.parameters(other).items()}
+    for name, value in build_graph.parameters(path).items():
         assert defaults[name] == value, f"{name} has two defaults"
 
 

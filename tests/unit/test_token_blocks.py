@@ -3,10 +3,11 @@ import dataclasses
 import pytest
 import torch
 
-from lib import activations, models, sae_training, stores, token_blocks
-from lib import sae as saes
-from lib.recipes import Recipe
-from lib.token_blocks import Blocks
+from lib.model import activations, models, shards as stores
+from lib.sae import token_blocks, training
+from lib.sae import folders
+from lib.sae.recipes import Recipe
+from lib.sae.token_blocks import Blocks
 
 TEXTS = [f"passage {i} tells of {w} and of the sea, the {w} and the ship" for i, w in enumerate(["apples", "pears", "saws", "drills", "birds"] * 12)]
 
@@ -61,9 +62,9 @@ def test_training_from_the_stream_equals_training_from_disk(gemma, tiny_gemma, t
     store = activations.harvest_tokens(gemma, identity, "hash", ids, 1, tmp_path, special=False, shuffle_seed=0, shard_tokens=200)
     assert token_blocks.counts(store) == shards.counts and len(shards.counts) > 5
     assert token_blocks.parameters(store) == shards.parameters
-    held = sae_training.held_out_store(reader, TEXTS[:5], 1, tmp_path, 0, 0)
+    held = training.held_out_store(reader, TEXTS[:5], 1, tmp_path, 0, 0)
     recipe = Recipe(d_sae=64, target_l0=4, tokens=4000, batch_tokens=200)
-    found = [saes.load(sae_training.train(recipe, source, held, tmp_path / name, progress=False, buffer_tokens=buffer_tokens))
+    found = [folders.load(training.train(recipe, source, held, tmp_path / name, progress=False, buffer_tokens=buffer_tokens))
              for name, source in (("disk", store), ("stream", shards))]  # fmt: skip
     for name, tensor in found[0].state_dict().items():
         assert torch.equal(tensor, found[1].state_dict()[name]), name
@@ -76,7 +77,7 @@ def test_an_unfinished_store_and_an_unknown_kind_are_named(tmp_path, tiny_gemma)
     with pytest.raises(ValueError, match="has 2 of 3 shards"):
         Blocks([folder])
     with pytest.raises(ValueError, match="unknown store 'ram'; allowed are"):
-        sae_training.token_store(models.Reader(str(tiny_gemma), store="ram"), TEXTS, 1, tmp_path, 0, 0)
+        training.token_store(models.Reader(str(tiny_gemma), store="ram"), TEXTS, 1, tmp_path, 0, 0)
 
 
 def test_a_recipe_needs_room_on_the_device(tmp_path, monkeypatch):
@@ -85,7 +86,7 @@ def test_a_recipe_needs_room_on_the_device(tmp_path, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(sae_training, "make_trainer", full)
+    monkeypatch.setattr(training, "make_trainer", full)
     recipe = dataclasses.replace(Recipe(), d_sae=32, target_l0=4, tokens=1000, batch_tokens=100)
     with pytest.raises(ValueError, match="the memory of cpu does not suffice for d_sae 32 with batches of 100 tokens"):
-        sae_training.train(recipe, folder, folder, tmp_path / "saes", progress=False)
+        training.train(recipe, folder, folder, tmp_path / "saes", progress=False)

@@ -1,0 +1,1 @@
+"""Files, processes, workers and the dependency graph: what every other package stands on."""

@@ -1,0 +1,124 @@
+"""Which file makes which: the dependency graph of the notebooks, read from their sources, as a makefile.
+
+A notebook depends on its own ``.py``, the profile, the modules of ``lib`` that it imports (and those that they
+import), the shipped data that these read, and the products of the notebooks whose records it reads. Standard
+library only; run as ``python -m lib.base.build_graph PROFILE``.
+"""
+
+import ast
+import hashlib
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOKS = ROOT / "notebooks"
+LIB = ROOT / "lib"
+SHIPPED = {  # module -> shipped files that it reads
+    "texts/sources": ["data/sources.yaml", "data/prompts/*.csv"],
+    "texts/datasets": ["data/prompts/templates.yaml"],
+    "sae/finetuning": ["data/pretrained/*/sae_weights.safetensors"],
+    "interp/cards": ["lib/results/templates/cards.html"],
+    "results/scorecard": ["data/claims.yaml", "data/records/*/*.json"],
+}
+
+
+def text_hash(text: str) -> str:
+    """SHA-256 of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def notebooks() -> list[Path]:
+    """The numbered notebooks' ``.py`` files, in order."""
+    return sorted(NOTEBOOKS.glob("[0-9][0-9]_*.py"))
+
+
+def parameters(notebook: Path) -> dict[str, Any]:
+    """Names and defaults of a notebook's ``parameters`` cell.
+
+    Raises:
+        ValueError: no such cell, or a default that is not a literal.
+    """
+    cells = notebook.read_text(encoding="utf-8").split("\n# %%")
+    cell = next((cell for cell in cells if cell.split("\n", 1)[0].strip() == 'tags=["parameters"]'), None)
+    if cell is None:
+        raise ValueError(f"{notebook.name} has no cell tagged parameters")
+    found = {}
+    for statement in ast.parse(cell.split("\n", 1)[1]).body:
+        if not (isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name)):
+            raise ValueError(f"{notebook.name}: {ast.unparse(statement)!r} in the parameters cell is no assignment")
+        try:
+            found[statement.targets[0].id] = ast.literal_eval(statement.value)
+        except ValueError as error:
+            raise ValueError(f"{notebook.name}: parameter {ast.unparse(statement)!r} is not a literal") from error
+    return found
+
+
+def imported(source: Path) -> set[str]:
+    """Modules of ``lib`` that a file imports itself, as ``package/module``.
+
+    Raises:
+        ValueError: an import that names a package only, from which no module can be read off.
+    """
+    dotted: set[str] = set()
+    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "lib":
+            dotted.update(f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import):
+            dotted.update(alias.name for alias in node.names if alias.name.startswith("lib."))
+    modules = {"/".join(name.split(".")[1:3]) for name in dotted}
+    unknown = sorted(name for name in modules if not (LIB / f"{name}.py").exists())
+    if unknown:
+        raise ValueError(f"{source.name} imports {unknown}, which are no modules of a package of lib")
+    return modules
+
+
+def modules(source: Path) -> list[str]:
+    """Modules of ``lib`` that a file imports, directly or through others."""
+    used: set[str] = set()
+    todo = imported(source)
+    while todo:
+        name = todo.pop()
+        used.add(name)
+        todo |= imported(LIB / f"{name}.py") - used
+    return sorted(used)
+
+
+def upstream(notebook: Path) -> list[str]:
+    """Notebooks whose record this one reads: ``records.read(run, "NN_name")`` or ``records.output(run, …)``."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(notebook.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("records.read", "records.output"):
+            names.add(ast.literal_eval(node.args[1]))
+    return sorted(names)
+
+
+def sources(notebook: Path) -> list[str]:
+    """Files that decide what a notebook does, beside its parameters: itself, the modules that it uses, the shipped data they read."""
+    used = modules(notebook)
+    shipped = [path for name in used for pattern in SHIPPED.get(name, []) for path in sorted(ROOT.glob(pattern))]
+    return [f"notebooks/{notebook.name}", *(f"lib/{name}.py" for name in used), *(path.relative_to(ROOT).as_posix() for path in shipped)]
+
+
+def makefile(profile: str) -> str:
+    """The rules of one profile; needs the make variables PYTHON and PROFILE_FILE."""
+    run = f"data/runs/{profile}"
+    targets = [f"{run}/notebooks/{notebook.stem}.ipynb" for notebook in notebooks()]
+    lines = [".DELETE_ON_ERROR:", f"all: {' '.join(targets)}"]
+    for notebook, target in zip(notebooks(), targets, strict=True):
+        needs = [path for path in sources(notebook) if not path.startswith(f"data/records/{profile}/")]  # this run makes those
+        needs += ["$(PROFILE_FILE)"]
+        needs += [f"{run}/results/{name}.outputs" for name in upstream(notebook)]
+        product = f"{run}/results/{notebook.stem}.outputs"
+        lines += [
+            f"{target}: {' '.join(needs)}",
+            f"\t$(PYTHON) -m lib.runs.runner {notebook.stem} --profile $(PROFILE_FILE)",
+            # the product keeps its time stamp if nothing in it changed: then what reads it need not run
+            f"{product}: {target}",
+            f"\t@test -e $@ || {{ echo '$@ is missing: make clean PROFILE={profile}, then make reproduce'; exit 1; }}",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(makefile(sys.argv[1]))

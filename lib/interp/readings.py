@@ -1,0 +1,96 @@
+"""Texts as the model reads them: each token's characters, and where every unit has its largest value.
+
+Units are SAE latents, or coordinates of the residual stream. Special tokens are left out.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import scipy.sparse
+import torch
+from jaxtyping import Bool, Float, Int
+from sae_lens import SAE
+from transformer_lens.model_bridge import TransformerBridge
+
+from lib.model.activations import prompt_tokens
+from lib.texts.artefacts import Spans
+from lib.interp.examples import Sequences, token_texts
+from lib.sae.latents import active_entries
+from lib.model.models import seeing, special_ids, token_offsets, tokenise
+
+Matrix = scipy.sparse.csr_matrix | np.ndarray
+
+
+class Reading(NamedTuple):
+    """Texts as the model reads them, without special tokens: ``offsets`` are a token's first and last character."""
+
+    texts: list[str]
+    starts: Int[np.ndarray, " texts_plus_1"]
+    offsets: Int[np.ndarray, "tokens 2"]
+    activations: Float[np.ndarray, "tokens d_model"]
+    ids: Int[np.ndarray, " tokens"]
+
+
+def read(bridge: TransformerBridge, model: dict[str, str], texts: list[str], layer: int, parent: Path) -> Reading:
+    """Token activations of texts with the characters that each token stands for; of a text beyond the context the end is read.
+
+    Raises:
+        ValueError: a text without any token.
+    """
+    flat = np.concatenate(tokenise(bridge, texts))
+    stored = seeing(bridge, torch.from_numpy(flat)).numpy()
+    tokens = prompt_tokens(bridge, model, texts, layer, parent)
+    flat, places = flat[stored], np.concatenate(token_offsets(bridge, texts))[stored]
+    kept = ~np.isin(flat, special_ids(bridge).numpy())
+    counts = np.add.reduceat(kept, tokens.starts[:-1].numpy())
+    if (counts == 0).any():
+        raise ValueError(f"a text has no token that is not special: {texts[int(np.argmin(counts))][:80]!r}")
+    return Reading(texts, np.r_[0, counts.cumsum()], places[kept], tokens.activations.float().numpy()[kept], flat[kept])
+
+
+def sequences(reading: Reading, bridge: TransformerBridge, chosen: Int[np.ndarray, " chosen"]) -> Sequences:
+    """The chosen texts as sequences for explanations and cards; every second one is set apart for scoring."""
+    tokens = np.concatenate([np.arange(reading.starts[i], reading.starts[i + 1]) for i in chosen])
+    starts = np.r_[0, np.diff(reading.starts)[chosen].cumsum()]
+    words = token_texts(bridge.tokenizer, reading.ids[tokens].tolist())
+    return Sequences(words, starts, np.arange(len(chosen)) % 2 == 1, reading.activations[tokens])
+
+
+class Peaks(NamedTuple):
+    """Largest value of every unit over each text's tokens, and the token (index into the reading) that has it."""
+
+    value: Matrix
+    token: Matrix
+
+
+@torch.inference_mode()
+def latent_peaks(sae: SAE, reading: Reading) -> Peaks:
+    """Peaks of SAE latents, sparse; ``token`` is counted from 1, so that 0 stands for a latent that does not fire."""
+    flat, values = active_entries(sae, torch.from_numpy(reading.activations))
+    token, latent = np.divmod(flat, sae.cfg.d_sae)
+    prompt = np.searchsorted(reading.starts, token, side="right") - 1
+    order = np.lexsort((-token, values, latent, prompt))  # of equal values the first token
+    last = np.flatnonzero(np.diff(prompt[order] * sae.cfg.d_sae + latent[order], append=-1) != 0)
+    chosen = order[last]
+    where, shape = (prompt[chosen], latent[chosen]), (len(reading.texts), sae.cfg.d_sae)
+    return Peaks(*(scipy.sparse.csr_matrix((data[chosen], where), shape=shape) for data in (values, token + 1)))
+
+
+def coordinate_peaks(reading: Reading) -> Peaks:
+    """Peaks of the residual stream's coordinates and, as many again, of their negatives."""
+    signed = np.concatenate([reading.activations, -reading.activations], axis=1)
+    parts = [signed[first:last] for first, last in zip(reading.starts[:-1], reading.starts[1:], strict=True)]
+    token = np.stack([part.argmax(0) for part in parts]) + reading.starts[:-1, None] + 1
+    return Peaks(np.stack([part.max(0) for part in parts]), token)
+
+
+def inside(reading: Reading, spans: list[Spans]) -> Bool[np.ndarray, " tokens"]:
+    """Whether each token overlaps one of its text's spans of characters."""
+    of = np.repeat(np.arange(len(reading.texts)), np.diff(reading.starts))
+    return np.array([any(low < end and start < high for low, high in spans[text]) for text, (start, end) in zip(of, reading.offsets, strict=True)], dtype=bool)
+
+
+def token_means(reading: Reading) -> Float[np.ndarray, "texts d_model"]:
+    """Mean activation over each text's tokens."""
+    return np.add.reduceat(reading.activations, reading.starts[:-1]) / np.diff(reading.starts)[:, None]

@@ -1,0 +1,1 @@
+"""Language models, their chat templates and their activations (notebook 02)."""

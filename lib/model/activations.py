@@ -1,0 +1,294 @@
+"""Residual-stream activations: pooled per prompt for probing, per token for SAE training and token probes.
+
+Padded positions never count. Results are stores (see ``lib.model.shards``): resumable, checksummed.
+"""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from lib.model.forward import run
+from lib.model.models import check_layers, fixed_position, resid_post, seeing, special_ids, tokenise
+from lib.model.shards import Shard, build, build_together, read_all, read_manifest, store_path
+
+POOLINGS = ("max", "mean", "fixed")
+SHARD_TOKENS = 65_536
+STORED = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def pool(
+    resid: Float[Tensor, "batch pos d_model"], mask: Bool[Tensor, "batch pos"], pooling: str, fixed: int = -1
+) -> Float[Tensor, "batch d_model"]:
+    """Aggregate over a prompt's own tokens: per-coordinate max, mean, or the fixed position.
+
+    The fixed position is counted from the end of the prompt, on whichever side it is padded: its last token (MiniLM: the
+    closing [SEP]), or ``models.fixed_position`` of a chat model.
+
+    Raises:
+        ValueError: unknown pooling.
+    """
+    if pooling == "max":
+        return resid.masked_fill(~mask[..., None], -torch.inf).amax(1)
+    if pooling == "mean":
+        weights = mask.to(resid.dtype)[..., None]
+        return (resid * weights).sum(1) / weights.sum(1)
+    if pooling == "fixed":
+        last = torch.arange(mask.shape[1], device=mask.device).masked_fill(~mask, -1).amax(1)
+        position = (last + 1 + fixed).clamp(min=0)
+        return resid[torch.arange(len(resid), device=resid.device), position]
+    raise ValueError(f"unknown pooling {pooling!r}; allowed are {POOLINGS}")
+
+
+def texts_hash(texts: list[str]) -> str:
+    """SHA-256 of a list of texts, their order included."""
+    return hashlib.sha256("\x00".join(texts).encode()).hexdigest()
+
+
+class _PooledShard:
+    """Collects the pooled residual stream of the prompts ``chunk``."""
+
+    def __init__(self, bridge: TransformerBridge, token_ids: list[list[int]], chunk: list[int], layers: list[int], poolings: tuple[str, ...]):
+        self.layers, self.poolings, self.fixed = layers, poolings, fixed_position(bridge)
+        names = [f"resid_post.{layer}.{pooling}" for layer in layers for pooling in poolings]
+        self.out = {name: torch.empty(len(chunk), bridge.cfg.d_model) for name in names}
+        self.out |= {f"norm.{layer}": torch.empty(len(chunk)) for layer in layers}
+        self.out |= {"index": torch.tensor(chunk), "length": torch.tensor([len(token_ids[i]) for i in chunk])}
+
+    def add(self, rows: list[int], mask: Tensor, resid: dict[int, Tensor]) -> None:
+        """What ``lib.model.forward.run`` yields: rows of the chunk, the tokens that count, and the layers' residual streams."""
+        for layer in self.layers:
+            values = resid[layer].float()  # sums in bfloat16 keep three digits
+            for pooling in self.poolings:
+                self.out[f"resid_post.{layer}.{pooling}"][rows] = pool(values, mask, pooling, self.fixed).cpu()
+            self.out[f"norm.{layer}"][rows] = pool(values.norm(dim=-1, keepdim=True), mask, "mean")[:, 0].cpu()
+
+    def shard(self) -> Shard:
+        """The whole chunk's, once all its rows were added."""
+        return self.out
+
+
+class _TokenShard:
+    """Collects every token of the sequences ``chunk`` at one layer."""
+
+    def __init__(self, token_ids: list[list[int]], chunk: list[int], layer: int, dtype: str):
+        self.token_ids, self.chunk, self.layers, self.dtype = token_ids, torch.as_tensor(chunk), [layer], STORED[dtype]
+        self.parts: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def add(self, rows: list[int], mask: Tensor, resid: dict[int, Tensor]) -> None:
+        """See ``_PooledShard.add``."""
+        sequence, position = torch.nonzero(mask.cpu(), as_tuple=True)
+        self.parts.append((self.chunk[rows][sequence], position, resid[self.layers[0]][mask].to(self.dtype).cpu()))
+
+    def shard(self) -> Shard:
+        """See ``_PooledShard.shard``; tokens in the order of the batches."""
+        sequence, position, values = (torch.cat(column) for column in zip(*self.parts, strict=True))
+        token_id = torch.tensor([self.token_ids[s][p] for s, p in zip(sequence.tolist(), position.tolist(), strict=True)])
+        return {"activations": values, "sequence": sequence, "position": position, "token_id": token_id}
+
+
+def _collected(bridge: TransformerBridge, token_ids: list[list[int]], chunk: list[int], parts: list[Any]) -> list[Shard]:
+    """The shard of each of ``parts``, from one forward pass over the sequences ``chunk``."""
+    for batch in run(bridge, [token_ids[i] for i in chunk], sorted({layer for part in parts for layer in part.layers})):
+        for part in parts:
+            part.add(*batch)
+    return [part.shard() for part in parts]
+
+
+def _harvest_prompts(
+    bridge: TransformerBridge, model: dict[str, str], texts: list[str], parent: Path, shard_tokens: int,
+    layers: list[int], poolings: tuple[str, ...], token_layer: int | None,
+) -> list[Path]:  # fmt: skip
+    """The stores of pooled activations (unless ``layers`` is empty) and of every token at ``token_layer`` (unless None), from one
+    forward pass where both are wanting; prompts of like length share a shard."""
+    if not texts:
+        raise ValueError("nothing to harvest: there are no texts")
+    token_ids, dtype = tokenise(bridge, texts), _stored_dtype(bridge)
+    chunks = _by_tokens(np.array(sorted(range(len(texts)), key=lambda i: (len(token_ids[i]), i))), token_ids, shard_tokens)
+    common = model | {"texts": texts_hash(texts), "shard_tokens": shard_tokens}
+    stores: dict[Path, tuple[dict[str, Any], Callable[[list[int]], Any]]] = {}
+    if layers:
+        parameters = common | {"kind": "pooled", "layers": layers, "poolings": list(poolings), "dtype": "float32"}
+        stores[store_path(parent, "pooled", parameters)] = parameters, lambda chunk: _PooledShard(bridge, token_ids, chunk, layers, poolings)
+    if token_layer is not None:
+        check_layers(bridge, [token_layer])
+        parameters = common | {"kind": "prompt tokens", "layer": token_layer, "hook_name": resid_post(token_layer), "dtype": dtype}
+        stores[store_path(parent, "tokens", parameters)] = parameters, lambda chunk: _TokenShard(token_ids, chunk, token_layer, dtype)
+
+    def make(i: int, folders: list[Path]) -> list[Shard]:
+        return _collected(bridge, token_ids, chunks[i], [stores[folder][1](chunks[i]) for folder in folders])
+
+    build_together({folder: parameters for folder, (parameters, _) in stores.items()}, len(chunks), make, unit="shard")
+    return list(stores)
+
+
+def harvest_pooled(
+    bridge: TransformerBridge, model: dict[str, str], texts: list[str], layers: list[int], parent: Path,
+    poolings: tuple[str, ...] = POOLINGS, shard_tokens: int = SHARD_TOKENS, token_layer: int | None = None,
+) -> Path:  # fmt: skip
+    """Store the pooled residual stream of every text after every layer; returns the store's folder.
+
+    ``model`` is ``lib.model.models.identity``. A shard holds ``index``, ``length`` (tokens), per layer and
+    pooling ``resid_post.<layer>.<pooling>`` (prompts, d_model) in float32, and per layer ``norm.<layer>``, the mean
+    L2 norm of a prompt's tokens. The same pass stores what :func:`prompt_tokens` reads at ``token_layer``.
+
+    Raises:
+        ValueError: a layer out of range, an unknown pooling, or a damaged store.
+    """
+    layers = check_layers(bridge, layers)
+    return _harvest_prompts(bridge, model, texts, parent, shard_tokens, layers, poolings, token_layer)[0]
+
+
+class TokenShards(NamedTuple):
+    """The shards of a token store, before they are made: what decides them, tokens in each, and how to make one."""
+
+    parameters: dict[str, Any]
+    counts: list[int]
+    make: Callable[[int], Shard]
+
+
+def token_shards(
+    bridge: TransformerBridge, model: dict[str, str], texts_sha256: str, token_ids: list[list[int]], layer: int, special: bool,
+    shuffle_seed: int | None = None, shard_tokens: int = SHARD_TOKENS, dtype: str | None = None,
+) -> TokenShards:  # fmt: skip
+    """The residual stream of every token after one layer, in shards.
+
+    A shard holds ``activations`` (tokens, d_model), ``sequence`` (index into ``token_ids``), ``position`` and
+    ``token_id``. For SAE training ``special=False`` leaves special tokens out, and ``shuffle_seed`` shuffles the
+    sequences over the shards and the tokens within a shard; for probing, rows stay in order. A causal model's BOS is never
+    stored (see ``models.seeing``). ``dtype`` is bfloat16 for a model in bfloat16, whose range float16 lacks, else float16.
+
+    Raises:
+        ValueError: layer out of range, nothing to store, or unknown dtype.
+    """
+    check_layers(bridge, [layer])
+    dtype = dtype or _stored_dtype(bridge)
+    if not token_ids or dtype not in STORED:
+        raise ValueError(f"nothing to harvest: {len(token_ids)} texts, dtype {dtype!r} (allowed {sorted(STORED)})")
+    order = np.arange(len(token_ids))
+    if shuffle_seed is not None:
+        order = np.random.default_rng(shuffle_seed).permutation(order)
+    chunks = _by_tokens(order, token_ids, shard_tokens)
+    left_out = torch.tensor([], dtype=torch.long) if special else special_ids(bridge)
+    parameters = model | {"kind": "tokens", "layer": layer, "hook_name": resid_post(layer), "dtype": dtype,
+                          "texts": texts_sha256, "n_sequences": len(token_ids), "special": special,
+                          "shuffle_seed": shuffle_seed, "shard_tokens": shard_tokens}  # fmt: skip
+
+    def kept(ids: Tensor) -> Tensor:
+        return ~torch.isin(ids, left_out) & seeing(bridge, ids)
+
+    def make(i: int) -> Shard:
+        (shard,) = _collected(bridge, token_ids, chunks[i], [_TokenShard(token_ids, chunks[i], layer, dtype)])
+        wanted = kept(shard["token_id"])
+        rows = _row_order(shard["sequence"][wanted], shard["position"][wanted], shuffle_seed, i)
+        return {name: tensor[wanted][rows] for name, tensor in shard.items()}
+
+    counts = [int(kept(torch.tensor([token for j in chunk for token in token_ids[j]])).sum()) for chunk in chunks]
+    return TokenShards(parameters, counts, make)
+
+
+def harvest_tokens(
+    bridge: TransformerBridge, model: dict[str, str], texts_sha256: str, token_ids: list[list[int]], layer: int, parent: Path,
+    special: bool, **options: Any,
+) -> Path:  # fmt: skip
+    """Store :func:`token_shards`, with the same ``options``; returns the store's folder.
+
+    Raises:
+        ValueError: see :func:`token_shards`, or a damaged store.
+    """
+    shards = token_shards(bridge, model, texts_sha256, token_ids, layer, special, **options)
+    return build(store_path(parent, "tokens", shards.parameters), shards.parameters, len(shards.counts), shards.make, unit="shard")
+
+
+def _stored_dtype(bridge: TransformerBridge) -> str:
+    return "bfloat16" if bridge.original_model.dtype == torch.bfloat16 else "float16"
+
+
+def _row_order(sequence: Tensor, position: Tensor, shuffle_seed: int | None, shard: int) -> Tensor:
+    if shuffle_seed is None:
+        return torch.from_numpy(np.lexsort((position.numpy(), sequence.numpy())))
+    return torch.from_numpy(np.random.default_rng([shuffle_seed, shard]).permutation(len(sequence)))
+
+
+def _by_tokens(order: np.ndarray, token_ids: list[list[int]], shard_tokens: int) -> list[list[int]]:
+    ends = np.cumsum([len(token_ids[i]) for i in order])
+    shard_of = (ends - 1) // shard_tokens
+    return [order[shard_of == shard].tolist() for shard in np.unique(shard_of)]
+
+
+def load_pooled(folder: Path) -> dict[tuple[int, str], Float[np.ndarray, "prompts d_model"]]:
+    """A pooled store as (layer, pooling) -> activations in the order of the harvested texts.
+
+    Raises:
+        ValueError: the store is unfinished or damaged.
+    """
+    parameters = read_manifest(folder)["parameters"]
+    shards = read_all(folder)
+    rows = torch.argsort(torch.cat([shard["index"] for shard in shards]))
+    return {
+        (layer, pooling): torch.cat([shard[f"resid_post.{layer}.{pooling}"] for shard in shards])[rows].numpy()
+        for layer in parameters["layers"]
+        for pooling in parameters["poolings"]
+    }
+
+
+def at_layer(
+    pooled: dict[tuple[int, str], Float[np.ndarray, "prompts d_model"]], layer: int
+) -> dict[str, Float[np.ndarray, "prompts d_model"]]:
+    """One layer of a loaded pooled store, by pooling.
+
+    Raises:
+        ValueError: that layer was not harvested.
+    """
+    found = {pooling: x for (of, pooling), x in pooled.items() if of == layer}
+    if not found:
+        raise ValueError(f"layer {layer} was not harvested, only {sorted({of for of, _ in pooled})}; add it to layers, or use SAEs of another layer")
+    return found
+
+
+def describe(folder: Path) -> pd.DataFrame:
+    """A row per shard of a pooled store: mean length (tokens), tokens per second, mean token norm by layer."""
+    manifest, rows = read_manifest(folder), []
+    for shard, seconds in zip(read_all(folder), manifest["seconds"].values(), strict=True):
+        length = shard["length"].float()
+        norms = {f"norm.{layer}": shard[f"norm.{layer}"].numpy() for layer in manifest["parameters"]["layers"]}
+        rows.append({"length": length.mean().item(), "tokens": int(length.sum()), "seconds": seconds} | norms)
+    return pd.DataFrame(rows).assign(tokens_per_s=lambda t: t["tokens"] / t["seconds"])
+
+
+class PromptTokens(NamedTuple):
+    """Token activations of prompts: ``activations[starts[i]:starts[i + 1]]`` belongs to prompt ``i``."""
+
+    activations: Float[Tensor, "tokens d_model"]
+    starts: Int[Tensor, " prompts_plus_1"]
+    fixed: int = -1  # the fixed position, counted from a prompt's end
+
+
+def load_prompt_tokens(folder: Path, fixed: int = -1) -> PromptTokens:
+    """All tokens of a token store, grouped by prompt."""
+    shards = read_all(folder)
+    sequence, position = (torch.cat([shard[name] for shard in shards]) for name in ("sequence", "position"))
+    order = torch.argsort(sequence, stable=True)
+    if ((sequence[order].diff() == 0) & (position[order].diff() <= 0)).any():
+        raise ValueError(f"{folder} is shuffled (a training store); prompts need a store without shuffle_seed")
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order))
+    activations = torch.empty(len(order), shards[0]["activations"].shape[1], dtype=shards[0]["activations"].dtype)
+    for part, shard in zip(place.split([len(shard["sequence"]) for shard in shards]), shards, strict=True):
+        activations[part] = shard["activations"]
+    counts = torch.bincount(sequence)
+    starts = torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)])
+    return PromptTokens(activations, starts, fixed)
+
+
+def prompt_tokens(bridge: TransformerBridge, model: dict[str, str], texts: list[str], layer: int, parent: Path) -> PromptTokens:
+    """Harvest (or find) the activations of every token of the prompts at one layer, special tokens included."""
+    (store,) = _harvest_prompts(bridge, model, texts, parent, SHARD_TOKENS, [], (), layer)
+    return load_prompt_tokens(store, fixed_position(bridge))

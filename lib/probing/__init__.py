@@ -1,0 +1,1 @@
+"""Dense and k-sparse probes, and their stress tests (notebooks 05 and 08)."""

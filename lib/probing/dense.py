@@ -1,0 +1,157 @@
+"""Dense probes on the residual stream and the lexical baseline. Everything is fitted on the training split only."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, GroupKFold, GroupShuffleSplit
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+from lib.base import processes
+from lib.model.activations import PromptTokens
+from lib.model.forward import batches
+from lib.stats.metrics import auroc
+
+C_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+N_FOLDS = 4
+
+
+def search(pipeline: Pipeline, y: Int[np.ndarray, " rows"], groups: np.ndarray, c_grid: tuple[float, ...]) -> GridSearchCV:
+    """Search for C by cross-validated AUROC in folds that keep a base prompt's variants together.
+
+    Raises:
+        ValueError: fewer groups than folds, or a fold in which a class is missing.
+    """
+    n_groups = len(np.unique(groups))
+    if n_groups < 2 * N_FOLDS or len(np.unique(y)) < 2:
+        raise ValueError(f"{n_groups} base prompts with labels {np.unique(y)} are too few for {N_FOLDS} folds of both classes")
+    folds = list(GroupKFold(N_FOLDS, shuffle=True, random_state=0).split(y, y, groups))
+    if any(len(np.unique(y[part])) < 2 for fold in folds for part in fold):
+        raise ValueError(f"a class is missing in one of {N_FOLDS} folds over base prompts; give more prompts of it")
+    grid = {"logisticregression__C": list(c_grid)}
+    return GridSearchCV(pipeline, grid, scoring="roc_auc", cv=folds, n_jobs=processes.count(N_FOLDS * len(c_grid)))
+
+
+def fit_logistic(
+    x: Float[np.ndarray, "rows d"], y: Int[np.ndarray, " rows"], groups: np.ndarray, c_grid: tuple[float, ...] = C_GRID
+) -> GridSearchCV:
+    """Logistic regression with an L2 penalty on standardised activations.
+
+    Minimises Σ log(1 + exp(−ỹᵢ (w·zᵢ + b))) + ‖w‖² / 2C with zᵢ the standardised xᵢ and ỹᵢ = ±1; scaling is part
+    of each fold. ``decision_function`` gives scores, ``best_params_`` the chosen C.
+    """
+    pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+    return search(pipeline, y, groups, c_grid).fit(x, y)
+
+
+def fit_tfidf(texts: list[str], y: Int[np.ndarray, " rows"], groups: np.ndarray) -> GridSearchCV:
+    """Lexical baseline: logistic regression on TF-IDF of word 1- and 2-grams."""
+    vectors = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
+    pipeline = make_pipeline(vectors, LogisticRegression(max_iter=2000))
+    return search(pipeline, y, groups, (1e-1, 1.0, 1e1, 1e2)).fit(texts, y)
+
+
+def mean_difference(x: Float[np.ndarray, "rows d"], y: Int[np.ndarray, " rows"]) -> Float[np.ndarray, " d"]:
+    """Unit direction of the difference of class means, (μ₁ − μ₀) / ‖μ₁ − μ₀‖; the score of a row is x·w."""
+    direction = x[y == 1].mean(0) - x[y == 0].mean(0)
+    return direction / np.linalg.norm(direction)
+
+
+class AttentionProbe(NamedTuple):
+    """One attention head over a prompt's tokens: score = Σₜ softmaxₜ(q·zₜ) (v·zₜ) + b, z the standardised tokens.
+
+    The form of the attention probes of Kantamneni et al. (arXiv 2502.16681), one head.
+    """
+
+    mean: Float[Tensor, " d_model"]
+    scale: Float[Tensor, " d_model"]
+    query: Float[Tensor, " d_model"]
+    value: Float[Tensor, " d_model"]
+    bias: Float[Tensor, ""]
+
+    def score(self, tokens: PromptTokens, prompts: Int[np.ndarray, " rows"]) -> Float[np.ndarray, " rows"]:
+        """Scores of the given prompts."""
+        out = np.empty(len(prompts), dtype=np.float32)
+        with torch.inference_mode():
+            for rows, z, mask in _token_batches(tokens, prompts, self.mean, self.scale):
+                out[rows] = _attend(z, mask, self.query, self.value, self.bias).numpy()
+        return out
+
+
+def _attend(z: Tensor, mask: Tensor, query: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+    weights = (z @ query).masked_fill(~mask, -torch.inf).softmax(-1)
+    return (weights * (z @ value)).sum(-1) + bias
+
+
+def _token_batches(tokens: PromptTokens, prompts: np.ndarray, mean: Tensor, scale: Tensor, batch_tokens: int = 16_384):
+    """Yield (positions in ``prompts``, standardised padded tokens, mask), bucketed by length."""
+    length = (tokens.starts[1:] - tokens.starts[:-1])[torch.tensor(prompts)]
+    order = torch.argsort(length, stable=True)
+    for batch in batches(length[order].tolist(), batch_tokens):
+        rows = order[batch].numpy()
+        parts = [tokens.activations[tokens.starts[p] : tokens.starts[p + 1]].float() for p in prompts[rows]]
+        z = (torch.nn.utils.rnn.pad_sequence(parts, batch_first=True) - mean) / scale
+        mask = torch.arange(z.shape[1])[None] < length[rows][:, None]
+        yield rows, z, mask
+
+
+def fit_attention(
+    tokens: PromptTokens,
+    prompts: Int[np.ndarray, " rows"],
+    y: Int[np.ndarray, " rows"],
+    groups: np.ndarray,
+    seed: int,
+    weight_decays: tuple[float, ...] = (1e-3, 1e-1),
+    epochs: int = 12,
+    lr: float = 3e-3,
+) -> AttentionProbe:
+    """Train the attention probe with AdamW; weight decay and number of epochs by AUROC on held-out training prompts.
+
+    A fifth of the base prompts of the training split is held out for that choice, then the probe is trained anew
+    on all of them.
+    """
+    inner, held = next(GroupShuffleSplit(1, test_size=0.2, random_state=seed).split(y, y, groups))
+    scores = {}
+    for decay in weight_decays:
+        for epoch, probe in enumerate(_train_attention(tokens, prompts[inner], y[inner], seed, decay, epochs, lr), 1):
+            held_scores = probe.score(tokens, prompts[held])
+            scores[decay, epoch] = auroc(y[held], held_scores, np.ones((1, len(held))))[0]
+    decay, epoch = max(scores, key=scores.get)
+    return list(_train_attention(tokens, prompts, y, seed, decay, epoch, lr))[-1]
+
+
+def _train_attention(tokens, prompts, y, seed, decay, epochs, lr):
+    """Yield the probe after each epoch."""
+    rows = torch.cat([torch.arange(tokens.starts[p], tokens.starts[p + 1]) for p in prompts])
+    sample = tokens.activations[rows].float()
+    mean, scale = sample.mean(0), sample.std(0) + 1e-6
+    generator = torch.Generator().manual_seed(seed)
+    query = (0.01 * torch.randn(len(mean), generator=generator)).requires_grad_()
+    value, bias = torch.zeros_like(mean, requires_grad=True), torch.zeros((), requires_grad=True)
+    optimizer = torch.optim.AdamW([query, value, bias], lr=lr, weight_decay=decay)
+    target = torch.as_tensor(y, dtype=torch.float32)
+    data = list(_token_batches(tokens, prompts, mean, scale, batch_tokens=8_192))
+    for _ in range(epochs):
+        for i in torch.randperm(len(data), generator=generator).tolist():
+            batch, z, mask = data[i]
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(_attend(z, mask, query, value, bias), target[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        yield AttentionProbe(mean, scale, *(p.detach().clone() for p in (query, value, bias)))
+
+
+def projection_plane(
+    x: Float[np.ndarray, "rows d"], y: Int[np.ndarray, " rows"]
+) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, "2 d"]]:
+    """Mean of ``x``, and two orthonormal rows: the mean-difference direction and the first principal component beside it."""
+    mean, direction = x.mean(0), mean_difference(x, y)
+    rest = x - mean
+    rest = rest - np.outer(rest @ direction, direction)
+    _, vectors = np.linalg.eigh(rest.T @ rest)
+    return mean, np.stack([direction, vectors[:, -1]])

@@ -1,0 +1,1 @@
+"""Records, figures, the scorecard and the report (notebook 10)."""

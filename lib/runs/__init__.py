@@ -1,0 +1,1 @@
+"""Profiles and headless runs of the notebooks, one by one or as a sweep."""

@@ -1,0 +1,97 @@
+"""Profiles: flat YAML files of notebook parameters that differ from the defaults, and the check of values against these."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lib.base import build_graph
+from lib.base.files import cause
+
+PROFILES = build_graph.NOTEBOOKS / "profiles"
+
+
+def profile_path(profile: str) -> Path:
+    """The YAML file of a profile, given by name or by path.
+
+    Raises:
+        ValueError: no such profile.
+    """
+    path = Path(profile) if profile.endswith((".yaml", ".yml")) else PROFILES / f"{profile}.yaml"
+    if not path.exists():
+        names = sorted(file.stem for file in PROFILES.glob("*.yaml"))
+        raise ValueError(f"unknown profile {profile!r}; there are {names}, or give the path of a YAML file")
+    return path
+
+
+def read_profile(path: Path) -> dict[str, Any]:
+    """The flat parameters of a profile; ``profile`` is the file's name.
+
+    Raises:
+        ValueError: not a flat YAML mapping, or another ``profile`` in it.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a YAML file: {cause(error)}") from error
+    values = flat_yaml(text, str(path))
+    values = {} if values is None else values
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+        raise ValueError(f"{path} must be flat: one 'parameter: value' a line")
+    if values.get("profile", path.stem) != path.stem:
+        raise ValueError(f"{path} sets profile: {values['profile']!r}; it must be the file's name, {path.stem!r}, or left out")
+    return {"profile": path.stem} | values
+
+
+def flat_yaml(text: str, place: str) -> Any:
+    """The value of a YAML text: a scalar, a list of scalars, or a mapping from scalars to these.
+
+    Raises:
+        ValueError: not YAML, nested, or a value that a record (JSON in UTF-8) cannot hold.
+    """
+    try:
+        nested = _nested(yaml.compose(text, yaml.SafeLoader))  # before values are made: aliases of aliases multiply
+        value = None if nested else yaml.safe_load(text)
+        json.dumps(value, ensure_ascii=False).encode()
+    except Exception as error:  # PyYAML lets out KeyError ("!!bool x"), AttributeError ("!!timestamp x"), OverflowError and more
+        raise ValueError(f"{place} is not flat YAML: {cause(error)}") from error
+    if nested:
+        raise ValueError(f"{place}, line {nested.start_mark.line + 1}: allowed are numbers, texts, true, false and lists of these, no mapping or deeper list")
+    return value
+
+
+def _nested(node: yaml.Node | None) -> yaml.Node | None:
+    """The first part of a YAML document that makes it deeper than :func:`flat_yaml` allows."""
+    entries = [entry for pair in node.value for entry in pair] if isinstance(node, yaml.MappingNode) else [node]
+    leaves = (leaf for entry in entries for leaf in (entry.value if isinstance(entry, yaml.SequenceNode) else [entry]))
+    return next((leaf for leaf in leaves if isinstance(leaf, yaml.CollectionNode)), None)
+
+
+def select(notebook: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """The values that this notebook declares and that differ from its defaults.
+
+    Raises:
+        ValueError: a name that no notebook declares, a value of another type than the default, or NaN or infinity.
+    """
+    known = {name for path in build_graph.notebooks() for name in build_graph.parameters(path)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ValueError(f"unknown parameter {unknown}; the notebooks declare {sorted(known)}")
+    defaults = build_graph.parameters(notebook)
+    chosen = {name: value for name, value in values.items() if name in defaults and value != defaults[name]}
+    for name, value in chosen.items():
+        _check_value(name, value, defaults[name])
+    return chosen
+
+
+def _check_value(name: str, value: Any, default: Any) -> None:
+    lists = isinstance(value, list) and isinstance(default, list)
+    types = {type(item) for item in (default if lists else [default])}
+    allowed = types | {int} if float in types else types  # of an empty list any
+    for item in value if lists else [value]:
+        if allowed and type(item) not in allowed:
+            raise ValueError(f"parameter {name}: {repr(item)[:100]} is {type(item).__name__}, the default is {default!r}")
+        if isinstance(item, float) and not math.isfinite(item):
+            raise ValueError(f"parameter {name}: {item} is not a finite number")

@@ -1,0 +1,106 @@
+"""What decides an SAE's training, and the interface of what the training loop can train."""
+
+import dataclasses
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from sae_lens import SAE
+from torch import Tensor
+
+from lib.sae import folders
+from lib.sae.jumprelu import PENALTIES
+
+ARCHITECTURES = ("jumprelu", "gated", "topk", "batchtopk", "matryoshka")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Everything that decides an SAE's training; the defaults suit runs of 0.5 to 5 million tokens.
+
+    ``target_l0`` (active latents per token) holds for every architecture but gated, which is steered by
+    ``coefficient`` (its L1 coefficient). JumpReLU with ``target_l0=0`` uses the fixed ``coefficient`` λ, reached linearly
+    over ``sparsity_warmup_steps``.
+    ``bandwidth`` is in units of the normalised input. Peak learning rate ``lr``, linear warm-up over
+    ``warmup_steps``, linear decay to 0 over the last ``decay_share`` of the steps.
+    """
+
+    architecture: str = "jumprelu"
+    d_sae: int = 3072
+    target_l0: int | float = 30.0
+    coefficient: int | float = 1e-3
+    penalty: str = "l0"
+    f0: float = 0.1
+    tokens: int = 1_500_000
+    batch_tokens: int = 2048
+    lr: float = 4e-3
+    bandwidth: float = 0.7
+    warmup_steps: int = 20
+    sparsity_warmup_steps: int = 0
+    decay_share: float = 0.3
+    dead_after: int = 20  # steps without firing after which a latent is helped
+    k_aux: int = 8  # dead latents per token that reconstruct the residual
+    resample: float = 0.0  # share of a given SAE's latents, the least frequent here, that are made anew before finetuning
+    stop_tokens: int = 0  # end at this many of ``tokens``, as an earlier checkpoint of the same schedule; 0: at the end
+    seed: int = 0
+
+    def check(self) -> "Recipe":
+        """Return the recipe if its values are possible.
+
+        Raises:
+            ValueError: names the value and what is allowed.
+        """
+        if self.architecture not in ARCHITECTURES:
+            raise ValueError(f"unknown architecture {self.architecture!r}; allowed are {ARCHITECTURES}")
+        if self.penalty not in PENALTIES:
+            raise ValueError(f"unknown penalty {self.penalty!r}; allowed are {PENALTIES}")
+        steered = self.architecture != "gated" and not (self.architecture == "jumprelu" and self.target_l0 == 0)
+        if steered and not 0 < self.target_l0 < self.d_sae:
+            raise ValueError(f"target_l0 {self.target_l0} must lie between 0 and d_sae {self.d_sae}")
+        if self.tokens < self.batch_tokens or self.f0 <= 0 or self.bandwidth <= 0:
+            raise ValueError(f"tokens {self.tokens} (at least batch_tokens {self.batch_tokens}), f0 {self.f0} and bandwidth {self.bandwidth} must be positive")
+        if not 0 <= self.resample < 1 or not 0 <= self.stop_tokens <= self.tokens:
+            raise ValueError(f"resample {self.resample} must be a share below 1, stop_tokens {self.stop_tokens} at most tokens {self.tokens}")
+        return self
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the schedule."""
+        return self.tokens // self.batch_tokens
+
+    @property
+    def last_step(self) -> int:
+        """The step at which training ends: ``steps``, or earlier with ``stop_tokens``."""
+        return self.stop_tokens // self.batch_tokens or self.steps
+
+
+@runtime_checkable
+class Trainer(Protocol):
+    """One optimiser step at a time; ``state`` and ``load_state`` make a run resumable bit for bit."""
+
+    def step(self, x: Float[Tensor, "tokens d_model"], lr_factor: float) -> dict[str, float]:
+        """One step on raw activations; returns l0, fvu, dead and high_frequency counts of the batch."""
+
+    def finish(self, x: Float[Tensor, "tokens d_model"]) -> None:
+        """Called once, after the last step, with training activations."""
+
+    def export(self, metadata: dict[str, Any]) -> SAE:
+        """The trained SAE for unscaled activations."""
+
+    def state(self) -> dict[str, Any]:
+        """Tensors and numbers that continue the run."""
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """The inverse of ``state``."""
+
+
+def scaling(x: Float[Tensor, "tokens d_model"]) -> tuple[Float[Tensor, " d_model"], float]:
+    """Mean, and the root mean square per coordinate of what is left."""
+    mean = x.mean(0)
+    return mean, (x - mean).square().mean().sqrt().item()
+
+
+def batch_metrics(residual: Float[Tensor, "tokens d_model"], x: Float[Tensor, "tokens d_model"], frequency: Float[Tensor, " d_sae"], dead: int) -> dict[str, float]:
+    """What the progress bar and the training curve show of one batch."""
+    fvu = ((residual.norm() / (x - x.mean(0)).norm()) ** 2).item()
+    return {"l0": frequency.sum().item(), "fvu": fvu, "dead": dead, "high_frequency": int((frequency > folders.HIGH_FREQUENCY).sum())}

@@ -1,0 +1,1 @@
+"""Metrics, bootstrap draws and estimates over samples."""

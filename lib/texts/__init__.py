@@ -1,0 +1,1 @@
+"""Labelled prompts and the texts that SAEs are trained on (notebook 01)."""

@@ -1,0 +1,210 @@
+"""Where base prompts come from: shipped files, pinned public downloads, the hub, or a user's CSV.
+
+A *base prompt* is a request before any jailbreak or transformation. Every source gives a table with
+the columns of ``BASE_COLUMNS``; nothing here draws, normalises or splits.
+"""
+
+import json
+import os
+import shutil
+import urllib.parse
+from pathlib import Path
+
+import pandas as pd
+import pooch
+import yaml
+
+from lib.base.files import DATA, cause
+
+BASE_COLUMNS = ["base_id", "text", "label", "pool", "source"]
+DATASETS = ("embedded", "public")
+TOXIC_LOOKING = ("xstest", "or_bench")
+EMBEDDED_FILES = {  # file stem -> (pool, label)
+    "harmful": ("id", 1),
+    "harmless": ("id", 0),
+    "ood_harmful": ("ood", 1),
+    "ood_toxic_looking": ("ood", 0),
+    "ood_chat": ("ood", 0),
+}
+N_CHAT_OOD = 375  # AlpacaEval instructions kept for OOD; the others are free for SAE training on rollouts
+
+
+def registry() -> dict[str, dict]:
+    """The pinned public files of ``data/sources.yaml``: name -> url, sha256, bytes, licence, content."""
+    return yaml.safe_load((DATA / "sources.yaml").read_text(encoding="utf-8"))
+
+
+def fetch(name: str, mirror: str | None = None) -> Path:
+    """Path of a public file in ``data/raw``, fetched if it is not there, with its SHA-256 checked.
+
+    ``mirror`` (default: the environment variable ``MIRROR``) is a folder in which a file lies under the
+    path of its URL; the network is not used then.
+
+    Raises:
+        ValueError: unknown name, wrong checksum, or neither network nor mirror.
+    """
+    known = registry()
+    if name not in known:
+        raise ValueError(f"unknown public file {name!r}; data/sources.yaml has {sorted(known)}")
+    url, sha256 = known[name]["url"], known[name]["sha256"]
+    mirror = mirror if mirror is not None else os.environ.get("MIRROR", "")
+    downloader = _copier(Path(mirror).expanduser()) if mirror else pooch.HTTPDownloader(timeout=60)
+    pooch.get_logger().setLevel("WARNING")
+    target = f"{name}{''.join(Path(urllib.parse.urlparse(url).path).suffixes[-2:])}"
+    try:
+        return Path(pooch.retrieve(url, sha256, target, DATA / "raw", downloader=downloader))
+    except ValueError as error:
+        raise ValueError(
+            f"{name}: the file from {mirror or url} does not have the expected SHA-256 {sha256}"
+        ) from error
+    except OSError as error:
+        raise ValueError(
+            f"{name} cannot be fetched from {mirror or url} ({type(error).__name__}). Without network, give a "
+            f"folder that holds it: make data PROFILE=public MIRROR=/path/to/folder (file: "
+            f"{mirror_path(url)})"
+        ) from error
+
+
+def mirror_path(url: str) -> str:
+    """Path of a URL's file inside a mirror folder: the part of the URL after the host."""
+    return urllib.parse.unquote(urllib.parse.urlparse(url).path).lstrip("/")
+
+
+def _copier(mirror: Path):
+    def copy(url: str, output_file: str, _pooch) -> None:
+        shutil.copyfile(mirror / mirror_path(url), output_file)
+
+    return copy
+
+
+def base_prompts(dataset: str, toxic_looking: str = "xstest", train_csv: str = "", ood_csv: str = "") -> pd.DataFrame:
+    """All base prompts of a data set; ``train_csv`` takes the place of ``dataset`` if it is given.
+
+    Returns a table of ``base_id, text, label (1 harmful), pool (id | ood), source``.
+
+    Raises:
+        ValueError: unknown data set, or a CSV that does not have the form that ``read_csv`` asks for.
+    """
+    if ood_csv and not train_csv:
+        raise ValueError(f"ood_csv={ood_csv!r} is given without train_csv; give both, or train_csv alone")
+    if train_csv:
+        return _user_prompts(train_csv, ood_csv)
+    if dataset not in DATASETS:
+        raise ValueError(f"unknown dataset {dataset!r}; allowed are {DATASETS}, or a train_csv")
+    if toxic_looking not in TOXIC_LOOKING:
+        raise ValueError(f"unknown toxic_looking {toxic_looking!r}; allowed are {TOXIC_LOOKING}")
+    return _embedded() if dataset == "embedded" else _public(toxic_looking)
+
+
+def _table(texts: list[str], source: str, pool: str, label: int) -> pd.DataFrame:
+    ids = [f"{source}-{number:05d}" for number in range(len(texts))]
+    return pd.DataFrame({"base_id": ids, "text": texts, "label": label, "pool": pool, "source": source})
+
+
+def _embedded() -> pd.DataFrame:
+    tables = [
+        _table(pd.read_csv(DATA / "prompts" / f"{stem}.csv")["text"].tolist(), stem, pool, label)
+        for stem, (pool, label) in EMBEDDED_FILES.items()
+    ]
+    return pd.concat(tables, ignore_index=True)
+
+
+def _public(toxic_looking: str) -> pd.DataFrame:
+    alpaca = json.loads(fetch("alpaca").read_text(encoding="utf-8"))
+    tables = [
+        _table(pd.read_csv(fetch("harmbench"))["Behavior"].tolist(), "harmbench", "id", 1),
+        _table([row["instruction"] for row in alpaca], "alpaca", "id", 0),
+        _table(pd.read_csv(fetch("advbench"))["goal"].tolist(), "advbench", "ood", 1),
+        _table(_xstest_safe() if toxic_looking == "xstest" else _or_bench(), toxic_looking, "ood", 0),
+        _table(chat_instructions()[:N_CHAT_OOD], "alpaca_eval", "ood", 0),
+    ]
+    return pd.concat(tables, ignore_index=True)
+
+
+def _xstest_safe() -> list[str]:
+    table = pd.read_csv(fetch("xstest"))
+    return table.loc[table["label"] == "safe", "prompt"].tolist()
+
+
+def _or_bench() -> list[str]:
+    """OR-Bench-Hard-1K of the Hugging Face hub (network needed)."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        path = hf_hub_download("bench-llm/or-bench", "or-bench-hard-1k.csv", repo_type="dataset")
+    except OSError as error:
+        raise ValueError(
+            f"OR-Bench cannot be fetched from the Hugging Face hub ({type(error).__name__}); "
+            "without network use toxic_looking: xstest"
+        ) from error
+    return pd.read_csv(path)["prompt"].tolist()
+
+
+def chat_instructions() -> list[str]:
+    """The AlpacaEval instructions, in the order of the file."""
+    rows = json.loads(fetch("alpaca_eval_gemma_2b_it").read_text(encoding="utf-8"))
+    return [row["instruction"] for row in rows]
+
+
+def jailbreakchat_templates() -> dict[str, str]:
+    """The AIM and evil-confidant templates as they circulate on jailbreakchat, with ``{prompt}``."""
+    rows = json.loads(fetch("jailbreakchat").read_text(encoding="utf-8"))["attack"]["Gptfuzzer"]
+    marked = {"aim": rows[2], "evil_confidant": rows[34]}
+    return {name: text.replace("{query}", "{prompt}") for name, text in marked.items()}
+
+
+def read_csv(path: str) -> pd.DataFrame:
+    """A user's ``text,label`` table (an optional ``base_id`` column groups variants of one prompt).
+
+    Raises:
+        ValueError: no such file, a missing or repeated column, a label other than 0 or 1, one class only, an empty text or
+            base_id, or one text under both labels; the message names file, row and value.
+    """
+    try:
+        table = pd.read_csv(path, header=None, keep_default_na=False, dtype=str, encoding="utf-8")
+    except Exception as error:  # by the file's suffix pandas takes a decompressor, and each raises errors of its own
+        raise ValueError(f"{path} cannot be read as a CSV file: {cause(error)}") from error
+    # the header is read as a row: pandas would rename a repeated column, and take one without a name as the index
+    names = table.iloc[0].tolist()
+    table = table.iloc[1:].set_axis(names, axis=1)
+    missing = {"text", "label"} - set(names)
+    if missing:
+        raise ValueError(f"{path} has no column {sorted(missing)}; its columns are {str(names)[:300]}")
+    repeated = [name for name in ("text", "label", "base_id") if names.count(name) > 1]
+    if repeated:
+        raise ValueError(f"{path} has more than one column {repeated}; one of each is needed")
+    for column in ("text", "base_id") if "base_id" in names else ("text",):
+        empty = table.index[table[column].str.strip().isin(["", "nan", "NaN"])]
+        if len(empty):
+            raise ValueError(f"{path}, row {empty[0] + 1}: empty {column}; every row needs one")
+    label = pd.to_numeric(table["label"], errors="coerce")
+    wrong = table.index[~label.isin([0, 1])]
+    if len(wrong):
+        raise ValueError(f"{path}, row {wrong[0] + 1}: label {table['label'][wrong[0]][:100]!r}; allowed are 0 and 1")
+    table["label"] = label.astype(int)
+    if table["label"].nunique() < 2:
+        raise ValueError(f"{path} has only label {table['label'].unique().tolist()}; both 0 and 1 are needed")
+    clash = table.groupby("text")["label"].nunique()
+    if (clash > 1).any():
+        raise ValueError(f"{path}: the text {clash.idxmax()[:100]!r} has both labels")
+    return table
+
+
+def _user_prompts(train_csv: str, ood_csv: str) -> pd.DataFrame:
+    tables = []
+    for pool, path in (("id", train_csv), ("ood", ood_csv)):
+        if not path:
+            continue
+        table = read_csv(path).drop_duplicates("text", ignore_index=True)
+        base = _table(table["text"].tolist(), f"{pool}_csv", pool, 0).assign(label=table["label"])
+        if "base_id" in table:
+            base["base_id"] = f"{pool}_csv-" + table["base_id"]
+        tables.append(base)
+    base = pd.concat(tables, ignore_index=True)
+    shared = base.loc[base["text"].duplicated(), "text"]
+    if len(shared):
+        raise ValueError(
+            f"{len(shared)} texts stand in both {train_csv} and {ood_csv}, the first is {shared.iloc[0][:100]!r}; "
+            "a text may belong to one split only"
+        )
+    return base

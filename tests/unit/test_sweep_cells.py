@@ -1,0 +1,156 @@
+"""A sweep's file, its cells and what they share, and what becomes of their tables."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from lib.base import build_graph, files
+from lib.runs import sweep_cells, sweeps
+
+SHIPPED = sorted(sweeps.SWEEPS.glob("*.yaml"))
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    def write(**content):
+        path = tmp_path / "mine.yaml"
+        path.write_text(yaml.safe_dump({"notebooks": ["05_probing"]} | content, sort_keys=False))
+        return path
+
+    return write
+
+
+def test_grid_and_zips_multiply(sweep):
+    found = sweep_cells.read(sweep(grid={"seed": [0, 1]}, zip=[{"n_harmful": [5, 6], "n_harmless": [7, 8]}, {"layer": [1]}]))
+    assert found.points == [
+        {"seed": seed, "n_harmful": a, "n_harmless": b, "layer": 1} for seed in (0, 1) for a, b in ((5, 7), (6, 8))
+    ]
+    assert sweep_cells.read(sweep()).points == [{}], "without a grid there is one cell"
+
+
+def test_cells_share_what_they_read(sweep):
+    found, wanted = sweep_cells.plan(sweep_cells.read(sweep(grid={"show_k": [5, 20], "n_harmful": [50, 60]})))
+    count = pd.Series([cell.notebook for cell in found.values()]).value_counts()
+    assert count.to_dict() == {"01_datasets": 2, "02_activations": 2, "04_chat_finetune": 2, "05_probing": 4}
+    assert len({name for _, name in wanted}) == 4
+    order = list(found)
+    assert all(order.index(need) < order.index(name) for name, cell in found.items() for need in cell.needs)
+    small = {name for point, name in wanted if point["n_harmful"] == 50}
+    assert len({found[name].needs for name in small}) == 1
+
+
+def test_a_cells_name_is_its_content(sweep, monkeypatch):
+    names = set(sweep_cells.plan(sweep_cells.read(sweep(grid={"show_k": [5, 20]})))[0])
+    assert names == set(sweep_cells.plan(sweep_cells.read(sweep(zip={"show_k": [5, 20]}, fixed={"c_grid": [1e-4, 1e-3, 1e-2, 1e-1, 1.0]})))[0]), "a default is no change"
+    hashed = files.file_hash
+    monkeypatch.setattr(sweep_cells, "file_hash", lambda path: "new" if path.name == "ksparse.py" else hashed(path))
+    changed = set(sweep_cells.plan(sweep_cells.read(sweep(grid={"show_k": [5, 20]})))[0])
+    assert {name.split("-")[0] for name in names & changed} == {"01_datasets", "02_activations", "04_chat_finetune"}, "a changed module changes what uses it"
+
+
+def test_a_changed_csv_is_another_cell(sweep, csv):
+    names = []
+    for text in ("a,1", "b,1"):
+        path = csv([text])
+        names.append(set(sweep_cells.plan(sweep_cells.read(sweep(fixed={"train_csv": path})))[0]))
+    assert not names[0] & names[1]
+
+
+def test_a_changed_sae_is_another_cell(sweep, tmp_path):
+    names = []
+    for weights in (b"a", b"b"):
+        (tmp_path / "sae").mkdir(exist_ok=True)
+        (tmp_path / "sae" / "sae_weights.safetensors").write_bytes(weights)
+        names.append(set(sweep_cells.plan(sweep_cells.read(sweep(fixed={"base_sae": str(tmp_path / "sae")})))[0]))
+    assert {name.split("-")[0] for name in names[0] & names[1]} == {"01_datasets", "02_activations"}
+
+
+def test_a_cell_whose_code_changed_meanwhile_is_not_run(sweep, monkeypatch, tmp_path):
+    monkeypatch.setattr(files, "DATA", tmp_path)
+    found, _ = sweep_cells.plan(sweep_cells.read(sweep()))
+    cell = next(iter(found.values()))
+    assert "is not what it was when the sweep began" in sweep_cells.CellRunner()((cell._replace(code="other"), []))
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ({"grid": {"layre": [1]}}, r"unknown parameter \['layre'\]"),
+        ({"grid": {"layer": ["two"]}}, "parameter layer: 'two' is str, the default is 2"),
+        ({"grid": {"layer": []}}, r"\{'layer': \[\]\} must give lists of equal length, one value or more"),
+        ({"zip": {"layer": [1, 2], "seed": [0]}}, "must give lists of equal length"),
+        ({"grid": {"layer": [1]}, "zip": {"layer": [2]}}, r"a parameter stands twice in \['layer', 'layer'\]"),
+        ({"notebooks": ["05"]}, r"notebooks is \['05'\]; give a list of some of \['01_datasets'"),
+        ({"gird": {}}, r"must be a mapping with keys of \['figure', 'fixed', 'grid', 'notebooks', 'profile', 'zip'\]; it has "),
+        ({"fixed": [1]}, r"fixed must be a mapping of names, it is \[1\]"),
+        ({"profile": "nope"}, "unknown profile 'nope'"),
+    ],
+)
+def test_a_wrong_sweep_is_one_sentence(sweep, content, message):
+    with pytest.raises(ValueError, match=message):
+        sweep_cells.read(sweep(**content))
+
+
+def test_no_yaml_is_one_sentence(tmp_path):
+    (tmp_path / "x.yaml").write_bytes(b"\xff\xfe: [")
+    for name in ("x.yaml", "nowhere.yaml"):
+        with pytest.raises(ValueError, match=f"{name} cannot be read"):
+            sweep_cells.read(tmp_path / name)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_sweeps(path):
+    found, wanted = sweep_cells.plan(sweep_cells.read(path))
+    assert len(wanted) >= 12 and len({name for _, name in wanted}) == len(wanted), "every point is a cell of its own"
+    assert path.read_text(encoding="utf-8").startswith("# ")
+
+
+def test_five_sweeps_are_shipped():
+    assert {path.stem for path in SHIPPED} == {"layer_by_k", "seed_by_recipe", "training_size", "label_noise", "sparsity_by_penalty"}
+
+
+def test_drawn_means_over_cells_and_single_intervals():
+    rows = [("a", 1, 0, 0.2), ("a", 1, 1, 0.4), ("b", 1, 0, 0.5), ("b", 1, 0, 0.5)]
+    table = pd.DataFrame(rows, columns=["variant", "cell.x", "cell.seed", "value"]).assign(low=0.1, high=0.9, split="ood", other=range(4), cell=["c1", "c2", "c1", "c2"])
+    about = {"x": "cell.x", "hue": "variant", "where": {"split": ["ood"]}, "distinct": ["variant", "cell.seed"]}
+    found = sweeps.drawn(table, about).set_index("variant")
+    half = 12.706204736 * np.sqrt(0.02) / np.sqrt(2)  # t of one degree of freedom
+    np.testing.assert_allclose(found.loc["a", ["value", "low", "high"]].astype(float), [0.3, 0.3 - half, 0.3 + half], rtol=1e-6)
+    assert found.loc["b", ["value", "low", "high", "n"]].tolist() == [0.5, 0.1, 0.9, 1], "equal in 'distinct': one measurement, its own interval"
+    same = sweeps.drawn(table.assign(other=0), {"x": "cell.x", "hue": "variant"}).set_index("variant")
+    assert same.loc["b", ["value", "low", "high", "n"]].tolist() == [0.5, 0.1, 0.9, 1], "a parameter that does not matter is no replicate"
+    with pytest.raises(ValueError, match=r"2 rows of one cell at .*; where must also choose by \['other'\]"):
+        sweeps.drawn(table.assign(cell="c1"), {"x": "cell.x", "hue": "variant"})
+    with pytest.raises(ValueError, match=r"no row .* with a value of \['other'\]"):
+        sweeps.drawn(table.assign(other=np.nan), {"x": "other"})
+    with pytest.raises(ValueError, match=r"\['nope'\] are not among"):
+        sweeps.drawn(table, {"x": "nope"})
+    with pytest.raises(ValueError, match="no row of the table fits"):
+        sweeps.drawn(table, about | {"where": {"split": "val"}})
+
+
+def test_gather_takes_finished_cells_only(sweep, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "DATA", tmp_path)
+    found, wanted = sweep_cells.plan(sweep_cells.read(sweep(grid={"layer": [1, 2], "k_poolings": [["max"], ["max", "mean"]]})))
+    assert sweeps.gather(wanted, found).empty
+    for point, name in wanted[:2]:
+        cell = found[name]
+        for path, text in ((cell.executed, "{}"), (cell.record, json.dumps({"wall_time_s": 4.0}))):
+            files.write_text(path, text)
+        files.write_table(cell.record.with_suffix(".parquet"), pd.DataFrame({"layer": [5], "value": [float(point["layer"])]}))
+    table = sweeps.gather(wanted, found)
+    assert table[["cell.layer", "layer", "value", "cell.k_poolings"]].to_numpy().tolist() == [[1, 5, 1.0, '["max"]'], [1, 5, 1.0, '["max", "mean"]']]
+    assert sweeps.seconds(list(found.values())) == {"05_probing": 4.0}
+    monkeypatch.setattr(sweeps.sizing, "peak_flops", lambda *_: 1e11)
+    sizes = sweeps.estimates(sweep_cells.read(tmp_path / "mine.yaml"), wanted, found).set_index("notebook")
+    assert sizes.loc["05_probing", ["cells", "finished"]].tolist() == [4, 2]
+    assert sizes.loc["05_probing", "hours"] == pytest.approx(2 * 4 / 3600) and sizes.loc["05_probing", "from"] == "measured"
+    assert sizes.loc["04_chat_finetune", "cells"] == 2 and sizes.loc["04_chat_finetune", "hours"] > 0
+
+
+def test_sources_hold_what_a_notebook_reads():
+    found = build_graph.sources(build_graph.NOTEBOOKS / "05_probing.py")
+    assert {"notebooks/05_probing.py", "lib/probing/ksparse.py", "lib/stats/draws.py", "data/sources.yaml"} <= set(found) and "lib/runs/sweeps.py" not in found
