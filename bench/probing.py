@@ -10,13 +10,12 @@ from collections.abc import Iterator
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
+from lib.base.files import run_dir
 from lib.model import activations, models
 from lib.probing import on_saes
-from lib.sae import latents, pretrained
+from lib.sae import folders, latents, pretrained
 from lib.stats import metrics
 from lib.texts import datasets, sources
-from lib.sae import folders
-from lib.base.files import run_dir
 
 PROFILE = "embedded"  # whose data are measured
 LAYER, ROUNDS, KS, POOLINGS = 2, 7, [1, 2, 5, 10, 20, 50, 100], ("max", "fixed")

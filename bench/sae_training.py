@@ -13,13 +13,12 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from lib.model import models
-from lib.sae import training
-from lib.texts import corpora
-from lib.sae import folders
 from lib.base.files import run_dir
+from lib.model import models
+from lib.sae import folders, training
 from lib.sae.recipes import Recipe
 from lib.sae.trainers import make_trainer
+from lib.texts import corpora
 
 PROFILE = "public"  # whose data are measured
 LAYER, SEEDS, ROUNDS, STEPS = 4, (0, 1, 2), 5, 12

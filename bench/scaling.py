@@ -21,12 +21,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from lib.base.files import ROOT, run_dir
 from lib.model import activations, models
 from lib.results import figures
 from lib.sae import training
-from lib.texts import corpora
-from lib.base.files import ROOT, run_dir
 from lib.sae.recipes import Recipe
+from lib.texts import corpora
 
 PROFILE = "embedded"  # whose data are measured
 LAYER, ROUNDS = 2, 3

@@ -18,8 +18,8 @@ import papermill
 from tqdm import tqdm
 
 from lib.base import build_graph
-from lib.runs import sweep_cells, sweeps
 from lib.base.files import run_dir
+from lib.runs import sweep_cells, sweeps
 
 PROFILE = "bench-sweep"
 WORKERS = 2

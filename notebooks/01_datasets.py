@@ -28,11 +28,10 @@
 import numpy as np
 import pandas as pd
 from IPython.display import Markdown, display
-
 from lib.interp import llm, refusals
 from lib.model import chat, models, rollouts
 from lib.probing import dense as dense_probes
-from lib.results import figures, records
+from lib.results import figures, records, tables
 from lib.stats import metrics
 from lib.texts import datasets, sources
 
@@ -203,7 +202,7 @@ sizes.loc[[s for s in datasets.SPLITS if s in sizes.index]].assign(paper=pd.Seri
 # ## Takeaway
 
 # %%
-value = {(r.formatting, r.split): records.text(r, 2) for r in formatting.itertuples()}
+value = {(r.formatting, r.split): tables.text(r, 2) for r in formatting.itertuples()}
 lines = [f"- {name}, {figures.SPLITS[split]}: AUROC {text}" for (name, split), text in value.items()]
 Markdown(
     f"{len(prompts):,} prompts from {prompts['base_id'].nunique():,} base prompts. "

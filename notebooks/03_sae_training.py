@@ -25,14 +25,13 @@
 import numpy as np
 import pandas as pd
 from IPython.display import Markdown
-
+from lib.base.files import relative, write_table
 from lib.model import models, rollouts
-from lib.results import figures, records
+from lib.results import figures, records, tables
 from lib.sae import comparison, folders, training
+from lib.sae.recipes import Recipe
 from lib.stats import metrics
 from lib.texts import datasets
-from lib.base.files import relative, write_table
-from lib.sae.recipes import Recipe
 
 # %% [markdown]
 # ## Parameters
@@ -121,7 +120,7 @@ for variant in variants:
         cost, _ = comparison.matched_difference(table, variant, "JumpReLU, L0", target_l0s)
         rows.append({"metric": "fvu_cost_at_matched_l0", "variant": variant} | cost._asdict() | {"unit": "fraction of variance"})
 costs = pd.DataFrame(rows)
-costs.assign(cost=[records.text(r, 4) for r in costs.itertuples()])[["variant", "cost", "n", "n_groups"]]
+costs.assign(cost=[tables.text(r, 4) for r in costs.itertuples()])[["variant", "cost", "n", "n_groups"]]
 
 # %% [markdown]
 # ## Firing frequencies
@@ -169,9 +168,9 @@ figures.save(figures.training_curves(curves), run.figures, "03_training", captio
 # ## Takeaway
 
 # %%
-cost = {r.variant: records.text(r, 4) for r in costs.itertuples()}
+cost = {r.variant: tables.text(r, 4) for r in costs.itertuples()}
 lines = [
-    f"- {r.variant}: {records.text(r, 1)} latents above 10 %" + (f", FVU cost at matched L0 {cost[r.variant]}" if r.variant in cost else "")
+    f"- {r.variant}: {tables.text(r, 1)} latents above 10 %" + (f", FVU cost at matched L0 {cost[r.variant]}" if r.variant in cost else "")
     for r in frequent.itertuples()
 ]
 Markdown(

@@ -27,13 +27,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from IPython.display import Markdown
-
-from lib.model import models, rollouts
-from lib.results import figures, records
-from lib.sae import finetuning, folders, splice, token_blocks, training
-from lib.texts import corpora, datasets
 from lib.base.files import relative, write_table
+from lib.model import models, rollouts
+from lib.results import figures, records, tables
+from lib.sae import finetuning, folders, splice, token_blocks, training
 from lib.sae.recipes import Recipe
+from lib.texts import corpora, datasets
 
 # %% [markdown]
 # ## Parameters
@@ -162,7 +161,7 @@ if lm_loss_tokens and models.is_causal(bridge):
     caption = f"Profile {profile}, {model}, layer {layer}, {', '.join(f'{n:,.0f} tokens of {text}' for text, n in losses.groupby('text')['n'].first().items())}; 95 % bootstrap over sequences."
     delta = losses[losses["metric"] == "delta_lm_loss"]
     display(figures.save(figures.points(delta, "variant", "text", xlabel="rise of the loss (nats per token)"), run.figures, "04_lm_loss", caption))
-shown = losses.assign(shown=[records.text(row) for row in losses.itertuples()], column=losses["metric"] + " (" + losses["text"] + ")")
+shown = losses.assign(shown=[tables.text(row) for row in losses.itertuples()], column=losses["metric"] + " (" + losses["text"] + ")")
 shown.pivot(index="variant", columns="column", values="shown") if len(losses) else Markdown(f"Not applicable: {model} is no causal language model.")
 
 # %% [markdown]
@@ -172,16 +171,16 @@ shown.pivot(index="variant", columns="column", values="shown") if len(losses) el
 
 # %%
 summary.assign(
-    shown=[records.text(row) for row in summary.itertuples()], column=summary["metric"] + " (" + summary["text"] + ")"
+    shown=[tables.text(row) for row in summary.itertuples()], column=summary["metric"] + " (" + summary["text"] + ")"
 ).query("metric != 'fvu' and metric != 'l0'").pivot(index="variant", columns="column", values="shown").reindex(summary["variant"].unique())
 
 # %% [markdown]
 # ## Takeaway
 
 # %%
-value = {(row.variant, row.text, row.metric): records.text(row) for row in summary.itertuples()}
+value = {(row.variant, row.text, row.metric): tables.text(row) for row in summary.itertuples()}
 first = "finetuned from pretraining SAE"
-delta = {row.variant: records.text(row) for row in losses.itertuples() if row.metric == "delta_lm_loss" and row.text == "chat"}
+delta = {row.variant: tables.text(row) for row in losses.itertuples() if row.metric == "delta_lm_loss" and row.text == "chat"}
 spliced = f" Spliced in, it adds {delta['pretraining SAE']} nats per token of chat before, {delta[first]} after." if delta else ""
 Markdown(
     f"FVU on chat: {value['pretraining SAE', 'chat', 'fvu']} before, {value[first, 'chat', 'fvu']} after finetuning, "

@@ -30,15 +30,15 @@ import numpy as np
 import pandas as pd
 import torch
 from IPython.display import Markdown, display
-
 from lib.base import processes
+from lib.base.files import write_table
 from lib.model import activations, models
-from lib.probing import dense as dense_probes, ksparse, on_saes, stress
-from lib.results import figures, records
+from lib.probing import dense as dense_probes
+from lib.probing import ksparse, on_saes, stress
+from lib.results import figures, records, tables
 from lib.sae import folders, latents
 from lib.stats import draws, metrics
 from lib.texts import datasets
-from lib.base.files import write_table
 
 # %% [markdown]
 # ## Parameters
@@ -161,7 +161,7 @@ figure = figures.points(shown, "wrapper", "split", hue="probe")
 figures.save(figure, run.figures, "05_transforms", caption)
 
 # %%
-table[table["probe"] == "dense"].assign(auroc=[records.text(r) for r in table[table["probe"] == "dense"].itertuples()])[
+table[table["probe"] == "dense"].assign(auroc=[tables.text(r) for r in table[table["probe"] == "dense"].itertuples()])[
     ["split", "wrapper", "n", "auroc"]
 ].reset_index(drop=True)
 
@@ -246,7 +246,7 @@ compared = {key: draws.estimates(part).assign(level=key[0], against=key[1]) for 
 differences = pd.concat(compared.values(), ignore_index=True)
 chosen_way = (differences["pooling"] == k_pooling) & (differences["selection"] == ksparse.SELECTIONS[0])
 told = differences[chosen_way | ((differences["variant"] == main[1]) & (differences["level"] != "variant"))]
-told.assign(difference=[records.text(row) for row in told.itertuples()])[["variant", "pooling", "selection", "against", "difference"]].reset_index(drop=True)
+told.assign(difference=[tables.text(row) for row in told.itertuples()])[["variant", "pooling", "selection", "against", "difference"]].reset_index(drop=True)
 
 # %% [markdown]
 # What the single latent (C2) and the k-sparse probe (C3) lose to the dense probe, and max pooling against the fixed position for the
@@ -258,7 +258,7 @@ of_k = draws.over_seeds(of_k[of_k.index.get_level_values("k").isin([1, show_k])]
 line_draws = dense_drawn.xs(dense_pooling, level="pooling").droplevel(["variant", "seed", "probe", "selection", "k"])
 behind = draws.estimates(line_draws.reindex(of_k.index.get_level_values("split")).to_numpy() - of_k).assign(metric="auroc_behind_dense", pooling=k_pooling)
 dense_ways = draws.estimates(draws.paired(dense_drawn, "pooling", "fixed")).assign(metric="auroc_difference", against="fixed", level="pooling")
-behind[behind["variant"].isin(main)].assign(behind=[records.text(r) for r in behind[behind["variant"].isin(main)].itertuples()]).pivot(
+behind[behind["variant"].isin(main)].assign(behind=[tables.text(r) for r in behind[behind["variant"].isin(main)].itertuples()]).pivot(
     index=["variant", "k"], columns="split", values="behind").reindex(columns=list(few))
 
 # %% [markdown]
@@ -275,7 +275,7 @@ by_wrapper["wrapper"] = by_wrapper["kind"].str.cat(by_wrapper["transform"], ": "
 figure = figures.points(by_wrapper[by_wrapper["split"] == gap_split].sort_values("kind", ascending=False, kind="stable"), "wrapper", "split", hue="probe")
 display(figures.save(figure, run.figures, "05_transforms_sae", f"Profile {profile}, layer {sae_layer}; 95 % bootstrap over base prompts, one SAE of each kind. Latents: {k_pooling} pooling."))
 at_one_percent = pd.DataFrame([row for name, score in beside_dense.items() for row in metrics.by_split(prompts, score, weights, probe=name)])
-recall = at_one_percent[at_one_percent["metric"] == "recall_at_1pct_fpr"].assign(shown=lambda t: [records.text(row) for row in t.itertuples()])
+recall = at_one_percent[at_one_percent["metric"] == "recall_at_1pct_fpr"].assign(shown=lambda t: [tables.text(row) for row in t.itertuples()])
 recall.pivot(index="probe", columns="split", values="shown").reindex(index=list(beside_dense), columns=list(few))
 
 # %% [markdown]
@@ -306,7 +306,7 @@ for (name, one), p in itertools.product(dictionaries.items(), linear_poolings):
 part = lost[lost["variant"].isin(main) & (lost["pooling"] == linear_poolings[0])].assign(what=lambda t: t["probe"] + ", " + t["variant"])
 figure = figures.points(part, "what", "split", xlabel="AUROC lost")
 display(figures.save(figure, run.figures, "05_linear", f"Profile {profile}, layer {sae_layer}, {linear_poolings[0]} pooling; {over}. AUROC of the dense probe minus that on the SAE."))
-lost.assign(lost=[records.text(r, 4) for r in lost.itertuples()]).query("probe == 'reconstruction'").pivot(
+lost.assign(lost=[tables.text(r, 4) for r in lost.itertuples()]).query("probe == 'reconstruction'").pivot(
     index=["variant", "pooling"], columns="split", values="lost").reindex(columns=list(few))
 
 # %% [markdown]
@@ -415,7 +415,7 @@ dense = {r.split: r for r in methods[(methods["probe"] == "dense") & (methods["m
 words = {r.split: r for r in reference.itertuples()}
 paper = records.claims()["C1"]["paper"]
 lines = [
-    f"| {figures.SPLITS[s]} | {records.text(dense[s])} | {records.text(words[s])} | {paper.get(s)} |"
+    f"| {figures.SPLITS[s]} | {tables.text(dense[s])} | {tables.text(words[s])} | {paper.get(s)} |"
     for s in datasets.SPLITS if s in dense
 ]
 Markdown(
@@ -431,12 +431,12 @@ closed = gap_table[(gap_table["pooling"] == k_pooling) & (gap_table["k"] == show
 recon = lost[(lost["probe"] == "reconstruction") & (lost["pooling"] == linear_poolings[0])].set_index(["variant", "split"])
 claimed = {main[0]: records.claims()["C5"]["paper"]["pretraining SAE"], main[1]: records.claims()["C5"]["paper"]["finetuned"]}
 lines = [
-    f"| {name} | {s} | {records.text(cell.loc[(name, 1, s)])} | {records.text(cell.loc[(name, show_k, s)])} | "
-    f"{records.text(recon.loc[(name, s)], 4)} | {claimed.get(name, {}).get(s, '')} |"
+    f"| {name} | {s} | {tables.text(cell.loc[(name, 1, s)])} | {tables.text(cell.loc[(name, show_k, s)])} | "
+    f"{tables.text(recon.loc[(name, s)], 4)} | {claimed.get(name, {}).get(s, '')} |"
     for name in main for s in few if (name, s) in recon.index
 ]
 by_k = gap_table[(gap_table["pooling"] == k_pooling) & (gap_table["variant"] == main[1])]["value"]
-shares = "; ".join(f"{name} {records.text(closed.loc[name], 2)}" for name in main[1:])
+shares = "; ".join(f"{name} {tables.text(closed.loc[name], 2)}" for name in main[1:])
 
 # %%
 Markdown(

@@ -25,14 +25,13 @@
 import numpy as np
 import pandas as pd
 from IPython.display import HTML, Markdown, display
-
+from lib.base.files import write_table, write_text
 from lib.interp import autointerp, cards, examples, judges, llm
 from lib.model import models
-from lib.results import figures, records
+from lib.results import figures, records, tables
 from lib.sae import folders
 from lib.stats import metrics, populations
 from lib.texts import corpora, datasets
-from lib.base.files import write_table, write_text
 
 # %% [markdown]
 # ## Parameters
@@ -151,7 +150,7 @@ checks += [
     for (mean, variant), found in at_densest.items() if variant.startswith("JumpReLU")
 ]
 checks = pd.DataFrame(checks)
-checks.assign(found=[records.text(r) for r in checks.itertuples()]).drop(columns=["value", "low", "high"])
+checks.assign(found=[tables.text(r) for r in checks.itertuples()]).drop(columns=["value", "low", "high"])
 
 # %% [markdown]
 # ## The ways to a chat SAE
@@ -170,7 +169,7 @@ apart = pd.DataFrame([
     {"variant": variant, "mean": mean, "against": first} | populations.difference(found, estimates[first, mean])._asdict()
     for (variant, mean), found in estimates.items() if variant != first
 ])
-apart.assign(difference=[records.text(r) for r in apart.itertuples()]).pivot(index="variant", columns="mean", values="difference")
+apart.assign(difference=[tables.text(r) for r in apart.itertuples()]).pivot(index="variant", columns="mean", values="difference")
 
 # %% [markdown]
 # ## Explained examples
@@ -203,7 +202,7 @@ print(f"{len(page)} latents with search and sort: figures/{profile}/latents.html
 # %%
 spread = points.groupby("mean")["value"].agg(lambda values: values.max() - values.min())
 ends = fifths[fifths["by"] == "latents"].groupby("quantile")["value"].mean().reindex([1, 5])
-at = {key: records.text(found) for key, found in estimates.items()}
+at = {key: tables.text(found) for key, found in estimates.items()}
 cost = ""
 if judge == "llm":
     cost = f"\n\nThe judge: {judging.usage._asdict()}, cost {judging.cost(*llm_prices):.2f}."

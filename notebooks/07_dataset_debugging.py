@@ -25,14 +25,13 @@
 import numpy as np
 import pandas as pd
 from IPython.display import HTML, Markdown, display
-
+from lib.base.files import write_text
 from lib.interp import cards, debugging, examples, judges, readings
 from lib.model import models
-from lib.results import figures, records
+from lib.results import figures, records, tables
 from lib.sae import folders
 from lib.stats import draws, metrics
 from lib.texts import artefacts, datasets
-from lib.base.files import write_text
 
 # %% [markdown]
 # ## Parameters
@@ -106,7 +105,7 @@ readable = readings.sequences(raw, bridge, train)
 matrix = examples.encode(base, readable)
 drawn = {i: examples.draw(matrix, i, readable, judge.plan, rng) for i in latents["latent"]}
 explained = {i: judge.explain(one.explaining).text if one else "too few prompts" for i, one in drawn.items()}
-by_split = top.assign(auroc=[records.text(row, 2) for row in top.itertuples()]).pivot(index="latent", columns="split", values="auroc")
+by_split = top.assign(auroc=[tables.text(row, 2) for row in top.itertuples()]).pivot(index="latent", columns="split", values="auroc")
 shown = latents.set_index("latent")[["difference", "formatting", "fails_ood"]].join(by_split[[s for s in datasets.SPLITS if s in by_split]])
 shown.assign(explanation=pd.Series(explained)).round({"difference": 2})
 
@@ -182,16 +181,16 @@ caption = f"Profile {profile}, layer {layer}, plain prompts; 95 % bootstrap over
 figures.save(figures.points(panels, "row", "panel", "probe"), run.figures, "07_cleaning", caption)
 
 # %%
-gains.assign(gain=[records.text(row) for row in gains.itertuples()]).pivot(index=["probe", "tested"], columns="split", values="gain")
+gains.assign(gain=[tables.text(row) for row in gains.itertuples()]).pivot(index=["probe", "tested"], columns="split", values="gain")
 
 # %% [markdown]
 # ## Takeaway
 
 # %%
 told = recall[recall["share"] == show_share].set_index(["control", "method"])
-lines = [f"- {m}: {records.text(told.loc[('planted', m)], 2)}, placebo {records.text(told.loc[('placebo', m)], 2)}" for m in debugging.METHODS]
+lines = [f"- {m}: {tables.text(told.loc[('planted', m)], 2)}, placebo {tables.text(told.loc[('placebo', m)], 2)}" for m in debugging.METHODS]
 never = [name for name, part in ranks[(ranks["control"] == "planted") & (ranks["method"] == "SAE latents")].groupby("artefact", sort=False) if part["rank"].isna().all()]
-gain = [f"{row.probe} {records.text(row)}" for row in gains[(gains["split"] == "ood") & (gains["tested"] == "raw")].itertuples()]
+gain = [f"{row.probe} {tables.text(row)}" for row in gains[(gains["split"] == "ood") & (gains["tested"] == "raw")].itertuples()]
 Markdown(
     f"Before normalisation {sum(exposed['SAE latents'])} of the ten latents expose formatting, and {int(latents['fails_ood'].sum())} of ten work in distribution and "
     f"not out of it. Recall at {debugging.TOP} with an artefact in {show_share:.0%} of one class:\n\n" + "\n".join(lines)

@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 
 from lib.model import rollouts, shards
-from lib.sae import training as sae_training
 from lib.model.activations import harvest_tokens
 from lib.model.models import load_model, split_tokens
+from lib.sae import training as sae_training
 from lib.sae.recipes import Recipe
 
 TEXTS = [f"number {i} of many short texts, each with a few words of its own: {' '.join(str(i * j) for j in range(12))}" for i in range(160)]

@@ -12,10 +12,10 @@ import torch
 import transformers
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from lib.model import forward
-from lib.texts import sources
 from lib.base.files import DATA
+from lib.model import forward
 from lib.model.models import load_model, tokenise
+from lib.texts import sources
 
 SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
 TEMPLATE = (

@@ -19,11 +19,11 @@ from tqdm import tqdm
 
 from lib.base import processes
 from lib.interp import examples
-from lib.stats import populations
-from lib.sae import folders as sae_folders
 from lib.interp.examples import Drawn, Example, Sequences
 from lib.interp.judges import TASKS, Explanation, Judge
 from lib.interp.llm import BudgetSpent
+from lib.sae import folders as sae_folders
+from lib.stats import populations
 from lib.stats.metrics import Estimate
 
 MEANS = ("uniform", "weighted")

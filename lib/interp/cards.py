@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import scipy.sparse
 
+from lib.base.files import ROOT
 from lib.interp import examples
 from lib.interp.examples import LEVELS, Example, Sequences
-from lib.base.files import ROOT
 
 
 class Card(NamedTuple):

@@ -27,10 +27,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from lib.base import processes
-from lib.probing import dense as dense_probes, ksparse, on_saes
+from lib.interp.readings import Matrix, Peaks, Reading, coordinate_peaks, inside, latent_peaks, token_means
+from lib.probing import dense as dense_probes
+from lib.probing import ksparse, on_saes
 from lib.stats import draws, metrics
 from lib.texts.artefacts import WORD, changed
-from lib.interp.readings import Matrix, Peaks, Reading, coordinate_peaks, inside, latent_peaks, token_means
 
 TOP = 10  # prompts that an item shows, and items that somebody looks at
 METHODS = ("SAE latents", "residual coordinates", "dense probe's top prompts", "TF-IDF terms")

@@ -15,9 +15,9 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedTokenizerBase
 
 from lib.model import activations, models
-from lib.sae.latents import BATCH_TOKENS, active_entries
-from lib.sae.folders import check_fits
 from lib.model.shards import read_all
+from lib.sae.folders import check_fits
+from lib.sae.latents import BATCH_TOKENS, active_entries
 
 LEVELS = 10  # activations are shown as 0 (silent) to 10 (the latent's maximum)
 SHORTEST = 8  # tokens of a sequence, at least

@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 
 import openai
 
-from lib.interp.examples import LEVELS, Example, Plan
 from lib.base.files import write_json
+from lib.interp.examples import LEVELS, Example, Plan
 from lib.interp.judges import Explanation
 
 EXPLAIN = (

@@ -13,11 +13,11 @@ from jaxtyping import Bool, Float, Int
 from sae_lens import SAE
 from transformer_lens.model_bridge import TransformerBridge
 
-from lib.model.activations import prompt_tokens
-from lib.texts.artefacts import Spans
 from lib.interp.examples import Sequences, token_texts
-from lib.sae.latents import active_entries
+from lib.model.activations import prompt_tokens
 from lib.model.models import seeing, special_ids, token_offsets, tokenise
+from lib.sae.latents import active_entries
+from lib.texts.artefacts import Spans
 
 Matrix = scipy.sparse.csr_matrix | np.ndarray
 

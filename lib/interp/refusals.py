@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from lib.interp.llm import BudgetSpent, LLMJudge
 from lib.stats import metrics
 from lib.texts.datasets import kind
-from lib.interp.llm import BudgetSpent, LLMJudge
 
 BEGINNING = 200  # characters of a response in which a refusal phrase counts
 PHRASES = (

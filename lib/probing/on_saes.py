@@ -18,15 +18,14 @@ from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
 from lib.base import processes
-from lib.probing import ksparse
-from lib.sae import latents
-from lib.stats import draws
-from lib.sae import folders
 from lib.model.activations import PromptTokens
-from lib.stats.metrics import Scores, auroc
+from lib.probing import ksparse
 from lib.probing.dense import search
+from lib.sae import folders, latents
 from lib.sae.recipes import Recipe, scaling
 from lib.sae.trainers import fresh
+from lib.stats import draws
+from lib.stats.metrics import Scores, auroc
 
 LEVELS = ["variant", "seed", "probe", "pooling", "selection", "k"]
 

@@ -9,8 +9,8 @@ import scipy.sparse
 
 from lib.base import processes
 from lib.probing import ksparse
-from lib.stats.metrics import Estimate, auroc, t_interval
 from lib.probing.on_saes import Task, linear
+from lib.stats.metrics import Estimate, auroc, t_interval
 
 Change = Callable[[np.random.Generator, np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 

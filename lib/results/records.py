@@ -96,15 +96,6 @@ def claims(path: Path = DATA / "claims.yaml") -> dict[str, Any]:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
-def text(estimate: Any, digits: int = 3) -> str:
-    """``value [low, high]`` of an Estimate or a results row, the value alone without an interval, or ``n/a``."""
-    if pd.isna(estimate.value):
-        return "n/a"
-    if pd.isna(estimate.low):
-        return f"{estimate.value:.{digits}f} (no interval)"
-    return f"{estimate.value:.{digits}f} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
-
-
 def environment() -> dict[str, Any]:
     """Versions, hardware and git commit of this run; a commit ends in ``+`` if files differ from it."""
     import torch

@@ -124,12 +124,12 @@ def _mathml(latex: str, block: bool, original: str) -> str:
 
 
 def _index(read: dict[str, nbformat.NotebookNode], profile: str, has_latents: bool) -> str:
-    figure = BeautifulSoup(body(read["08_scorecard"]), "html.parser").find("img") if "08_scorecard" in read else None
+    figure = BeautifulSoup(body(read["10_scorecard"]), "html.parser").find("img") if "10_scorecard" in read else None
     rows = []
     for name, notebook in read.items():
         title, claims = _opening(notebook)
         rows.append(f'<li><a href="{name}.html">{escape(title)}</a> {escape(claims)}</li>')
-    extra = [("08_scorecard", "the scorecard: every claim of the paper with its verdict")] if "08_scorecard" in read else []
+    extra = [("10_scorecard", "the scorecard: every claim of the paper with its verdict")] if "10_scorecard" in read else []
     extra += [(Path(LATENTS).stem, "latents with examples, search and sort")] if has_latents else []
     links = "".join(f'<li><a href="{name}.html">{text}</a></li>' for name, text in extra)
     text = (

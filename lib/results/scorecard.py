@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from lib.results import records
 from lib.base.files import DATA, ROOT, write_text
+from lib.results import records, tables
 
 VERDICTS = ("reproduced", "direction only", "not reproduced", "not applicable", "not run")
 RULES = VERDICTS[:2]
@@ -162,7 +162,7 @@ def evaluate(claims: dict[str, Record], of_profile: dict[str, Record], profile: 
 
 def _text(row: dict[str, Any]) -> str:
     """Value and interval; one digit is enough for counts."""
-    return records.text(pd.Series({"low": None, "high": None} | row), 1 if abs(row["value"]) >= 10 else 3)
+    return tables.text(pd.Series({"low": None, "high": None} | row), 1 if abs(row["value"]) >= 10 else 3)
 
 
 def _paper(value: Any) -> str:
@@ -228,7 +228,7 @@ def render(readme: str, rows: list[Row]) -> str:
             raise ValueError(f"README.md has {readme.count(marker)} lines {marker}; one is needed, with {MARKERS[0]} before {MARKERS[1]}")
     before, _, rest = readme.partition(MARKERS[0])
     after = rest.partition(MARKERS[1])[2]
-    legend = "Value with 95 % interval; AUROC differences and shares as fractions. All quantities, n and seeds are in notebook 08."
+    legend = "Value with 95 % interval; AUROC differences and shares as fractions. All quantities, n and seeds are in notebook 10."
     return f"{before}{MARKERS[0]}\n{markdown(rows)}\n\n{legend}\n{MARKERS[1]}{after}"
 
 

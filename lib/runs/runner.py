@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from lib.base import build_graph
-from lib.texts import sources
 from lib.base.files import DATA, ROOT, relative, replacing, run_dir, write_json, write_text, writing
 from lib.runs.profiles import flat_yaml, profile_path, read_profile, select
+from lib.texts import sources
 
 
 def execute(notebook: Path, values: dict[str, Any], **options: Any) -> Path:

@@ -14,8 +14,8 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 
 from lib.base import build_graph
-from lib.model import chat, models
 from lib.base.files import DATA
+from lib.model import chat, models
 from lib.sae.folders import locate
 
 TOKENS_PER_PROMPT = 80

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import yaml
 
 from lib.base import build_graph
-from lib.runs import profiles, runner
 from lib.base.files import ROOT, cause, file_hash, locked, relative, run_dir, value_hash
-from lib.runs.warm_kernel import ENGINE, WarmKernel
+from lib.runs import profiles, runner
 from lib.runs.storage import Storage, products
+from lib.runs.warm_kernel import ENGINE, WarmKernel
 
 KEYS = {"notebooks", "profile", "fixed", "grid", "zip", "figure"}
 FIGURE = {"x", "hue", "col", "row", "where", "distinct", "xlabel", "ylabel", "logx", "share_y"}

@@ -18,12 +18,12 @@ import pandas as pd
 from tqdm import tqdm
 
 from lib.base import build_graph, cluster
+from lib.base.files import locked, relative, run_dir, write_table
 from lib.results import figures
 from lib.runs import sizing
-from lib.runs.sweep_cells import Cell, CellRunner, Sweep, failed_notebook, finished, plan, read
-from lib.base.files import locked, relative, run_dir, write_table
-from lib.stats.metrics import t_interval
 from lib.runs.storage import Storage
+from lib.runs.sweep_cells import Cell, CellRunner, Sweep, failed_notebook, finished, plan, read
+from lib.stats.metrics import t_interval
 
 SWEEPS = build_graph.NOTEBOOKS / "sweeps"
 

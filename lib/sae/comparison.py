@@ -10,10 +10,10 @@ from jaxtyping import Float
 from sae_lens import SAE
 
 from lib.sae import folders
-from lib.stats.metrics import Estimate, t_interval
-from lib.sae.training import train
-from lib.sae.token_blocks import Source
 from lib.sae.recipes import Recipe
+from lib.sae.token_blocks import Source
+from lib.sae.training import train
+from lib.stats.metrics import Estimate, t_interval
 
 
 def recipes(base: Recipe, variants: dict[str, dict], sparsities: dict[str, list[int | float]], seeds: list[int]) -> dict[tuple[str, int | float, int], Recipe]:

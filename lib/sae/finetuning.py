@@ -9,12 +9,12 @@ import pandas as pd
 import torch
 from sae_lens import SAE
 
-from lib.sae import folders
 from lib.base.files import relative
-from lib.stats.metrics import Estimate, t_interval
+from lib.sae import folders
 from lib.sae.recipes import Recipe
-from lib.sae.training import train
 from lib.sae.token_blocks import Source, load_tokens
+from lib.sae.training import train
+from lib.stats.metrics import Estimate, t_interval
 
 DECODER = "decoder rows"  # stands for a text where a metric needs none
 MOVED = 0.9  # a latent has moved if the cosine of its decoder row before and after is below this

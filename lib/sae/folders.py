@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from safetensors.torch import save_file
 from sae_lens import SAE
 from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
 from sae_lens.saes.sae import SAEMetadata
+from safetensors.torch import save_file
 from torch import Tensor
 
 from lib.base.files import ROOT, cause, file_hash, write_json, writing

@@ -7,12 +7,11 @@ Gemma Scope IT SAEs did.
 import argparse
 from pathlib import Path
 
-from lib.model import models
-from lib.sae import training
-from lib.texts import corpora
-from lib.sae import folders
 from lib.base.files import DATA, run_dir
+from lib.model import models
+from lib.sae import folders, training
 from lib.sae.recipes import Recipe
+from lib.texts import corpora
 
 FOLDER = DATA / "pretrained"
 

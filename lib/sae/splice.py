@@ -12,9 +12,9 @@ from tqdm import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from lib.model.forward import batches, padded
-from lib.stats.metrics import Estimate, bootstrap_weights, row
 from lib.model.models import check_layers, is_causal, resid_post, special_ids
 from lib.sae.folders import load
+from lib.stats.metrics import Estimate, bootstrap_weights, row
 
 BATCH_TOKENS = 2048  # padded tokens per forward pass; the logits of each take d_vocab numbers
 

@@ -16,14 +16,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from lib.model import activations, models
-from lib.sae import comparators, jumprelu, recipes, trainers
-from lib.texts import corpora
-from lib.sae import folders
 from lib.base.files import file_hash, locked, replacing, value_hash
+from lib.model import activations, models
+from lib.sae import comparators, folders, jumprelu, recipes, trainers
 from lib.sae.recipes import Recipe, Trainer
 from lib.sae.token_blocks import BUFFER_TOKENS, Blocks, Source, load_tokens, parameters
 from lib.sae.trainers import make_trainer
+from lib.texts import corpora
 
 CALIBRATION_TOKENS = 16_384
 CHECKPOINT_SECONDS = 60.0

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from lib.base import build_graph
-from lib.runs import profiles, runner
 from lib.base.files import ROOT, run_dir
+from lib.runs import profiles, runner
 from tests import stubs
 
 SMALL = """

@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 
 from lib.base import build_graph
-from lib.runs import profiles, runner
 from lib.base.files import run_dir
+from lib.runs import profiles, runner
+
 
 @pytest.mark.slow
 def test_own_csv_end_to_end(small_run):

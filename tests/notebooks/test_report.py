@@ -5,8 +5,8 @@ import pytest
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from lib.results import report
 from lib.base.files import ROOT
+from lib.results import report
 
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
 HOSTILE = "<script>document.title = 'taken'</script><img src=x onerror=\"document.title = 'taken'\"><p onclick=\"x()\">kept</p><a href=\"javascript:x()\">a</a>"
@@ -26,7 +26,7 @@ def output(**data):
 def site(tmp_path):
     """Three pages, with an image, a hostile output and a wide table; and a page of latents."""
     made = {"01_a": notebook("01 · First <b>", output(image_png=PNG)), "02_b": notebook("02 · Second", output(text_html=HOSTILE)),
-            "08_scorecard": notebook("08 · Scorecard", output(image_png=PNG), output(text_html="<table>" + "<td>wide cell</td>" * 80 + "</table>"))}  # fmt: skip
+            "10_scorecard": notebook("10 · Scorecard", output(image_png=PNG), output(text_html="<table>" + "<td>wide cell</td>" * 80 + "</table>"))}  # fmt: skip
     for name, one in made.items():
         nbformat.write(one, tmp_path / f"{name}.ipynb")
     (tmp_path / "l.html").write_text("<title>latents</title>")
@@ -40,10 +40,10 @@ def page(site, name):
 def test_index_and_pages_lead_to_each_other(site):
     index = page(site, "index")
     targets = [a["href"] for a in index.find_all("a")]
-    assert targets == ["08_scorecard.html", "latents.html", "01_a.html", "02_b.html", "08_scorecard.html"]
+    assert targets == ["10_scorecard.html", "latents.html", "01_a.html", "02_b.html", "10_scorecard.html"]
     assert all((site / target).exists() for target in targets)
     assert "mine <x>" in index.text and "Claim C9." in index.text and index.find("img")
-    assert [a["href"] for a in page(site, "02_b").nav.find_all("a")] == ["index.html", "01_a.html", "08_scorecard.html"]
+    assert [a["href"] for a in page(site, "02_b").nav.find_all("a")] == ["index.html", "01_a.html", "10_scorecard.html"]
 
 
 def test_nothing_in_an_output_runs_or_fetches(site):

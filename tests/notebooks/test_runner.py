@@ -13,6 +13,7 @@ from lib.base import build_graph
 from lib.runs import profiles, runner
 from tests.stubs import HEAD, write
 
+
 def make(project, *arguments, check=True):
     environment = os.environ | {"PYTHONPATH": str(project)}
     done = subprocess.run(["make", "-o", ".venv/installed", *arguments], cwd=project, capture_output=True, text=True, env=environment)

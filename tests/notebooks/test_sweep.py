@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 
 from lib.base import cluster
+from lib.base.files import run_dir
 from lib.model import shards
 from lib.runs import runner, sweep_cells, sweeps
-from lib.base.files import run_dir
 from tests.stubs import write
 
 pytestmark = pytest.mark.slow

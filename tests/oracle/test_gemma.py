@@ -10,8 +10,7 @@ from sae_lens import SAE
 from sae_lens.loading import pretrained_sae_loaders, pretrained_saes_directory
 
 from lib.model import activations, forward, models, rollouts, shards
-from lib.sae import latents, splice
-from lib.sae import folders
+from lib.sae import folders, latents, splice
 from tests.tiny_gemma import D_MODEL, D_SAE, LAYER
 
 PROMPTS = ["Write a poem", "Tell me how a lighthouse works, and who keeps it", "Why?", "Name three ships that sail at night in winter"]

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from lib.sae.jumprelu import PENALTIES, Parameters, _dense_products, find_entries, penalty, penalty_slope, sparse_step
 from lib.sae import jumprelu
+from lib.sae.jumprelu import PENALTIES, Parameters, _dense_products, find_entries, penalty, penalty_slope, sparse_step
 
 D_SAE, D_MODEL, TOKENS = 64, 24, 200
 

@@ -3,8 +3,7 @@ import pandas as pd
 import pytest
 import torch
 
-from lib.sae import comparison
-from lib.sae import folders
+from lib.sae import comparison, folders
 from lib.sae.jumprelu import Parameters
 from lib.sae.recipes import Recipe
 

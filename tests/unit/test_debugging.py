@@ -4,10 +4,10 @@ import pytest
 import scipy.sparse
 
 from lib.interp import debugging, readings
-from lib.model import models
-from lib.stats import metrics
 from lib.interp.debugging import METHODS, Draw, Pair
 from lib.interp.readings import Peaks, Reading
+from lib.model import models
+from lib.stats import metrics
 from tests.unit.test_latents import example
 
 

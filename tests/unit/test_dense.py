@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from lib.probing import dense as dense_probes
 from lib.model.activations import PromptTokens
+from lib.probing import dense as dense_probes
 from lib.stats.metrics import auroc
 
 

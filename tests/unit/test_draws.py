@@ -2,8 +2,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib.stats import draws, metrics
 from lib.probing.on_saes import auroc_lost, directions_in_dictionary, gaps_closed, logit_parts
+from lib.stats import draws, metrics
 
 
 def prompts(n=400):

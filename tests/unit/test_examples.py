@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
+from test_latents import example as small_sae
 
 from lib.interp import examples
-from lib.model import models
 from lib.interp.examples import Plan, Sequences
-
-from test_latents import example as small_sae
+from lib.model import models
 
 
 def sequences(lengths, scoring, d_model=1):

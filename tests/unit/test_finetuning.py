@@ -5,12 +5,11 @@ import pytest
 import torch
 from sae_lens import SAE
 from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
-
-from lib.sae import finetuning, training
-from lib.sae import folders
-from lib.base.files import DATA
-from lib.sae.trainers import make_trainer
 from test_sae_training import D_MODEL, D_SAE, RECIPE, activations, store
+
+from lib.base.files import DATA
+from lib.sae import finetuning, folders, training
+from lib.sae.trainers import make_trainer
 
 
 @pytest.fixture(scope="module")

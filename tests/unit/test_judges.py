@@ -6,10 +6,10 @@ import pytest
 import scipy.sparse
 
 from lib.interp import autointerp, examples, judges
-from lib.model import models
-from lib.texts import corpora
 from lib.interp.examples import LEVELS, Example
 from lib.interp.judges import Condition, Explanation, NgramJudge
+from lib.model import models
+from lib.texts import corpora
 
 TOPIC = ("array arrays matrix matrices vector vectors axis axes shape dimension dimensions dimensional element elements index row rows "
          "column columns scalar").split()  # fmt: skip

@@ -2,11 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from lib.sae import latents
-from lib.sae import folders
 from lib.model.activations import PromptTokens
-from lib.sae.jumprelu import Parameters
 from lib.probing.on_saes import Task, untrained
+from lib.sae import folders, latents
+from lib.sae.jumprelu import Parameters
 
 
 def example(d_model=12, d_sae=30):

@@ -3,10 +3,9 @@ import pandas as pd
 import pytest
 import torch
 
-from lib.probing import on_saes
-from lib.sae import latents
-from lib.sae import folders
 from lib.model.activations import PromptTokens, pool
+from lib.probing import on_saes
+from lib.sae import folders, latents
 from lib.sae.jumprelu import Parameters
 
 HOOK = "blocks.2.hook_resid_post"

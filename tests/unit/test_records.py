@@ -1,6 +1,6 @@
 import pytest
 
-from lib.results import records
+from lib.results import records, tables
 from lib.stats.metrics import Estimate
 
 
@@ -14,4 +14,4 @@ from lib.stats.metrics import Estimate
     ],
 )
 def test_text_of_an_estimate(estimate, text):
-    assert records.text(estimate, 2) == text
+    assert tables.text(estimate, 2) == text

@@ -3,8 +3,8 @@ import pandas as pd
 import pytest
 
 from lib.interp import refusals
-from lib.texts import datasets
 from lib.sae.splice import summary
+from lib.texts import datasets
 
 
 @pytest.mark.parametrize(("response", "refused"), [

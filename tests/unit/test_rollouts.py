@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from lib.model import models, rollouts
-from lib.texts import corpora
 from lib.model.rollouts import Sampling
+from lib.texts import corpora
 
 PROMPTS = [f"Write about ship number {i}" for i in range(7)]
 MODEL = {"model": "tiny", "revision": "r"}

@@ -5,9 +5,9 @@ import pytest
 import yaml
 
 from lib.base import build_graph
+from lib.base.files import ROOT
 from lib.results import figures, scorecard
 from lib.runs import runner
-from lib.base.files import ROOT
 
 CLAIM = {
     "title": "t", "claim": "a is above b", "where": "w", "paper": {"ood": 0.9}, "record": "05_x", "seeds": "05_x.seeds", "difference": "d",

@@ -3,9 +3,9 @@ import dataclasses
 import pytest
 import torch
 
-from lib.model import activations, models, shards as stores
-from lib.sae import token_blocks, training
-from lib.sae import folders
+from lib.model import activations, models
+from lib.model import shards as stores
+from lib.sae import folders, token_blocks, training
 from lib.sae.recipes import Recipe
 from lib.sae.token_blocks import Blocks
 

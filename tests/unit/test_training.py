@@ -6,9 +6,8 @@ import pytest
 import torch
 from sae_lens import SAE
 
-from lib.sae import folders
 from lib.model import shards
-from lib.sae import training
+from lib.sae import folders, training
 from lib.sae.jumprelu import Parameters
 from lib.sae.recipes import ARCHITECTURES, Recipe
 from lib.sae.trainers import fresh, make_trainer

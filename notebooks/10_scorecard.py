@@ -12,7 +12,7 @@
 # ---
 
 # %% [markdown]
-# # 08 · Scorecard: which of the paper's claims reproduce here?
+# # 10 · Scorecard: which of the paper's claims reproduce here?
 #
 # Claims C1 to C13.
 #
@@ -22,7 +22,6 @@
 # %%
 import pandas as pd
 from IPython.display import HTML, Markdown
-
 from lib.results import figures, records, scorecard
 
 # %% [markdown]
@@ -35,7 +34,7 @@ profile = "embedded"
 # ## Inputs
 
 # %%
-run = records.start("08_scorecard", globals())
+run = records.start("10_scorecard", globals())
 upstream = [
     records.read(run, "03_sae_training"), records.read(run, "04_chat_finetune"), records.read(run, "05_probing"),
     records.read(run, "06_autointerp"), records.read(run, "07_dataset_debugging"),
@@ -70,7 +69,7 @@ rows = scorecard.every(claims, by_profile)
 table = scorecard.table(rows)
 short = [scorecard.shown(row, 1) for row in rows]
 caption = "Claims of the paper by profile; first quantity of each with its 95 % interval. Rules: data/claims.yaml."
-figures.save(figures.verdicts(table.assign(measured=short), scorecard.VERDICTS), run.figures, "08_scorecard", caption)
+figures.save(figures.verdicts(table.assign(measured=short), scorecard.VERDICTS), run.figures, "10_scorecard", caption)
 
 # %%
 own = table[table["profile"] == profile].set_index("id")
