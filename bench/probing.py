@@ -1,7 +1,8 @@
 """The k-sparse grid of one SAE beside the plain loop: one scikit-learn saga fit per cell (the SAE-Probes protocol).
 
 Both choose latents by mean difference for every k and pooling, and score all prompts; the plain loop works on dense
-matrices. Labels and prompts are the embedded profile's, the SAE is the shipped one. Encoding, which both need once, is not in the time.
+matrices. Labels and prompts are the embedded profile's, the SAE is the shipped one. Encoding, which both need once, is
+not in the time.
 """
 
 import time
@@ -12,7 +13,8 @@ from sklearn.linear_model import LogisticRegression
 
 from lib.base.files import run_dir
 from lib.model import activations, models
-from lib.probing import on_saes
+from lib.probing import ksparse, on_saes
+from lib.probing.tasks import Task
 from lib.sae import folders, latents, pretrained
 from lib.stats import metrics
 from lib.texts import datasets, sources
@@ -27,23 +29,23 @@ def _prompts():
     return datasets.augment(base, datasets.load_templates("embedded"), 0.3, rng)
 
 
-def _plain(pooled: latents.Pooled, given: on_saes.Task) -> dict:
-    found = {}
+def _plain(pooled: latents.Pooled, task: Task) -> dict[tuple[str, int], np.ndarray]:
+    scores = {}
     for pooling in POOLINGS:
         x = pooled[pooling].toarray()
         for k in KS:
-            training, y = x[given.train], given.y[given.train]
+            training, y = x[task.train], task.y[task.train]
             order = np.argsort(-np.abs(training[y == 1].mean(0) - training[y == 0].mean(0)))[:k]
             model = LogisticRegression(l1_ratio=1, solver="saga", max_iter=1000).fit(training[:, order], y)
-            found[pooling, k] = model.decision_function(x[:, order])
-    return found
+            scores[pooling, k] = model.decision_function(x[:, order])
+    return scores
 
 
-def _ours(pooled: latents.Pooled, given: on_saes.Task) -> dict:
+def _ours(pooled: latents.Pooled, task: Task) -> dict[tuple[str, int], np.ndarray]:
     return {
-        (pooling, k): scores
+        (pooling, fit.k): fit.scores
         for pooling in POOLINGS
-        for k, _, scores in on_saes.k_sparse(pooled[pooling], given, KS, "mean difference")
+        for fit in on_saes.k_sparse(pooled[pooling], task, KS, ksparse.MEAN_DIFFERENCE)
     }
 
 
@@ -51,20 +53,25 @@ def measure() -> Iterator[tuple[str, str, list[float]]]:
     """Seconds of the two in turn, their ratio within a round, and the largest difference of validation AUROC (k > 1)."""
     prompts = _prompts()
     bridge = models.load_model(models.MINILM)
-    tokens = activations.prompt_tokens(bridge, models.identity(models.MINILM), prompts["text"].tolist(), LAYER, run_dir("bench") / "activations")
+    identity, folder = models.identity(models.MINILM), run_dir("bench") / "activations"
+    tokens = activations.prompt_tokens(bridge, identity, prompts["text"].tolist(), LAYER, folder)
     pooled = latents.pool_latents(folders.load(pretrained.FOLDER / f"{models.MINILM}-layer-{LAYER}-base"), tokens)
-    given = on_saes.task(prompts)
+    task = Task.of(prompts)
     seconds: dict[str, list[float]] = {"ours": [], "sklearn_loop": []}
     for _ in range(ROUNDS):
-        found = {}
+        scores = {}
         for name, work in (("ours", _ours), ("sklearn_loop", _plain)):
             started = time.perf_counter()
-            found[name] = work(pooled, given)
+            scores[name] = work(pooled, task)
             seconds[name].append(time.perf_counter() - started)
     for name, values in seconds.items():
         yield f"{name}_seconds", "s", values
     yield "vs_sklearn_loop", "ratio", [b / a for a, b in zip(seconds["ours"], seconds["sklearn_loop"], strict=True)]
     part = (prompts["split"] == "val").to_numpy()
-    ones = np.ones((1, part.sum()))
-    area = {(name, key): metrics.auroc(given.y[part], s[part], ones)[0] for name, scores in found.items() for key, s in scores.items()}
-    yield "auroc_difference_max", "AUROC", [max(abs(area["ours", key] - area["sklearn_loop", key]) for key in found["ours"] if key[1] > 1)]
+    ones, y = np.ones((1, part.sum())), task.y[part]
+
+    def area(name: str, cell: tuple[str, int]) -> float:
+        return metrics.auroc(y, scores[name][cell][part], ones)[0]
+
+    differences = [abs(area("ours", cell) - area("sklearn_loop", cell)) for cell in scores["ours"] if cell[1] > 1]
+    yield "auroc_difference_max", "AUROC", [max(differences)]

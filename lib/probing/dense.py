@@ -1,5 +1,6 @@
-"""Dense probes on the residual stream and the lexical baseline. Everything is fitted on the training split only."""
+"""Dense probes on the residual stream, and the lexical baseline. They are fitted on the training split only."""
 
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -15,13 +16,16 @@ from torch import Tensor
 from lib.base import processes
 from lib.model.activations import PromptTokens
 from lib.model.forward import batches
-from lib.stats.metrics import auroc
+from lib.probing.tasks import Task
+from lib.stats.metrics import Scores, auroc
 
 C_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 N_FOLDS = 4
 
 
-def search(pipeline: Pipeline, y: Int[np.ndarray, " rows"], groups: np.ndarray, c_grid: tuple[float, ...]) -> GridSearchCV:
+def search(
+    pipeline: Pipeline, y: Int[np.ndarray, " rows"], groups: np.ndarray, c_grid: tuple[float, ...]
+) -> GridSearchCV:
     """Search for C by cross-validated AUROC in folds that keep a base prompt's variants together.
 
     Raises:
@@ -29,12 +33,18 @@ def search(pipeline: Pipeline, y: Int[np.ndarray, " rows"], groups: np.ndarray, 
     """
     n_groups = len(np.unique(groups))
     if n_groups < 2 * N_FOLDS or len(np.unique(y)) < 2:
-        raise ValueError(f"{n_groups} base prompts with labels {np.unique(y)} are too few for {N_FOLDS} folds of both classes")
+        few = f"{n_groups} base prompts with labels {np.unique(y)}"
+        raise ValueError(f"{few} are too few for {N_FOLDS} folds of both classes")
     folds = list(GroupKFold(N_FOLDS, shuffle=True, random_state=0).split(y, y, groups))
     if any(len(np.unique(y[part])) < 2 for fold in folds for part in fold):
         raise ValueError(f"a class is missing in one of {N_FOLDS} folds over base prompts; give more prompts of it")
     grid = {"logisticregression__C": list(c_grid)}
     return GridSearchCV(pipeline, grid, scoring="roc_auc", cv=folds, n_jobs=processes.count(N_FOLDS * len(c_grid)))
+
+
+def logistic(c: float = 1.0) -> Pipeline:
+    """L2 logistic regression of inverse strength ``c`` on standardised columns, not fitted yet."""
+    return make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=2000))
 
 
 def fit_logistic(
@@ -45,8 +55,12 @@ def fit_logistic(
     Minimises Σ log(1 + exp(−ỹᵢ (w·zᵢ + b))) + ‖w‖² / 2C with zᵢ the standardised xᵢ and ỹᵢ = ±1; scaling is part
     of each fold. ``decision_function`` gives scores, ``best_params_`` the chosen C.
     """
-    pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-    return search(pipeline, y, groups, c_grid).fit(x, y)
+    return search(logistic(), y, groups, c_grid).fit(x, y)
+
+
+def chosen_c(search: GridSearchCV) -> float:
+    """The inverse L2 strength that a search chose."""
+    return search.best_params_["logisticregression__C"]
 
 
 def fit_tfidf(texts: list[str], y: Int[np.ndarray, " rows"], groups: np.ndarray) -> GridSearchCV:
@@ -62,6 +76,61 @@ def mean_difference(x: Float[np.ndarray, "rows d"], y: Int[np.ndarray, " rows"])
     return direction / np.linalg.norm(direction)
 
 
+class Inputs(NamedTuple):
+    """What a dense probe may read of all prompts: pooled activations of one layer, texts, every token (None: not there)."""
+
+    x: Float[np.ndarray, "prompts d_model"]
+    texts: list[str]
+    task: Task
+    tokens: PromptTokens | None = None
+    c_grid: tuple[float, ...] = C_GRID
+    seed: int = 0
+
+
+class DenseProbe(NamedTuple):
+    """An entry of ``PROBES``: fitted on training prompts, it scores all; ``reads_tokens``: it needs every token."""
+
+    scores: Callable[[Inputs], Scores]
+    reads_tokens: bool = False
+
+
+def all_scores(inputs: Inputs, known: dict[str, Scores]) -> dict[str, Scores]:
+    """Scores of every probe of ``PROBES`` that ``inputs`` allow, by name; ``known`` ones are not fitted again."""
+    possible = [name for name, probe in PROBES.items() if inputs.tokens is not None or not probe.reads_tokens]
+    return {name: known[name] if name in known else PROBES[name].scores(inputs) for name in possible}
+
+
+def _logistic_scores(inputs: Inputs) -> Scores:
+    y, train, groups = inputs.task
+    return fit_logistic(inputs.x[train], y[train], groups[train], inputs.c_grid).decision_function(inputs.x)
+
+
+def _mean_difference_scores(inputs: Inputs) -> Scores:
+    y, train, _ = inputs.task
+    return inputs.x @ mean_difference(inputs.x[train], y[train])
+
+
+def _attention_scores(inputs: Inputs) -> Scores:
+    y, train, groups = inputs.task
+    prompts = np.arange(len(y))
+    head = fit_attention(inputs.tokens, prompts[train], y[train], groups[train], inputs.seed)
+    return head.score(inputs.tokens, prompts)
+
+
+def _tfidf_scores(inputs: Inputs) -> Scores:
+    y, train, groups = inputs.task
+    training_texts = [text for text, kept in zip(inputs.texts, train, strict=True) if kept]
+    return fit_tfidf(training_texts, y[train], groups[train]).decision_function(inputs.texts)
+
+
+PROBES = {
+    "dense": DenseProbe(_logistic_scores),
+    "mean difference": DenseProbe(_mean_difference_scores),
+    "attention": DenseProbe(_attention_scores, reads_tokens=True),
+    "TF-IDF": DenseProbe(_tfidf_scores),
+}
+
+
 class AttentionProbe(NamedTuple):
     """One attention head over a prompt's tokens: score = Σₜ softmaxₜ(q·zₜ) (v·zₜ) + b, z the standardised tokens.
 
@@ -75,7 +144,7 @@ class AttentionProbe(NamedTuple):
     bias: Float[Tensor, ""]
 
     def score(self, tokens: PromptTokens, prompts: Int[np.ndarray, " rows"]) -> Float[np.ndarray, " rows"]:
-        """Scores of the given prompts."""
+        """Scores of ``prompts``, which are positions in ``tokens``."""
         out = np.empty(len(prompts), dtype=np.float32)
         with torch.inference_mode():
             for rows, z, mask in _token_batches(tokens, prompts, self.mean, self.scale):
@@ -88,7 +157,9 @@ def _attend(z: Tensor, mask: Tensor, query: Tensor, value: Tensor, bias: Tensor)
     return (weights * (z @ value)).sum(-1) + bias
 
 
-def _token_batches(tokens: PromptTokens, prompts: np.ndarray, mean: Tensor, scale: Tensor, batch_tokens: int = 16_384):
+def _token_batches(
+    tokens: PromptTokens, prompts: np.ndarray, mean: Tensor, scale: Tensor, batch_tokens: int = 16_384
+) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
     """Yield (positions in ``prompts``, standardised padded tokens, mask), bucketed by length."""
     length = (tokens.starts[1:] - tokens.starts[:-1])[torch.tensor(prompts)]
     order = torch.argsort(length, stable=True)
@@ -106,6 +177,7 @@ def fit_attention(
     y: Int[np.ndarray, " rows"],
     groups: np.ndarray,
     seed: int,
+    *,
     weight_decays: tuple[float, ...] = (1e-3, 1e-1),
     epochs: int = 12,
     lr: float = 3e-3,
@@ -116,30 +188,44 @@ def fit_attention(
     on all of them.
     """
     inner, held = next(GroupShuffleSplit(1, test_size=0.2, random_state=seed).split(y, y, groups))
-    scores = {}
+    held_aurocs = {}
     for decay in weight_decays:
-        for epoch, probe in enumerate(_train_attention(tokens, prompts[inner], y[inner], seed, decay, epochs, lr), 1):
+        settings = _Training(seed, decay, epochs, lr)
+        for epoch, probe in enumerate(_train_attention(tokens, prompts[inner], y[inner], settings), 1):
             held_scores = probe.score(tokens, prompts[held])
-            scores[decay, epoch] = auroc(y[held], held_scores, np.ones((1, len(held))))[0]
-    decay, epoch = max(scores, key=scores.get)
-    return list(_train_attention(tokens, prompts, y, seed, decay, epoch, lr))[-1]
+            held_aurocs[decay, epoch] = auroc(y[held], held_scores, np.ones((1, len(held))))[0]
+    decay, epoch = max(held_aurocs, key=held_aurocs.get)
+    *_, probe = _train_attention(tokens, prompts, y, _Training(seed, decay, epoch, lr))
+    return probe
 
 
-def _train_attention(tokens, prompts, y, seed, decay, epochs, lr):
+class _Training(NamedTuple):
+    """How an attention probe is trained."""
+
+    seed: int
+    weight_decay: float
+    epochs: int
+    lr: float
+
+
+def _train_attention(
+    tokens: PromptTokens, prompts: np.ndarray, y: np.ndarray, settings: _Training
+) -> Iterator[AttentionProbe]:
     """Yield the probe after each epoch."""
     rows = torch.cat([torch.arange(tokens.starts[p], tokens.starts[p + 1]) for p in prompts])
     sample = tokens.activations[rows].float()
     mean, scale = sample.mean(0), sample.std(0) + 1e-6
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(settings.seed)
     query = (0.01 * torch.randn(len(mean), generator=generator)).requires_grad_()
     value, bias = torch.zeros_like(mean, requires_grad=True), torch.zeros((), requires_grad=True)
-    optimizer = torch.optim.AdamW([query, value, bias], lr=lr, weight_decay=decay)
+    optimizer = torch.optim.AdamW([query, value, bias], lr=settings.lr, weight_decay=settings.weight_decay)
     target = torch.as_tensor(y, dtype=torch.float32)
     data = list(_token_batches(tokens, prompts, mean, scale, batch_tokens=8_192))
-    for _ in range(epochs):
+    for _ in range(settings.epochs):
         for i in torch.randperm(len(data), generator=generator).tolist():
             batch, z, mask = data[i]
-            loss = torch.nn.functional.binary_cross_entropy_with_logits(_attend(z, mask, query, value, bias), target[batch])
+            logits = _attend(z, mask, query, value, bias)
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, target[batch])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -149,7 +235,7 @@ def _train_attention(tokens, prompts, y, seed, decay, epochs, lr):
 def projection_plane(
     x: Float[np.ndarray, "rows d"], y: Int[np.ndarray, " rows"]
 ) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, "2 d"]]:
-    """Mean of ``x``, and two orthonormal rows: the mean-difference direction and the first principal component beside it."""
+    """Mean of ``x``, and two orthonormal rows: the mean-difference direction, and the first principal component beside."""
     mean, direction = x.mean(0), mean_difference(x, y)
     rest = x - mean
     rest = rest - np.outer(rest @ direction, direction)

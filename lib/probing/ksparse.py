@@ -14,8 +14,10 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.sparsefuncs import mean_variance_axis
 
+from lib.base.registry import lookup
+
 Columns = np.ndarray | scipy.sparse.csr_matrix | scipy.sparse.csc_matrix
-SELECTIONS = ("mean difference", "L1 path")
+Chosen = dict[int, Int[np.ndarray, " _"]]
 UNPENALISED = 1e4  # inverse L2 strength on standardised columns: as good as none, and finite on separable rows
 
 
@@ -30,30 +32,52 @@ def _moments(x: Columns) -> tuple[np.ndarray, np.ndarray]:
     return x.mean(0), x.var(0)
 
 
-def select(x: Columns, y: Int[np.ndarray, " rows"], ks: list[int], selection: str) -> dict[int, Int[np.ndarray, " _"]]:
-    """Columns chosen for each k, best first for ``mean difference``.
+def by_mean_difference(x: Columns, y: Int[np.ndarray, " rows"], ks: list[int]) -> Chosen:
+    """For each k the columns of largest |μ₁ − μ₀|, best first (the paper's selection)."""
+    order = np.argsort(-np.abs(mean_gap(x, y)), kind="stable")
+    return {k: order[:k] for k in ks}
 
-    ``mean difference``: largest |μ₁ − μ₀|; k = 1 is the column of best AUROC on these rows. ``L1 path``: the support of
-    the L1-penalised logistic path that is nearest k in size (it may have a few more or fewer).
+
+def by_l1_path(x: Columns, y: Int[np.ndarray, " rows"], ks: list[int]) -> Chosen:
+    """For each k the support of the L1-penalised logistic path that is nearest k in size (a few more or fewer)."""
+    live = live_columns(x)
+    supports = [support for support in l1_supports(x[:, live], y, max(ks)) if len(support)]
+    return {k: live[min(supports, key=lambda support: abs(len(support) - k))] for k in ks}
+
+
+MEAN_DIFFERENCE = "mean difference"
+SELECTIONS = {MEAN_DIFFERENCE: by_mean_difference, "L1 path": by_l1_path}
+
+
+def select(x: Columns, y: Int[np.ndarray, " rows"], ks: list[int], selection: str) -> Chosen:
+    """Columns chosen for each k by an entry of ``SELECTIONS``; k = 1 is always the column of best AUROC on these rows.
 
     Raises:
         ValueError: unknown selection, or a k above the number of columns that vary.
     """
-    live = live_columns(x)
-    if not ks or min(ks) < 1 or max(ks) > len(live):
-        raise ValueError(f"k {ks} must lie between 1 and {len(live)}, the number of columns that vary on the training prompts")
-    if selection == "mean difference":
-        order = np.argsort(-np.abs(mean_gap(x, y)), kind="stable")
-        chosen = {k: order[:k] for k in ks}
-    elif selection == "L1 path":
-        supports = [support for support in l1_supports(x[:, live], y, max(ks)) if len(support)]
-        chosen = {k: live[min(supports, key=lambda support: abs(len(support) - k))] for k in ks}
-    else:
-        raise ValueError(f"unknown selection {selection!r}; allowed are {SELECTIONS}")
+    choose, most = lookup(SELECTIONS, "selection", selection), len(live_columns(x))
+    if not ks or min(ks) < 1 or max(ks) > most:
+        varying = f"{most}, the number of columns that vary on the training prompts"
+        raise ValueError(f"k {ks} must lie between 1 and {varying}")
+    chosen = choose(x, y, ks)
     if 1 in chosen:
-        area = column_aurocs(x, y)
-        chosen[1] = np.array([np.argmax(np.abs(area - 0.5))])
+        distance_from_guessing = np.abs(column_aurocs(x, y) - 0.5)
+        chosen[1] = np.array([np.argmax(distance_from_guessing)])
     return chosen
+
+
+def possible(x: Columns, ks: list[int]) -> list[int]:
+    """Those of ``ks`` that are at most the number of columns that vary on the given rows.
+
+    Raises:
+        ValueError: none is.
+    """
+    most = len(live_columns(x))
+    fitting = [k for k in ks if k <= most]
+    if not fitting:
+        varying = f"{most}, the number of columns that vary on the training prompts"
+        raise ValueError(f"k {ks} must lie between 1 and {varying}")
+    return fitting
 
 
 def mean_gap(x: Columns, y: Int[np.ndarray, " rows"]) -> Float[np.ndarray, " columns"]:
@@ -62,31 +86,55 @@ def mean_gap(x: Columns, y: Int[np.ndarray, " rows"]) -> Float[np.ndarray, " col
 
 
 def column_aurocs(x: Columns, y: Int[np.ndarray, " rows"]) -> Float[np.ndarray, " columns"]:
-    """AUROC of every column as a score, ties counted half: the Mann–Whitney statistic from ranks of the entries that are
-    not zero, all zeros being one tie. Columns must not be negative if they are sparse."""
+    """AUROC of every column as a score, ties counted half: (R₁ − p(p + 1)/2) / (p(n − p)), R₁ the sum of the p
+    positives' ranks.
+
+    This is the Mann–Whitney statistic. Only the entries above zero are sorted: the zeros of a column are one tie whose
+    ranks come first. Columns must not be negative if they are sparse.
+    """
     if not scipy.sparse.issparse(x):
-        shifted = x - x.min(0)
-        return column_aurocs(scipy.sparse.csr_matrix(shifted), y)
+        return column_aurocs(scipy.sparse.csr_matrix(x - x.min(0)), y)
     n, positives, width = len(y), int((y == 1).sum()), x.shape[1]
-    entries = x.tocoo()
-    kept = entries.data > 0
-    # one integer per entry that sorts by column, then value (the bits of a positive float32 rise with it), and holds the label
-    bits = entries.data[kept].astype(np.float32).view(np.int32).astype(np.int64)
-    key = np.sort((((entries.col[kept].astype(np.int64) << 32) | bits) << 1) | (y[entries.row[kept]] == 1))
-    column, is_positive = key >> 33, (key & 1).astype(np.float64)
-    count = np.bincount(column, minlength=width)
-    zeros = n - count
-    rank = np.arange(len(key)) - np.repeat(np.cumsum(count) - count, count) + zeros[column] + 1.0
-    run = np.cumsum(np.diff(key >> 1, prepend=-1) != 0) - 1
-    rank = (np.bincount(run, rank) / np.bincount(run))[run] if len(run) else rank  # ties share their mean rank
-    in_ranks = np.bincount(column, rank * is_positive, minlength=width)
-    zero_positives = positives - np.bincount(column, is_positive, minlength=width)
-    total = in_ranks + zero_positives * (zeros + 1) / 2
+    column, value, is_positive = _entries_by_value(x, y == 1)
+    n_entries = np.bincount(column, minlength=width)
+    n_zeros = n - n_entries
+    first_of_column = np.cumsum(n_entries) - n_entries
+    place_in_column = np.arange(len(column)) - first_of_column[column] + 1.0
+    ranks = _shared_by_ties(n_zeros[column] + place_in_column, column, value)
+    ranks_of_positives = np.bincount(column, ranks * is_positive, minlength=width)
+    positives_at_zero = positives - np.bincount(column, is_positive, minlength=width)
+    rank_of_zeros = (n_zeros + 1) / 2
+    total = ranks_of_positives + positives_at_zero * rank_of_zeros
     return (total - positives * (positives + 1) / 2) / (positives * (n - positives))
 
 
-def l1_supports(x: Columns, y: Int[np.ndarray, " rows"], most: int, ratio: float = 0.9, steps: int = 120) -> Iterable[np.ndarray]:
-    """Supports along the path of min (1/n) Σ log(1 + exp(−ỹ(x·β + b))) + α‖β‖₁ for falling α, until one exceeds ``most``.
+def _entries_by_value(x: Columns, is_positive: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Column, value (as sortable bits) and label of the entries above zero, sorted by column, then value.
+
+    One integer holds all three, so that a single sort suffices: the bits of a positive float32 rise with it.
+    """
+    entries = x.tocoo()
+    kept = entries.data > 0
+    bits = entries.data[kept].astype(np.float32).view(np.int32).astype(np.int64)
+    column = entries.col[kept].astype(np.int64)
+    packed = np.sort((((column << 32) | bits) << 1) | is_positive[entries.row[kept]])
+    return packed >> 33, (packed >> 1) & 0xFFFFFFFF, (packed & 1).astype(np.float64)
+
+
+def _shared_by_ties(ranks: np.ndarray, column: np.ndarray, value: np.ndarray) -> np.ndarray:
+    """Ranks of sorted entries, where equal values of a column share the mean of theirs."""
+    if not len(ranks):
+        return ranks
+    starts_tie = (np.diff(column, prepend=-1) != 0) | (np.diff(value, prepend=-1) != 0)
+    tie = np.cumsum(starts_tie) - 1
+    return (np.bincount(tie, ranks) / np.bincount(tie))[tie]
+
+
+def l1_supports(
+    x: Columns, y: Int[np.ndarray, " rows"], most: int, ratio: float = 0.9, steps: int = 120
+) -> Iterable[np.ndarray]:
+    """Supports along the path of min (1/n) Σ log(1 + exp(−ỹ(x·β + b))) + α‖β‖₁ for falling α, until one exceeds
+    ``most``.
 
     Columns are scaled to unit variance; b is not penalised. Proximal Newton steps on a working set from the strong
     rule (Tibshirani et al. 2012), which grows until no column outside violates its optimality condition |g| ≤ α.
@@ -116,14 +164,18 @@ def l1_supports(x: Columns, y: Int[np.ndarray, " rows"], most: int, ratio: float
 
 def _scaled(x: Columns) -> Columns:
     scale = 1 / np.sqrt(_moments(x)[1]).astype(np.float64)
-    return (x.astype(np.float64) @ scipy.sparse.diags(scale)).tocsc() if scipy.sparse.issparse(x) else x.astype(np.float64) * scale
+    if scipy.sparse.issparse(x):
+        return (x.astype(np.float64) @ scipy.sparse.diags(scale)).tocsc()
+    return x.astype(np.float64) * scale
 
 
 def _sigmoid(eta: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-np.clip(eta, -35, 35)))
 
 
-def _proximal_newton(x: np.ndarray, y: np.ndarray, alpha: float, beta: np.ndarray, intercept: float) -> tuple[np.ndarray, float]:
+def _proximal_newton(
+    x: np.ndarray, y: np.ndarray, alpha: float, beta: np.ndarray, intercept: float
+) -> tuple[np.ndarray, float]:
     """Each step solves the lasso of the quadratic model (weights p(1 − p)) and halves itself until the loss falls."""
 
     def loss(b, b0):
@@ -138,7 +190,8 @@ def _proximal_newton(x: np.ndarray, y: np.ndarray, alpha: float, beta: np.ndarra
         target = eta + (y - p) / weight
         total, root = weight.sum(), np.sqrt(weight)
         means, target_mean = weight @ x / total, weight @ target / total
-        _, path, _ = lasso_path((x - means) * root[:, None], (target - target_mean) * root, alphas=[alpha], coef_init=beta.copy(), tol=1e-5)
+        columns, residual = (x - means) * root[:, None], (target - target_mean) * root
+        _, path, _ = lasso_path(columns, residual, alphas=[alpha], coef_init=beta.copy(), tol=1e-5)
         step = path[:, 0] - beta
         step0 = target_mean - means @ path[:, 0] - intercept
         size = 1.0

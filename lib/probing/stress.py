@@ -1,18 +1,27 @@
 """Probes with few, or mislabelled, training prompts."""
 
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import joblib
 import numpy as np
 import pandas as pd
-import scipy.sparse
 
 from lib.base import processes
 from lib.probing import ksparse
-from lib.probing.on_saes import Task, linear
-from lib.stats.metrics import Estimate, auroc, t_interval
+from lib.probing.on_saes import linear
+from lib.probing.tasks import Task
+from lib.stats.metrics import Estimate, Scores, auroc, t_interval
 
 Change = Callable[[np.random.Generator, np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+class Contender(NamedTuple):
+    """A probe under stress: linear on all columns with inverse L2 strength ``c``, or k-sparse (mean difference)."""
+
+    columns: ksparse.Columns
+    k: int | None = None
+    c: float | None = None
 
 
 def fewer(n_prompts: int) -> Change:
@@ -42,16 +51,20 @@ def mislabelled(share: int | float) -> Change:
     return change
 
 
-def fit_scores(x: ksparse.Columns, rows: np.ndarray, y: np.ndarray, k: int, c: int | float) -> np.ndarray:
-    """Scores of all prompts: a k-sparse probe (mean difference), or for k = 0 a linear probe on all columns."""
-    if k == 0:
-        return linear(scipy.sparse.issparse(x), c).fit(x[rows], y).decision_function(x)
-    k = min(k, len(ksparse.live_columns(x[rows])))
-    columns = ksparse.select(x[rows], y, [k], "mean difference")[k]
-    return ksparse.refit(x[rows], y, columns).decision_function(ksparse.dense(x, columns))
+def fit_scores(contender: Contender, rows: np.ndarray, y: np.ndarray) -> Scores:
+    """Scores of all prompts from a probe that is fitted on ``rows`` with the labels ``y``.
+
+    Few rows leave few columns that vary: a k-sparse probe then takes all of these where they are fewer than k.
+    """
+    x, training = contender.columns, contender.columns[rows]
+    if contender.k is None:
+        return linear(x, contender.c).fit(training, y).decision_function(x)
+    k = min(contender.k, len(ksparse.live_columns(training)))
+    columns = ksparse.select(training, y, [k], ksparse.MEAN_DIFFERENCE)[k]
+    return ksparse.refit(training, y, columns).decision_function(ksparse.dense(x, columns))
 
 
-def _aurocs(prompts: pd.DataFrame, scores: np.ndarray) -> Iterator[tuple[str, float]]:
+def _aurocs(prompts: pd.DataFrame, scores: Scores) -> Iterator[tuple[str, float]]:
     for split in ("val", "ood"):
         part = (prompts["split"] == split).to_numpy()
         y = prompts["label"].to_numpy()[part]
@@ -60,30 +73,38 @@ def _aurocs(prompts: pd.DataFrame, scores: np.ndarray) -> Iterator[tuple[str, fl
 
 
 def sweep(
-    prompts: pd.DataFrame, given: Task, probes: dict[str, tuple[ksparse.Columns, int, int | float]], changes: dict[int | float, Change], draws: int, seed: int
+    prompts: pd.DataFrame, contenders: dict[str, Contender], changes: dict[int | float, Change], draws: int, seed: int
 ) -> pd.DataFrame:
-    """AUROC of each probe (columns, k, C) under each change of the training rows, mean and 95 % t interval over draws.
+    """AUROC of each probe under each change of the training rows, mean and 95 % t interval over draws.
 
     All probes see the same draws. A draw in which a class is missing is left out and counted in ``missing``. There is
     no interval where all draws are the same (all prompts, no label flipped).
     """
-    rows = np.flatnonzero(given.train)
-    calls, missing = [], {value: 0 for value in changes}
-    for (value, change), draw in ((item, draw) for item in changes.items() for draw in range(draws)):
-        kept, y = change(np.random.default_rng([seed, draw]), rows, given.y[rows], given.groups[rows])
-        if len(np.unique(y)) < 2:
-            missing[value] += 1
-            continue
-        calls += [(name, value, joblib.delayed(fit_scores)(x, kept, y, k, c)) for name, (x, k, c) in probes.items()]
-    scores = processes.parallel(len(calls))(call for *_, call in calls)
-    found = [(*of, split, area) for (*of, _), score in zip(calls, scores, strict=True) for split, area in _aurocs(prompts, score)]
-    table = pd.DataFrame(found, columns=["probe", "setting", "split", "auroc"])
+    task = Task.of(prompts)
+    rows = np.flatnonzero(task.train)
+    settings, calls, missing = [], [], {setting: 0 for setting in changes}
+    for setting, change in changes.items():
+        for draw in range(draws):
+            kept, y = change(np.random.default_rng([seed, draw]), rows, task.y[rows], task.groups[rows])
+            if len(np.unique(y)) < 2:
+                missing[setting] += 1
+                continue
+            settings += [(name, setting) for name in contenders]
+            calls += [joblib.delayed(fit_scores)(contender, kept, y) for contender in contenders.values()]
+    scores = processes.parallel(len(calls))(calls)
+    areas = [
+        (name, setting, split, area)
+        for (name, setting), of_all in zip(settings, scores, strict=True)
+        for split, area in _aurocs(prompts, of_all)
+    ]
+    table = pd.DataFrame(areas, columns=["probe", "setting", "split", "auroc"])
     return pd.DataFrame([
-        dict(zip(("probe", "setting", "split"), key, strict=True)) | _over_draws(part["auroc"].to_numpy())._asdict() | {"missing": missing[key[1]]}
-        for key, part in table.groupby(["probe", "setting", "split"], sort=False)
+        {"probe": name, "setting": setting, "split": split, "missing": missing[setting]}
+        | _over_draws(part["auroc"].to_numpy())._asdict()
+        for (name, setting, split), part in table.groupby(["probe", "setting", "split"], sort=False)
     ])
 
 
 def _over_draws(values: np.ndarray) -> Estimate:
-    found = t_interval(values)
-    return found if np.ptp(values) else found._replace(low=None, high=None)
+    estimate = t_interval(values)
+    return estimate if np.ptp(values) else estimate._replace(low=None, high=None)

@@ -22,8 +22,8 @@ def texts(estimates: pd.DataFrame, digits: int = 3) -> pd.Series:
 def in_columns(
     estimates: pd.DataFrame, index: str | list[str], columns: str = "split", digits: int = 3
 ) -> pd.DataFrame:
-    """Texts of the estimates with the levels ``index`` as rows and one column per value of ``columns``, both in the order
-    in which they stand in the table."""
+    """Texts of the estimates with the levels ``index`` as rows and one column per value of ``columns``, both in the
+    order in which they stand in the table."""
     index = [index] if isinstance(index, str) else index
     shown = estimates.assign(shown=texts(estimates, digits))
     rows = list(shown[index].itertuples(index=False, name=None))

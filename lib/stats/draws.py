@@ -1,75 +1,165 @@
-"""Bootstrap draws kept as a table, so that means over seeds, differences and shares of a gap share their replicates.
+"""Bootstrap draws kept together, so that means over seeds, differences and shares of a gap share their replicates."""
 
-A table of draws has a row per probe and split, its dimensions as index levels, and 1 + B columns: the metric on the
-rows themselves, then on B replicates over base prompts (``lib.stats.metrics``), the same replicates for every probe.
-"""
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
 from lib.stats.metrics import Metric, Scores, SplitWeights, auroc
 
-
-def table(prompts: pd.DataFrame, scores: dict[tuple, Scores], names: list[str], weights: SplitWeights, metric: Metric = auroc) -> pd.DataFrame:
-    """Draws of a metric for every key of ``scores`` (levels ``names``) and every split with both classes."""
-    rows, index = [], []
-    for split, replicates in weights.items():
-        part = (prompts["split"] == split).to_numpy()
-        y = prompts["label"].to_numpy()[part]
-        if len(np.unique(y)) < 2:
-            continue
-        with_value = np.concatenate([np.ones((len(y), 1), dtype=np.float32), replicates.T], axis=1).T
-        for key, score in scores.items():
-            rows.append(metric(y, score[part], with_value))
-            index.append((*key, split))
-    return pd.DataFrame(np.array(rows), index=pd.MultiIndex.from_tuples(index, names=[*names, "split"]))
+REPLICATES_UNDEFINED = 0.025  # share of undefined replicates above which an interval is null
 
 
-def over_seeds(draws: pd.DataFrame, seed: int, bounds: tuple[float, float] = (0.0, 1.0)) -> pd.DataFrame:
-    """Means over the level ``seed``; every replicate also gets seed noise, and stays within ``bounds``.
+class Key(Protocol):
+    """What a score is of. Two implementations: ``probing.tasks.Probe`` and the cells of notebook 07."""
 
-    The noise of a row is (s/√n)·t: s the standard deviation over its n seeds in the first column, t from Student's
-    distribution with n − 1 degrees, independent between rows. A bootstrap of few seeds would be too narrow: with three
-    it never leaves their range. With one seed nothing is added.
+    def columns(self) -> dict[str, Any]:
+        """Dimensions by name; None where one does not apply."""
+
+
+@dataclass(frozen=True)
+class Draws:
+    """A metric of many probes, on the rows themselves and on B replicates over base prompts (``lib.stats.metrics``).
+
+    ``dimensions`` has a row per probe and split and a column per dimension (None where one does not apply); ``values``
+    has the same rows and 1 + B columns, the metric on the rows themselves first. All rows of a split share their
+    replicates.
     """
-    levels = [name for name in draws.index.names if name != "seed"]
-    rng = np.random.default_rng(seed)
-    parts, index = [], []
-    for key, part in draws.groupby(level=levels, sort=False, dropna=False):
-        values, n = part.to_numpy(), len(part)
-        mean = values.mean(0)
-        if n > 1:
-            noise = rng.standard_t(n - 1, size=values.shape[1] - 1)
-            mean[1:] = (mean[1:] + values[:, 0].std(ddof=1) / n**0.5 * noise).clip(*bounds)
-        parts.append(mean)
-        index.append(key)
-    return pd.DataFrame(np.array(parts), index=pd.MultiIndex.from_tuples(index, names=levels))
+
+    dimensions: pd.DataFrame
+    values: Float[np.ndarray, "rows replicates_plus_1"]
+
+    @classmethod
+    def of(
+        cls, prompts: pd.DataFrame, scores: Mapping[Any, Scores], weights: SplitWeights, metric: Metric = auroc
+    ) -> "Draws":
+        """Draws of ``metric`` for every key of ``scores`` (see :class:`Key`) and every split with both classes."""
+        values, rows = [], []
+        for split, replicates in weights.items():
+            part = (prompts["split"] == split).to_numpy()
+            y = prompts["label"].to_numpy()[part]
+            if len(np.unique(y)) < 2:
+                continue
+            with_value = np.concatenate([np.ones((len(y), 1), dtype=np.float32), replicates.T], axis=1).T
+            for key, score in scores.items():
+                values.append(metric(y, score[part], with_value))
+                rows.append(key.columns() | {"split": split})
+        return cls(pd.DataFrame(rows, dtype=object), np.array(values, dtype=np.float64))
+
+    def _rows(self, mask: np.ndarray) -> "Draws":
+        return Draws(self.dimensions[mask].reset_index(drop=True), self.values[mask])
+
+    def where(self, **wanted: Any) -> "Draws":
+        """The rows in which every named dimension has the wanted value, or one of a list of wanted values.
+
+        Raises:
+            ValueError: a dimension that these draws do not have.
+        """
+        unknown = sorted(set(wanted) - set(self.dimensions))
+        if unknown:
+            raise ValueError(f"draws have no dimension {unknown}; there are {list(self.dimensions)}")
+        mask = np.ones(len(self.dimensions), dtype=bool)
+        for name, value in wanted.items():
+            allowed = value if isinstance(value, list | tuple | set) else [value]
+            mask &= self.dimensions[name].isin(list(allowed)).to_numpy()
+        return self._rows(mask)
+
+    def without(self, **unwanted: Any) -> "Draws":
+        """The rows that :meth:`where` does not keep."""
+        dropped = set(self.where(**unwanted)._keys(list(self.dimensions)))
+        return self._rows(np.array([key not in dropped for key in self._keys(list(self.dimensions))], dtype=bool))
+
+    def _keys(self, names: Sequence[str]) -> list[tuple]:
+        """The values of the dimensions ``names``, a hashable tuple per row; missing ones are None."""
+        columns = [[None if pd.isna(value) else value for value in self.dimensions[name]] for name in names]
+        return list(zip(*columns, strict=True))
+
+    def over_seeds(self, seed: int, bounds: tuple[float, float] = (0.0, 1.0)) -> "Draws":
+        """Means over the dimension ``seed``; every replicate also gets seed noise, and stays within ``bounds``.
+
+        The noise of a row is (s/√n)·t: s the standard deviation over its n seeds on the rows themselves, t from
+        Student's distribution with n − 1 degrees, independent between rows. A bootstrap of few seeds would be too
+        narrow: with three it never leaves their range. With one seed nothing is added. ``seed`` is that of the noise.
+        """
+        names = [name for name in self.dimensions if name != "seed"]
+        members: dict[tuple, list[int]] = {}
+        for row, key in enumerate(self._keys(names)):
+            members.setdefault(key, []).append(row)
+        rng = np.random.default_rng(seed)
+        means = []
+        for rows in members.values():
+            values, n = self.values[rows], len(rows)
+            mean = values.mean(0)
+            if n > 1:
+                noise = rng.standard_t(n - 1, size=values.shape[1] - 1)
+                mean[1:] = (mean[1:] + values[:, 0].std(ddof=1) / n**0.5 * noise).clip(*bounds)
+            means.append(mean)
+        dimensions = pd.DataFrame(list(members), columns=names, dtype=object)
+        return Draws(dimensions, np.array(means).reshape(len(means), self.values.shape[1]))
+
+    def aligned(self, reference: "Draws", match: Sequence[str]) -> Float[np.ndarray, "rows replicates_plus_1"]:
+        """For each row the values of the row of ``reference`` that agrees with it in ``match``; NaN if none does.
+
+        Raises:
+            ValueError: two rows of ``reference`` agree in all of ``match``, so that it is not said which is meant.
+        """
+        row_of = {key: row for row, key in enumerate(reference._keys(match))}
+        if len(row_of) < len(reference.dimensions):
+            n_rows = len(reference.dimensions)
+            raise ValueError(f"{n_rows} reference rows have {len(row_of)} different values of {list(match)}")
+        padded = np.vstack([reference.values, np.full((1, self.values.shape[1]), np.nan)])
+        return padded[[row_of.get(key, -1) for key in self._keys(match)]]
+
+    def minus(self, reference: "Draws", match: Sequence[str]) -> "Draws":
+        """Each row minus the row of ``reference`` that agrees with it in ``match``, replicate by replicate."""
+        return Draws(self.dimensions, self.values - self.aligned(reference, match))
+
+    def behind(self, reference: "Draws", match: Sequence[str]) -> "Draws":
+        """The row of ``reference`` that agrees in ``match``, minus each row: what it is behind the reference."""
+        return Draws(self.dimensions, self.aligned(reference, match) - self.values)
+
+    def against(self, dimension: str, reference: Any) -> "Draws":
+        """Each row minus the row that differs in ``dimension`` only, where it is ``reference``."""
+        others = [name for name in self.dimensions if name != dimension]
+        return self.without(**{dimension: reference}).minus(self.where(**{dimension: reference}), others)
+
+    def gap_closed(self, before: "Draws", dense: "Draws", match: Sequence[str]) -> "Draws":
+        """:func:`gap_closed` of each row; ``before`` has a row that agrees in ``match``, ``dense`` has one row.
+
+        Raises:
+            ValueError: ``dense`` has not exactly one row.
+        """
+        if len(dense.values) != 1:
+            raise ValueError(f"the dense probe of a gap is one row; there are {len(dense.values)}")
+        return Draws(self.dimensions, gap_closed(self.values, self.aligned(before, match), dense.values[0]))
+
+    def estimates(self) -> pd.DataFrame:
+        """One row per probe: its dimensions, ``value``, and the 95 % percentile interval ``low``, ``high``.
+
+        The interval is null where more than 2.5 % of the replicates are undefined.
+        """
+        replicates = self.values[:, 1:]
+        undefined = np.isnan(replicates).mean(1) > REPLICATES_UNDEFINED
+        bounds = np.nanpercentile(replicates, [2.5, 97.5], axis=1) if len(replicates) else np.empty((2, 0))
+        low, high = (np.where(undefined, np.nan, bound) for bound in bounds)
+        columns = {name: _with_integers(column) for name, column in self.dimensions.items()}
+        return pd.DataFrame(columns).assign(value=self.values[:, 0], low=low, high=high)
+
+
+def _with_integers(column: pd.Series) -> pd.Series:
+    """A column of integers and None as nullable integers, so that 20 does not become 20.0; another one as it is."""
+    kinds = {type(value) for value in column.dropna()}
+    return column.astype("Int64") if kinds == {int} else column
 
 
 def gap_closed(after: np.ndarray, before: np.ndarray, dense: np.ndarray) -> np.ndarray:
-    """Share of the gap between the dense probe and the first SAE that another SAE closes, (after − before) / (dense − before).
+    """Share of the gap to the dense probe that another SAE closes, (after − before) / (dense − before).
 
     NaN in replicates without a gap (dense not above before).
     """
     gap = dense - before
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(gap > 0, (after - before) / gap, np.nan)
-
-
-def paired(draws: pd.DataFrame, level: str, reference: str) -> pd.DataFrame:
-    """Each row minus the row that differs in ``level`` only, where it is ``reference``: replicates are paired."""
-    first = draws.xs(reference, level=level)
-    others = draws[draws.index.get_level_values(level) != reference]
-    return others - first.reindex(others.index.droplevel(level)).to_numpy()
-
-
-def estimates(draws: pd.DataFrame) -> pd.DataFrame:
-    """One row per index entry: its levels, ``value``, and the 95 % percentile interval ``low``, ``high``.
-
-    The interval is null where more than 2.5 % of the replicates are undefined.
-    """
-    values = draws.to_numpy(dtype=np.float64)
-    undefined = np.isnan(values[:, 1:]).mean(1) > 0.025
-    bounds = np.nanpercentile(values[:, 1:], [2.5, 97.5], axis=1) if len(values) else np.empty((2, 0))
-    low, high = (np.where(undefined, np.nan, bound) for bound in bounds)
-    return draws.index.to_frame(index=False).assign(value=values[:, 0], low=low, high=high)

@@ -29,9 +29,9 @@ class Estimate(NamedTuple):
     n_groups: int
 
 
-def row(metric: str, found: Estimate, unit: str = "fraction", **dimensions: Any) -> dict[str, Any]:
-    """One line of a results table: metric, dimensions, value, 95 % interval, n (rows), n_groups (base prompts), unit."""
-    return {"metric": metric} | dimensions | found._asdict() | {"unit": unit}
+def row(metric: str, estimate: Estimate, unit: str = "fraction", **dimensions: Any) -> dict[str, Any]:
+    """A line of a results table: metric, dimensions, value, 95 % interval, n (rows), n_groups (base prompts), unit."""
+    return {"metric": metric} | dimensions | estimate._asdict() | {"unit": unit}
 
 
 def bootstrap_weights(groups: np.ndarray, replicates: int, seed: int) -> Weights:
@@ -57,12 +57,11 @@ def split_weights(prompts: pd.DataFrame, replicates: int, seed: int) -> SplitWei
 def by_split(prompts: pd.DataFrame, scores: Scores, weights: SplitWeights, **dimensions: Any) -> list[dict]:
     """AUROC and recall at 1 % false positives of one probe on every split of a prompt table."""
     rows = []
-    for split, draws in weights.items():
+    for split, replicates in weights.items():
         part = (prompts["split"] == split).to_numpy()
         y, ids = prompts["label"].to_numpy()[part], prompts["base_id"].to_numpy()[part]
         for name, metric in (("auroc", auroc), ("recall_at_1pct_fpr", recall_at_fpr)):
-            found = estimate(y, scores[part], ids, metric, draws)
-            rows.append(row(name, found, split=split, **dimensions))
+            rows.append(row(name, estimate(y, scores[part], ids, metric, replicates), split=split, **dimensions))
     return rows
 
 
@@ -73,7 +72,7 @@ def by_transform(
     wrapper cannot help. An innocuous transformation: plain harmful prompts against the transformed ones.
 
     Args:
-        kinds: ``plain``, ``jailbreak`` or ``innocuous`` for each row (``lib.texts.datasets.kind``).
+        kinds: ``plain``, ``jailbreak`` or ``innocuous`` for each row (:func:`lib.texts.datasets.kind`).
     """
     rows = []
     for (split, name, kind), _ in prompts.groupby(["split", "transform", kinds], sort=False):
@@ -84,8 +83,8 @@ def by_transform(
             part |= (table["transform"] == "plain") & (table["label"] == 1)
         part = part.to_numpy()
         y, ids = table["label"].to_numpy()[part], table["base_id"].to_numpy()[part]
-        found = estimate(y, scores[in_split][part], ids, auroc, weights[split][:, part])
-        rows.append(row("auroc", found, split=split, transform=name, kind=kind, **dimensions))
+        area = estimate(y, scores[in_split][part], ids, auroc, weights[split][:, part])
+        rows.append(row("auroc", area, split=split, transform=name, kind=kind, **dimensions))
     return rows
 
 
@@ -108,7 +107,8 @@ def auroc(labels: Labels, scores: Scores, weights: Weights) -> Float[np.ndarray,
     cumulative = np.zeros((len(order) + 1, columns.shape[1]), dtype=columns.dtype)
     np.cumsum(columns[order], axis=0, out=cumulative[1:])
     left, right = (np.searchsorted(scores[order], scores[side[1]], where) for where in ("left", "right"))
-    below = cumulative[left] if (left == right).all() else (cumulative[left] + cumulative[right]) / 2
+    no_ties = (left == right).all()
+    below = cumulative[left] if no_ties else (cumulative[left] + cumulative[right]) / 2
     positive = columns[side[1]]
     total = positive.sum(0, dtype=np.float64) * cumulative[-1]
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -144,21 +144,26 @@ def difference(
 ) -> Estimate:
     """Paired difference of a metric, first minus second, on the same rows and replicates."""
     ones = np.ones((1, len(labels)))
-    value, draws = (metric(labels, scores[0], w) - metric(labels, scores[1], w) for w in (ones, weights))
-    return _with_interval(value[0], draws, len(labels), len(np.unique(groups)))
+    first, second = scores
+    value = metric(labels, first, ones) - metric(labels, second, ones)
+    replicates = metric(labels, first, weights) - metric(labels, second, weights)
+    return _with_interval(value[0], replicates, len(labels), len(np.unique(groups)))
 
 
 def rate(values: Scores, groups: np.ndarray, weights: Weights) -> Estimate:
-    """Mean of ``values`` (0/1: a rate), with the percentile interval over the replicates of ``weights``; none without rows."""
+    """Mean of ``values`` (0/1: a rate), with the percentile interval over the replicates of ``weights``.
+
+    Everything is null without rows.
+    """
     if not len(values):
         return Estimate(None, None, None, 0, 0)
     total = np.maximum(weights.sum(1), 1e-12)
-    draws = np.where(weights.sum(1) > 0, weights @ values / total, np.nan)
-    return _with_interval(float(np.mean(values)), draws, len(values), len(np.unique(groups)))
+    replicates = np.where(weights.sum(1) > 0, weights @ values / total, np.nan)
+    return _with_interval(float(np.mean(values)), replicates, len(values), len(np.unique(groups)))
 
 
-def _with_interval(value: float, draws: np.ndarray, n: int, n_groups: int) -> Estimate:
-    low, high = np.nanpercentile(draws, [2.5, 97.5])
+def _with_interval(value: float, replicates: np.ndarray, n: int, n_groups: int) -> Estimate:
+    low, high = np.nanpercentile(replicates, [2.5, 97.5])
     return Estimate(float(value), float(low), float(high), n, n_groups)
 
 

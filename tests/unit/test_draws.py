@@ -1,68 +1,139 @@
+from typing import NamedTuple
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from lib.probing.on_saes import auroc_lost, directions_in_dictionary, gaps_closed, logit_parts
+from lib.probing.controls import directions_in_dictionary, logit_parts
+from lib.probing.tasks import Probe
+from lib.results.probe_tables import auroc_lost, behind_dense, differences, gaps_closed
 from lib.stats import draws, metrics
+from lib.stats.draws import Draws
+
+
+class Named(NamedTuple):
+    probe: str
+
+    def columns(self):
+        return self._asdict()
 
 
 def prompts(n=400):
     rng = np.random.default_rng(0)
-    return pd.DataFrame({"split": ["train"] * (n // 2) + ["ood"] * (n // 2), "label": rng.integers(0, 2, n), "base_id": [f"b{i // 2}" for i in range(n)]})
+    splits, labels = ["train"] * (n // 2) + ["ood"] * (n // 2), rng.integers(0, 2, n)
+    return pd.DataFrame({"split": splits, "label": labels, "base_id": [f"b{i // 2}" for i in range(n)]})
 
 
-def test_a_table_holds_the_value_and_the_replicates():
+def of_rows(rows: dict[tuple, list[float]], names: list[str]) -> Draws:
+    return Draws(pd.DataFrame(list(rows), columns=names, dtype=object), np.array(list(rows.values()), dtype=float))
+
+
+def of_probes(rows: dict[Probe, list[float]], split="ood") -> Draws:
+    dimensions = pd.DataFrame([probe.columns() | {"split": split} for probe in rows], dtype=object)
+    return Draws(dimensions, np.array(list(rows.values()), dtype=float))
+
+
+def test_draws_hold_the_value_and_the_replicates():
     table = prompts()
     weights = metrics.split_weights(table, 50, 0)
     score = np.random.default_rng(1).standard_normal(400) + table["label"].to_numpy()
-    drawn = draws.table(table, {("a",): score}, ["probe"], weights)
+    drawn = Draws.of(table, {Named("a"): score}, weights)
     part = (table["split"] == "ood").to_numpy()
-    expected = metrics.estimate(table["label"].to_numpy()[part], score[part], table["base_id"].to_numpy()[part], metrics.auroc, weights["ood"])
-    found = draws.estimates(drawn).set_index("split").loc["ood"]
-    assert found["value"] == pytest.approx(expected.value) and found["low"] == pytest.approx(expected.low)
+    y, ids = table["label"].to_numpy()[part], table["base_id"].to_numpy()[part]
+    expected = metrics.estimate(y, score[part], ids, metrics.auroc, weights["ood"])
+    estimate = drawn.estimates().set_index("split").loc["ood"]
+    assert estimate["value"] == pytest.approx(expected.value) and estimate["low"] == pytest.approx(expected.low)
+    assert drawn.where(split="ood").values.shape == (1, 51)
+
+
+def test_rows_are_found_by_any_dimension_and_a_null_is_a_value():
+    rows = {("a", None): [0.1], ("a", 5): [0.2], ("b", 5): [0.3], ("b", 20): [0.4]}
+    drawn = of_rows(rows, ["probe", "k"])
+    assert drawn.where(probe="a").values.ravel().tolist() == [0.1, 0.2]
+    assert drawn.where(k=None).values.ravel().tolist() == [0.1]
+    assert drawn.where(k=[5, 20], probe="b").values.ravel().tolist() == [0.3, 0.4]
+    assert drawn.without(k=5).values.ravel().tolist() == [0.1, 0.4]
+    with pytest.raises(ValueError, match=r"no dimension \['pooling'\]; there are \['probe', 'k'\]"):
+        drawn.where(pooling="max")
+
+
+def test_integers_stay_integers_beside_nulls():
+    estimates = of_rows({("a", None): [0.1, 0.1], ("a", 20): [0.2, 0.2]}, ["probe", "k"]).estimates()
+    assert str(estimates["k"].dtype) == "Int64" and estimates["k"][1] == 20 and estimates["k"].isna()[0]
+    assert '"k":null' in estimates.to_json(orient="records") and '"k":20,' in estimates.to_json(orient="records")
 
 
 def test_seeds_widen_the_interval_to_students_and_leave_the_mean():
-    index = pd.MultiIndex.from_tuples([("a", 0), ("a", 1), ("a", 2)], names=["probe", "seed"])
     values = np.repeat([[0.6], [0.7], [0.8]], 20_001, axis=1)
-    found = draws.estimates(draws.over_seeds(pd.DataFrame(values, index=index), 0)).iloc[0]
-    other = pd.MultiIndex.from_tuples([("b", i) for i in range(3)], names=["probe", "seed"])
-    both = draws.over_seeds(pd.concat([pd.DataFrame(values, index=i) for i in (index, other)]), 0).to_numpy()[:, 1:]
+
+    def of(*names):
+        dimensions = pd.DataFrame([(name, seed) for name in names for seed in range(3)], columns=["probe", "seed"])
+        return Draws(dimensions, np.tile(values, (len(names), 1)))
+
+    estimate = of("a").over_seeds(0).estimates().iloc[0]
+    both = of("a", "b").over_seeds(0).values[:, 1:]
     assert abs(np.corrcoef(both)[0, 1]) < 0.05, "the noise of two SAEs is not shared"
     expected = metrics.t_interval(np.array([0.6, 0.7, 0.8]))
-    assert found["value"] == pytest.approx(0.7)
-    assert found["low"] == pytest.approx(expected.low, abs=0.02) and found["high"] == pytest.approx(expected.high, abs=0.02)
-    single = draws.over_seeds(pd.DataFrame(values[:1], index=index[:1]), 0)
-    assert np.ptp(single.to_numpy()) == 0
+    assert estimate["value"] == pytest.approx(0.7)
+    assert estimate["low"] == pytest.approx(expected.low, abs=0.02)
+    assert estimate["high"] == pytest.approx(expected.high, abs=0.02)
+    single = of("a").where(seed=0).over_seeds(0)
+    assert np.ptp(single.values) == 0
 
 
 def test_differences_are_paired_and_undefined_replicates_give_no_interval():
-    index = pd.MultiIndex.from_tuples([("a", 1), ("a", 2), ("b", 1), ("b", 2)], names=["way", "k"])
-    frame = pd.DataFrame([[0.5, 0.4, 0.6], [0.6, 0.6, 0.6], [0.7, 0.6, 0.8], [0.5, 0.5, np.nan]], index=index)
-    found = draws.estimates(draws.paired(frame, "way", "a")).set_index("k")
-    assert found.loc[1, ["value", "low", "high"]].tolist() == pytest.approx([0.2, 0.2, 0.2])
-    assert found.loc[2, "value"] == pytest.approx(-0.1) and np.isnan(found.loc[2, "low"])
+    rows = {("a", 1): [0.5, 0.4, 0.6], ("a", 2): [0.6, 0.6, 0.6], ("b", 1): [0.7, 0.6, 0.8], ("b", 2): [0.5, 0.5, np.nan]}
+    drawn = of_rows(rows, ["way", "k"])
+    apart = drawn.against("way", "a").estimates().set_index("k")
+    assert apart.loc[1, ["value", "low", "high"]].tolist() == pytest.approx([0.2, 0.2, 0.2])
+    assert apart.loc[2, "value"] == pytest.approx(-0.1) and np.isnan(apart.loc[2, "low"])
+    reference = drawn.where(way="b")
+    np.testing.assert_allclose(drawn.behind(reference, ["k"]).values[0], [0.2, 0.2, 0.2])
+    np.testing.assert_allclose(drawn.minus(reference, ["k"]).values[0], [-0.2, -0.2, -0.2])
+    assert np.isnan(drawn.minus(reference.where(k=1), ["k"]).values[1]).all(), "no reference row: undefined"
+    with pytest.raises(ValueError, match="2 reference rows have 1 different values"):
+        drawn.minus(reference, ["way"])
 
 
 def test_shares_of_a_gap_by_hand():
     share = draws.gap_closed(np.array([0.8, 0.7, 0.9]), np.array([0.7, 0.8, 0.9]), np.array([0.9, 0.9, 0.9]))
     np.testing.assert_allclose(share, [0.5, -1.0, np.nan])
-    levels = ["variant", "seed", "probe", "pooling", "selection", "k", "split"]
-    rows = {("base", None, "k-sparse", "max", "s", 5, "ood"): [0.6, 0.5], ("chat", 0, "k-sparse", "max", "s", 5, "ood"): [0.75, 0.6],
-            ("chat", 1, "k-sparse", "max", "s", 5, "ood"): [0.75, 0.8], ("base", None, "reconstruction", "mean", "", 0, "ood"): [0.85, 0.8]}  # fmt: skip
-    drawn = pd.DataFrame(list(rows.values()), index=pd.MultiIndex.from_tuples(rows, names=levels))
-    dense = pd.DataFrame([[0.9, 0.9]], index=pd.MultiIndex.from_tuples([("dense", None, "dense", "mean", "", 0, "ood")], names=levels))
-    found = gaps_closed(drawn, dense, "base", "mean", "ood", 0).iloc[0]
-    assert found["value"] == pytest.approx(0.15 / 0.3) and found["low"] == pytest.approx(0.2 / 0.4)
-    assert auroc_lost(drawn, dense, 0).iloc[0]["value"] == pytest.approx(0.05)
+
+    def sparse(variant, seed):
+        return Probe("k-sparse", "max", variant, seed, "s", 5)
+
+    saes = {sparse("base", None): [0.6, 0.5], sparse("chat", 0): [0.75, 0.6], sparse("chat", 1): [0.75, 0.8]}
+    k_sparse, dense = of_probes(saes), of_probes({Probe("dense", "mean", "dense"): [0.9, 0.9]})
+    closed = gaps_closed(k_sparse, dense, "base", 0).iloc[0]
+    assert closed["variant"] == "chat" and closed["value"] == pytest.approx(0.15 / 0.3)
+    assert closed["low"] == pytest.approx(0.2 / 0.4)
+    behind = behind_dense(k_sparse, dense, 0).set_index("variant")["value"]
+    assert behind["base"] == pytest.approx(0.3) and behind["chat"] == pytest.approx(0.15)
+    linear = of_probes({Probe("reconstruction", "mean", "base"): [0.85, 0.8]})
+    assert auroc_lost(linear, dense, 0).iloc[0]["value"] == pytest.approx(0.05)
+    with pytest.raises(ValueError, match="one row; there are 3"):
+        gaps_closed(k_sparse, k_sparse, "base", 0)
+
+
+def test_differences_name_what_differs():
+    def sparse(variant, seed, pooling, selection):
+        return Probe("k-sparse", pooling, variant, seed, selection, 5)
+
+    rows = {sparse(variant, None, pooling, selection): [0.5 + 0.1 * (variant == "chat") + 0.02 * (pooling == "max")] * 2
+            for variant in ("base", "chat") for pooling in ("max", "mean") for selection in ("s", "t")}  # fmt: skip
+    table = differences(of_probes(rows), {"variant": "chat", "selection": "s", "pooling": "max"}, 0)
+    value = table.groupby(["level", "against"])["value"].agg(["min", "max"])
+    assert value.loc[("variant", "chat")].tolist() == pytest.approx([-0.1, -0.1])
+    assert value.loc[("selection", "s")].tolist() == pytest.approx([0, 0])
+    assert value.loc[("pooling", "max")].tolist() == pytest.approx([-0.02, -0.02])
 
 
 def test_matching_pursuit_finds_the_rows_of_a_planted_direction():
     rng = np.random.default_rng(0)
     dictionary = rng.standard_normal((40, 64))
     unit = dictionary / np.linalg.norm(dictionary, axis=1, keepdims=True)
-    found = directions_in_dictionary(3 * unit[3] + 2 * unit[17], dictionary, [1, 2, 5])
-    assert 0.5 < found[0] < 0.9 and found[1] == pytest.approx(1) and found[2] == pytest.approx(1)
+    shares = directions_in_dictionary(3 * unit[3] + 2 * unit[17], dictionary, [1, 2, 5])
+    assert 0.5 < shares[0] < 0.9 and shares[1] == pytest.approx(1) and shares[2] == pytest.approx(1)
 
 
 def test_the_parts_of_a_logit_add_up():

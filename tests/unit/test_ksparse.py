@@ -5,7 +5,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from lib.probing import ksparse
-from lib.probing.on_saes import Task, k_sparse
+from lib.probing.on_saes import k_sparse
+from lib.probing.tasks import Task
 
 
 def columns(n=800, d=60, seed=0):
@@ -72,11 +73,19 @@ def test_rows_outside_training_change_no_fitted_number(selection):
     train = np.arange(800) < 500
     other = x.toarray()
     other[~train] = rng.random((300, 60)) * 100
-    found = [list(k_sparse(values, Task(labels, train, np.arange(800)), [1, 5, 10], selection))
-             for values, labels in ((x, y), (scipy.sparse.csr_matrix(other), np.where(train, y, 1 - y)))]  # fmt: skip
-    for (_, columns_a, scores_a), (_, columns_b, scores_b) in zip(*found, strict=True):
-        assert columns_a.tolist() == columns_b.tolist()
-        np.testing.assert_array_equal(scores_a[train], scores_b[train])
+    task, flipped = Task(y, train, np.arange(800)), np.where(train, y, 1 - y)
+    fits = k_sparse(x, task, [1, 5, 10], selection)
+    others = k_sparse(scipy.sparse.csr_matrix(other), task._replace(y=flipped), [1, 5, 10], selection)
+    for fit, again in zip(fits, others, strict=True):
+        assert fit.columns.tolist() == again.columns.tolist()
+        np.testing.assert_array_equal(fit.scores[train], again.scores[train])
+
+
+def test_ks_above_the_live_columns_are_left_out_or_refused():
+    x, _ = columns(200, 12)
+    assert ksparse.possible(x, [1, 11, 12, 50]) == [1, 11]
+    with pytest.raises(ValueError, match=r"k \[12, 50\] must lie between 1 and 11"):
+        ksparse.possible(x, [12, 50])
 
 
 def test_dead_latents_are_never_chosen_and_k_is_bounded():

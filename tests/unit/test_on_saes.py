@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from lib.model.activations import PromptTokens, pool
-from lib.probing import on_saes
+from lib.probing import controls, on_saes
+from lib.probing.tasks import Probe, Task
 from lib.sae import folders, latents
 from lib.sae.jumprelu import Parameters
 
@@ -32,47 +33,69 @@ def world(tmp_path):
 
 def test_every_probe_of_an_sae_and_the_views_add_up(world):
     table, tokens, resid, prompts = world
-    given = on_saes.task(prompts)
-    found = on_saes.probe_saes(table, tokens, resid, given, [1, 2, 100], ["max", "mean"], [0.01, 1.0], HOOK, "m")
-    kinds = {(key[2], key[3]) for key in found.scores}
-    assert kinds == {("k-sparse", "max"), ("k-sparse", "mean"), ("reconstruction", "mean"), ("error", "mean"), ("all latents", "mean")}
-    assert {key[5] for key in found.scores} == {0, 1, 2}, "24 latents: k = 100 is left out"
-    key = on_saes.first_key(found.chosen, "base", "max", "mean difference", 1)
-    assert found.chosen[key].tolist() == [4]
-    parts = on_saes.views(folders.load(table["folder"][0]), found.latents["base"], resid["mean"], "mean")
+    task = Task.of(prompts)
+    inputs = on_saes.Inputs(tokens, resid, task, HOOK, "m")
+    probed = on_saes.probe_saes(table, inputs, on_saes.Grid([1, 2, 100], ["max", "mean"], [0.01, 1.0]))
+    kinds = {(probe.kind, probe.pooling) for probe in probed.scores}
+    linear = {("reconstruction", "mean"), ("error", "mean"), ("all latents", "mean")}
+    assert kinds == {("k-sparse", "max"), ("k-sparse", "mean")} | linear
+    assert {probe.k for probe in probed.scores} == {None, 1, 2}, "24 latents: k = 100 is left out"
+    assert all((probe.k is None) == (probe.selection is None) for probe in probed.scores)
+    probe = probed.first("base", "max", "mean difference", 1)
+    assert probe == Probe("k-sparse", "max", "base", None, "mean difference", 1)
+    assert probed.chosen[probe].tolist() == [4]
+    encoded = on_saes.Encoded(folders.load(table["folder"][0]), probed.latents["base"]["mean"], resid["mean"])
+    parts = on_saes.views(encoded)
     np.testing.assert_allclose(parts["reconstruction"] + parts["error"], resid["mean"], atol=1e-5)
 
 
 def test_fitted_scores_do_not_see_other_rows(world):
     table, tokens, resid, prompts = world
-    given = on_saes.task(prompts)
-    scores = on_saes.probe_saes(table, tokens, resid, given, [2], ["max"], [0.01, 1.0]).scores
+    task = Task.of(prompts)
+    grid = on_saes.Grid([2], ["max"], [0.01, 1.0])
+    scores = on_saes.probe_saes(table, on_saes.Inputs(tokens, resid, task), grid).scores
     changed = tokens.activations.clone()
     changed[240:] = torch.randn(480, 16, generator=torch.Generator().manual_seed(5))
-    other = given._replace(y=np.where(given.train, given.y, 1 - given.y))
-    shifted = {"mean": np.where(given.train[:, None], resid["mean"], 7.0).astype(np.float32)}
-    found = on_saes.probe_saes(table, tokens._replace(activations=changed), shifted, other, [2], ["max"], [0.01, 1.0]).scores
-    for key, values in scores.items():
-        np.testing.assert_allclose(found[key][given.train], values[given.train], rtol=1e-5, err_msg=str(key))
+    other = task._replace(y=np.where(task.train, task.y, 1 - task.y))
+    shifted = {"mean": np.where(task.train[:, None], resid["mean"], 7.0).astype(np.float32)}
+    elsewhere = on_saes.Inputs(tokens._replace(activations=changed), shifted, other)
+    again = on_saes.probe_saes(table, elsewhere, grid).scores
+    for probe, values in scores.items():
+        np.testing.assert_allclose(again[probe][task.train], values[task.train], rtol=1e-5, err_msg=str(probe))
 
 
 def test_saes_of_another_layer_or_model_are_named(world):
     table, tokens, resid, prompts = world
-    rest = (resid, on_saes.task(prompts), [1], ["max"], [1.0])
+    inputs, grid = on_saes.Inputs(tokens, resid, Task.of(prompts)), on_saes.Grid([1], ["max"], [1.0])
     with pytest.raises(ValueError, match=f"hook_name '{HOOK}', the activations are of 'blocks.4"):
-        on_saes.probe_saes(table, tokens, *rest, "blocks.4.hook_resid_post", "m")
+        on_saes.probe_saes(table, inputs._replace(hook_name="blocks.4.hook_resid_post", model="m"), grid)
     with pytest.raises(ValueError, match="model_name 'm', the activations are of 'other'"):
-        on_saes.probe_saes(table, tokens, *rest, HOOK, "other")
+        on_saes.probe_saes(table, inputs._replace(hook_name=HOOK, model="other"), grid)
     with pytest.raises(ValueError, match=r"k \[50\] must lie between 1 and"):
-        on_saes.probe_saes(table, tokens, resid, on_saes.task(prompts), [50], ["max"], [1.0])
+        on_saes.probe_saes(table, inputs, grid._replace(ks=[50]))
+    with pytest.raises(ValueError, match="unknown pooling 'median'; allowed are max, mean, fixed"):
+        on_saes.probe_saes(table, inputs, grid._replace(poolings=["median"]))
+    with pytest.raises(ValueError, match="unknown selection 'best'; allowed are mean difference, L1 path"):
+        on_saes.probe_saes(table, inputs, grid._replace(selections=("best",)))
+
+
+def test_chosen_latents_are_marked_among_all(world):
+    table, tokens, resid, prompts = world
+    inputs, grid = on_saes.Inputs(tokens, resid, Task.of(prompts)), on_saes.Grid([1, 2], ["max"], [1.0])
+    probed = on_saes.probe_saes(table, inputs, grid)
+    probe = probed.first("base", "max", "mean difference", 2)
+    latents_table = on_saes.chosen_latents(probed, prompts, ["val", "ood"], [probe])
+    assert len(latents_table) == 24 and latents_table["chosen"].sum() == 2 and latents_table["chosen"][4]
+    assert latents_table.loc[4, "val"] > 0.95 and latents_table.loc[4, "ood"] > 0.95
+    assert 0.3 < latents_table.loc[4, "frequency"] < 0.7
 
 
 def test_controls_have_the_data_of_their_names(world):
     _, tokens, resid, prompts = world
-    given = on_saes.task(prompts)
-    found = on_saes.controls(resid["mean"], given, 30, 0)
-    assert found["random directions"].shape == (240, 30) and found["coordinates"] is resid["mean"]
-    components = found["principal components"][given.train]
+    task = Task.of(prompts)
+    bases = controls.bases(controls.Inputs(resid["mean"], task, 30, 0))
+    assert bases["random directions"].shape == (240, 30) and bases["coordinates"] is resid["mean"]
+    components = bases["principal components"][task.train]
     correlation = np.corrcoef(components.T)
     np.testing.assert_allclose(correlation, np.eye(16), atol=1e-3)
     assert (np.diff(components.var(0)) <= 1e-6).all()

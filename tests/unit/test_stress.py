@@ -3,7 +3,6 @@ import pandas as pd
 import pytest
 
 from lib.probing import stress
-from lib.probing.on_saes import task
 
 ROWS, Y, GROUPS = np.arange(100, 160), np.arange(60) % 2, np.repeat(np.arange(20), 3)
 
@@ -25,14 +24,17 @@ def test_the_given_share_of_labels_is_flipped(share):
 def test_more_prompts_and_clean_labels_help_and_a_missing_class_is_counted():
     rng = np.random.default_rng(0)
     n = 900
-    prompts = pd.DataFrame({"split": np.repeat(["train", "val", "ood"], 300), "label": rng.integers(0, 2, n), "base_id": np.arange(n)})
+    splits, labels = np.repeat(["train", "val", "ood"], 300), rng.integers(0, 2, n)
+    prompts = pd.DataFrame({"split": splits, "label": labels, "base_id": np.arange(n)})
     x = rng.standard_normal((n, 20)).astype(np.float32)
     x[:, 3] += 2 * prompts["label"].to_numpy()
-    probes = {"dense": (x, 0, 0.01), "k = 1": (x, 1, 0.0)}
-    found = stress.sweep(prompts, task(prompts), probes, {1: stress.fewer(1), 20: stress.fewer(20), 300: stress.fewer(0)}, 4, 0)
-    value = found.set_index(["probe", "setting", "split"])["value"]
+    contenders = {"dense": stress.Contender(x, c=0.01), "k = 1": stress.Contender(x, k=1)}
+    changes = {1: stress.fewer(1), 20: stress.fewer(20), 300: stress.fewer(0)}
+    table = stress.sweep(prompts, contenders, changes, 4, 0)
+    value = table.set_index(["probe", "setting", "split"])["value"]
     assert value["dense", 300, "ood"] > value["dense", 20, "ood"] + 0.05
-    assert value["k = 1", 300, "ood"] > 0.88 and 1 not in set(found["setting"])
-    flipped = stress.sweep(prompts, task(prompts), probes, {0.0: stress.mislabelled(0.0), 0.5: stress.mislabelled(0.5)}, 4, 0)
+    assert value["k = 1", 300, "ood"] > 0.88 and 1 not in set(table["setting"])
+    changes = {0.0: stress.mislabelled(0.0), 0.5: stress.mislabelled(0.5)}
+    flipped = stress.sweep(prompts, contenders, changes, 4, 0)
     value = flipped.set_index(["probe", "setting", "split"])["value"]
     assert value["dense", 0.0, "ood"] > 0.85 and abs(value["dense", 0.5, "ood"] - 0.5) < 0.2

@@ -1,0 +1,81 @@
+"""Tables of probes for notebooks 05 and 08: by split, by wrapper, beside the dense probe, and beside each other.
+
+Draws (``lib.stats.draws``) of SAE probes and of dense probes are of the same prompts and replicates, and have the
+dimensions of ``lib.probing.tasks.Probe``.
+"""
+
+from typing import Any
+
+import pandas as pd
+
+from lib.stats import metrics
+from lib.stats.draws import Draws
+from lib.stats.metrics import Scores, SplitWeights
+
+
+def by_split(
+    prompts: pd.DataFrame, scores: dict[str, Scores], weights: SplitWeights, **dimensions: Any
+) -> pd.DataFrame:
+    """AUROC and recall at 1 % false positives of every probe on every split; ``probe`` is the name in ``scores``."""
+    return pd.DataFrame([
+        row
+        for name, of_probe in scores.items()
+        for row in metrics.by_split(prompts, of_probe, weights, probe=name, **dimensions)
+    ])
+
+
+def by_wrapper(
+    prompts: pd.DataFrame, kinds: pd.Series, scores: dict[str, Scores], weights: SplitWeights
+) -> pd.DataFrame:
+    """AUROC of every probe in every wrapper (:func:`lib.stats.metrics.by_transform`), named by kind and transform."""
+    table = pd.DataFrame([
+        row
+        for name, of_probe in scores.items()
+        for row in metrics.by_transform(prompts, kinds, of_probe, weights, probe=name)
+    ])
+    wrapper = table["kind"].str.cat(table["transform"], ": ").replace("plain: plain", "plain")
+    return table.assign(wrapper=wrapper)
+
+
+def in_wrapper_order(table: pd.DataFrame, split: str) -> pd.DataFrame:
+    """The rows of one split, plain prompts first, then jailbreaks, then innocuous transformations."""
+    rows = table[table["split"] == split]
+    return rows.sort_values("kind", ascending=False, kind="stable")
+
+
+def gaps_closed(k_sparse: Draws, dense: Draws, before: str, seed: int) -> pd.DataFrame:
+    """Share of the gap between the dense probe and the SAE ``before`` that every other SAE's k-sparse probes close.
+
+    Both are of one split, ``dense`` is one row. A row per variant, pooling, selection and k, with the interval over
+    base prompts and seeds.
+    """
+    means = k_sparse.over_seeds(seed)
+    first = means.where(variant=before)
+    return means.without(variant=before).gap_closed(first, dense, ["pooling", "selection", "k"]).estimates()
+
+
+def auroc_lost(linear: Draws, dense: Draws, seed: int) -> pd.DataFrame:
+    """AUROC of the dense probe minus that of each linear probe on an SAE, same pooling and replicates."""
+    return linear.over_seeds(seed).behind(dense, ["pooling", "split"]).estimates()
+
+
+def behind_dense(k_sparse: Draws, dense: Draws, seed: int) -> pd.DataFrame:
+    """AUROC of the dense probe (one pooling) minus that of each k-sparse probe."""
+    return k_sparse.over_seeds(seed).behind(dense, ["split"]).estimates()
+
+
+def differences(k_sparse: Draws, references: dict[str, str], seed: int) -> pd.DataFrame:
+    """Paired differences of k-sparse probes of one k and split to the SAE, the selection and the pooling of
+    ``references``.
+
+    ``references`` has ``variant``, ``selection`` and ``pooling``. SAEs are compared after the mean over their seeds,
+    selections and poolings within one SAE. The column ``level`` names what differs, ``against`` the reference.
+    """
+    parts = []
+    for level, reference in references.items():
+        if level == "variant":
+            apart = k_sparse.over_seeds(seed).against(level, reference)
+        else:
+            apart = k_sparse.against(level, reference).over_seeds(seed, (-1.0, 1.0))
+        parts.append(apart.estimates().assign(level=level, against=reference))
+    return pd.concat(parts, ignore_index=True)
