@@ -50,7 +50,7 @@ def _ours(pooled: latents.Pooled, task: Task) -> dict[tuple[str, int], np.ndarra
 
 
 def measure() -> Iterator[tuple[str, str, list[float]]]:
-    """Seconds of the two in turn, their ratio within a round, and the largest difference of validation AUROC (k > 1)."""
+    """Seconds of both in turn, their ratio within a round, and the largest difference of validation AUROC (k > 1)."""
     prompts = _prompts()
     bridge = models.load_model(models.MINILM)
     identity, folder = models.identity(models.MINILM), run_dir("bench") / "activations"

@@ -8,7 +8,7 @@ from lib.stats import metrics
 
 
 def placements(y, score):
-    """Structural components: for each positive the share of negatives below it, for each negative of positives above."""
+    """Structural components: the share of negatives below each positive, and of positives above each negative."""
     positive, negative = score[y == 1], score[y == 0]
     wins = (positive[:, None] > negative) + 0.5 * (positive[:, None] == negative)
     return wins.mean(1), wins.mean(0)
@@ -24,6 +24,7 @@ def test_the_paired_bootstrap_has_delongs_variance():
     covariance = np.cov(v10) / v10.shape[1] + np.cov(v01) / v01.shape[1]
     sd = np.sqrt(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
     ids = np.arange(n).astype(str)
-    found = metrics.difference(y, (scores[1], scores[0]), ids, metrics.auroc, metrics.bootstrap_weights(ids, 2000, 0))
-    assert abs(found.value - (roc_auc_score(y, scores[1]) - roc_auc_score(y, scores[0]))) < 1e-12
-    assert abs((found.high - found.low) / (2 * scipy.stats.norm.ppf(0.975)) / sd - 1) < 0.08
+    weights = metrics.bootstrap_weights(ids, 2000, 0)
+    difference = metrics.difference(y, (scores[1], scores[0]), ids, metrics.auroc, weights)
+    assert abs(difference.value - (roc_auc_score(y, scores[1]) - roc_auc_score(y, scores[0]))) < 1e-12
+    assert abs((difference.high - difference.low) / (2 * scipy.stats.norm.ppf(0.975)) / sd - 1) < 0.08

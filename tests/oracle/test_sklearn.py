@@ -24,7 +24,7 @@ def test_dense_probe_equals_sklearn_by_hand():
 
     cv = {c: np.mean([roc_auc_score(y[b], fit(a, c)(x[b])) for a, b in folds]) for c in dense_probes.C_GRID}
     best = max(cv, key=cv.get)
-    found = dense_probes.fit_logistic(x, y, groups)
-    assert found.best_params_ == {"logisticregression__C": best}
-    np.testing.assert_allclose(found.best_score_, cv[best], atol=1e-6)
-    np.testing.assert_allclose(found.decision_function(x), fit(np.arange(n), best)(x), atol=1e-4)
+    search = dense_probes.fit_logistic(x, y, groups)
+    assert search.best_params_ == {"logisticregression__C": best}
+    np.testing.assert_allclose(search.best_score_, cv[best], atol=1e-6)
+    np.testing.assert_allclose(search.decision_function(x), fit(np.arange(n), best)(x), atol=1e-4)

@@ -32,8 +32,8 @@ def test_planted_direction_is_found():
 def test_shuffled_labels_are_at_chance():
     x, y, groups, _ = planted(n=1200)
     shuffled = np.random.default_rng(3).permutation(y)
-    found = dense_probes.fit_logistic(x[:600], shuffled[:600], groups[:600]).decision_function(x[600:])
-    assert abs(score(shuffled[600:], found) - 0.5) < 0.05
+    scores = dense_probes.fit_logistic(x[:600], shuffled[:600], groups[:600]).decision_function(x[600:])
+    assert abs(score(shuffled[600:], scores) - 0.5) < 0.05
 
 
 def test_validation_rows_change_no_fitted_number():

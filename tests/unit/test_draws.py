@@ -82,7 +82,8 @@ def test_seeds_widen_the_interval_to_students_and_leave_the_mean():
 
 
 def test_differences_are_paired_and_undefined_replicates_give_no_interval():
-    rows = {("a", 1): [0.5, 0.4, 0.6], ("a", 2): [0.6, 0.6, 0.6], ("b", 1): [0.7, 0.6, 0.8], ("b", 2): [0.5, 0.5, np.nan]}
+    rows = {("a", 1): [0.5, 0.4, 0.6], ("a", 2): [0.6, 0.6, 0.6]}
+    rows |= {("b", 1): [0.7, 0.6, 0.8], ("b", 2): [0.5, 0.5, np.nan]}
     drawn = of_rows(rows, ["way", "k"])
     apart = drawn.against("way", "a").estimates().set_index("k")
     assert apart.loc[1, ["value", "low", "high"]].tolist() == pytest.approx([0.2, 0.2, 0.2])

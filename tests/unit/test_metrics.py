@@ -44,7 +44,8 @@ def test_interval_widens_when_rows_are_copies():
     alone = metrics.estimate(y, s, groups, metrics.auroc, metrics.bootstrap_weights(groups, 2000, 0))
     y10, s10, groups10 = (np.repeat(v, 10) for v in (y, s, groups))
     copied = metrics.estimate(y10, s10, groups10, metrics.auroc, metrics.bootstrap_weights(groups10, 2000, 0))
-    naive = metrics.estimate(y10, s10, np.arange(800), metrics.auroc, metrics.bootstrap_weights(np.arange(800), 2000, 0))
+    by_row = metrics.bootstrap_weights(np.arange(800), 2000, 0)
+    naive = metrics.estimate(y10, s10, np.arange(800), metrics.auroc, by_row)
     np.testing.assert_allclose(copied[:3], alone[:3], atol=1e-9)
     assert naive.high - naive.low < 0.5 * (copied.high - copied.low)
     assert (copied.n, copied.n_groups) == (800, 80)
@@ -64,10 +65,10 @@ def test_paired_difference_agrees_with_delong_on_independent_rows():
     y, a = data(1500)
     b = a + np.random.default_rng(5).normal(size=len(a))
     groups = np.arange(len(y))
-    found = metrics.difference(y, (a, b), groups, metrics.auroc, metrics.bootstrap_weights(groups, 2000, 0))
+    difference = metrics.difference(y, (a, b), groups, metrics.auroc, metrics.bootstrap_weights(groups, 2000, 0))
     half = 1.96 * delong_variance(y, a, b) ** 0.5
-    assert abs(found.value - (roc_auc_score(y, a) - roc_auc_score(y, b))) < 1e-12
-    assert abs((found.high - found.low) / 2 / half - 1) < 0.1
+    assert abs(difference.value - (roc_auc_score(y, a) - roc_auc_score(y, b))) < 1e-12
+    assert abs((difference.high - difference.low) / 2 / half - 1) < 0.1
 
 
 def test_undefined_is_null_and_tables_are_by_split_and_transform():

@@ -24,7 +24,8 @@ def world(tmp_path):
     x = 0.3 * torch.randn(n, 3, d_model, generator=g)
     x[:, 1] += 4 * y[:, None] * dec[4]
     folders.save(sae, tmp_path / "sae", {})
-    prompts = pd.DataFrame({"split": np.repeat(["train", "val", "ood"], 80), "label": y.numpy(), "base_id": [f"b{i}" for i in range(n)]})
+    splits, ids = np.repeat(["train", "val", "ood"], 80), [f"b{i}" for i in range(n)]
+    prompts = pd.DataFrame({"split": splits, "label": y.numpy(), "base_id": ids})
     table = pd.DataFrame({"variant": ["base"], "seed": [None], "folder": [str(tmp_path / "sae")]})
     tokens = PromptTokens(x.flatten(0, 1), torch.arange(0, 3 * n + 1, 3))
     resid = {"mean": pool(x, torch.ones(n, 3, dtype=torch.bool), "mean").numpy()}
