@@ -38,7 +38,9 @@ from lib.interp.judges import Judge
 from lib.interp.readings import Matrix, Peaks, Reading, coordinate_peaks, inside, latent_peaks, token_means
 from lib.probing import dense as dense_probes
 from lib.probing import on_saes
+from lib.results import tables
 from lib.stats import draws, metrics
+from lib.texts import datasets
 from lib.texts.artefacts import WORD, changed
 
 TOP = 10  # prompts that an item shows, and items that somebody looks at
@@ -171,7 +173,8 @@ def exposing_prompts(pair: Pair, dataset: Dataset, n_items: int = TOP, c: float 
     exposes = []
     for item in range(n_items):
         shown = by_score[item * TOP : (item + 1) * TOP]
-        peak_token = np.array([_peak_token(pair.planted, dataset.rows[i], direction) for i in shown], dtype=int)
+        texts = dataset.rows[shown].tolist()
+        peak_token = np.array([_peak_token(pair.planted, text, direction) for text in texts], dtype=int)
         exposes.append(_mostly(is_higher[shown] & pair.changed[peak_token]))
     return exposes
 
@@ -179,7 +182,7 @@ def exposing_prompts(pair: Pair, dataset: Dataset, n_items: int = TOP, c: float 
 def _peak_token(reading: Reading, text: int, direction: Float[np.ndarray, " d_model"]) -> int:
     """The token (index into the reading) of a text that lies farthest in a direction."""
     first, last = reading.starts[text : text + 2]
-    return first + (reading.activations[first:last] @ direction).argmax()
+    return int(first + (reading.activations[first:last] @ direction).argmax())
 
 
 def exposing_terms(pair: Pair, dataset: Dataset, n_items: int = TOP, c: float = 10.0) -> list[bool]:
@@ -273,6 +276,13 @@ def recall(ranks: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def median_ranks(ranks: pd.DataFrame, share: float) -> pd.DataFrame:
+    """Median rank of the first exposing item by artefact and method, of what is planted in a share of one class."""
+    planted = ranks[(ranks["share"] == share) & (ranks["control"] == "planted")]
+    medians = planted.pivot_table("rank", "artefact", "method", "median", sort=False)
+    return medians.reindex(index=planted["artefact"].unique(), columns=list(METHODS))
+
+
 def never_exposed(ranks: pd.DataFrame, method: str) -> list[str]:
     """The artefacts, planted in one class, that a method exposes at no share and with no seed."""
     planted = ranks[(ranks["control"] == "planted") & (ranks["method"] == method)]
@@ -312,6 +322,14 @@ def explain(judge: Judge, encoded: Encoded, latents: pd.Series, rng: np.random.G
     return texts
 
 
+def overview(top: pd.DataFrame, latents: pd.DataFrame, explained: dict[int, str]) -> pd.DataFrame:
+    """A row per latent: difference, flags, AUROC (a text) on each split of ``top``, and what a judge says of it."""
+    aurocs = tables.in_columns(top, "latent", digits=2)
+    splits = [split for split in datasets.SPLITS if split in aurocs]
+    known = latents.set_index("latent")[["difference", "formatting", "fails_ood"]].round({"difference": 2})
+    return known.join(aurocs[splits]).assign(explanation=pd.Series(explained))
+
+
 def cards(encoded: Encoded, top: pd.DataFrame, latents: pd.DataFrame, explained: dict[int, str]) -> list[Card]:
     """A card for each of ``latents`` (latent, difference, formatting, fails_ood), with its AUROCs from ``top``."""
     shown = []
@@ -324,13 +342,13 @@ def cards(encoded: Encoded, top: pd.DataFrame, latents: pd.DataFrame, explained:
     return shown
 
 
-def marked(top: pd.DataFrame, latents: pd.DataFrame, splits: tuple[str, ...]) -> pd.DataFrame:
+def marked(top: pd.DataFrame, latents: pd.DataFrame) -> pd.DataFrame:
     """``top`` ordered by split, each latent named with what is to be known of it, for a figure."""
     names = {}
     for row in latents.itertuples():
         mark = " (formatting)" if row.formatting else " (fails OOD)" if row.fails_ood else ""
         names[row.latent] = f"latent {row.latent}{mark}"
-    order = top["split"].map(splits.index)
+    order = top["split"].map(datasets.SPLITS.index)
     return top.assign(latent=top["latent"].map(names), order=order).sort_values("order", kind="stable")
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Int
 
-from lib.interp.autointerp import SCORED, UNSCORED, Scored
+from lib.interp.autointerp import NOT_DRAWN, SCORED, UNSCORED, Scored
 from lib.stats import metrics, populations
 from lib.stats.metrics import Estimate
 
@@ -158,3 +158,18 @@ def ranking(points: pd.DataFrame, scored: list[Scored], seed: int, leading: str,
     at_densest = points[compared & (points["sparsity"] == densest) & (points["seed"] == seed)]
     rows += [{"metric": "autointerp_lead"} | row for row in _differences(at_densest, reference)]
     return pd.DataFrame(rows)
+
+
+def with_seed(points: pd.DataFrame) -> pd.Series:
+    """The variant of each row with its seed, where it has one."""
+    seeds = points["seed"].map(lambda seed: "" if pd.isna(seed) else f", seed {int(seed)}")
+    return points["variant"] + seeds
+
+
+def drawn_latents(saes: pd.DataFrame, scored: list[Scored]) -> pd.DataFrame:
+    """The rows of all ``scored`` tables but those of latents that were not drawn, with place and folder of the SAE."""
+    parts = []
+    for place, (folder, scores) in enumerate(zip(saes["folder"], scored, strict=True)):
+        is_drawn = scores.table["status"] != NOT_DRAWN
+        parts.append(scores.table[is_drawn].assign(sae=place, folder=folder))
+    return pd.concat(parts).reset_index(drop=True)

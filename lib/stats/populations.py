@@ -98,7 +98,7 @@ def estimate(
 
 
 def _joined(stratum: Int[np.ndarray, " d_sae"], scored: Int[np.ndarray, " n"]) -> Int[np.ndarray, " d_sae"]:
-    """Strata renumbered so that each holds two scored latents, or all that it has: a short one joins the one below it."""
+    """Strata renumbered so that each holds two scored latents, or all that it has: a short one joins the one below."""
     counts = np.bincount(stratum[scored], minlength=stratum.max() + 1)
     sizes = np.bincount(stratum[stratum >= 0], minlength=stratum.max() + 1)
     enough = (counts >= 2) | ((counts == sizes) & (counts > 0))
