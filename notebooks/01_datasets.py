@@ -175,10 +175,9 @@ if n_jailbroken and chat.has_template(models.load_tokenizer(model)):
     answered = refusals.asked(prompts, n_jailbroken, np.random.default_rng(seed))
     bridge, parent = models.load_model(model, device, dtype), run.folder / "rollouts"
     found = rollouts.generate(bridge, models.identity(model), answered["text"].tolist(), parent, response_tokens, temperature=0.0)
-    answered = answered.assign(response=found["response"].to_numpy(), refused=[refusals.refuses(text) for text in found["response"]])
-if refusal_judge == "llm" and len(answered):
-    judge = llm.LLMJudge(llm_model, llm_base_url, llm_key_variable, run.folder / "llm", llm_max_requests, llm_max_tokens)
-    answered["refused"] = refusals.judged(answered["response"].tolist(), judge)
+    answered = answered.assign(response=found["response"].to_numpy())
+settings = llm.Settings(llm_model, llm_base_url, llm_key_variable, run.folder / "llm", llm_max_requests, llm_max_tokens)
+answered["refused"] = refusals.refused(answered["response"].tolist(), refusal_judge, settings)
 refused = refusals.rates(answered, n_bootstrap, seed)
 
 # %%

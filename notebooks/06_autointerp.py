@@ -16,21 +16,20 @@
 #
 # Claims C9 and C12.
 #
-# **The claims** (the paper, sections on chat finetuning and on high-frequency latents). Auto-interp scores say how well a short
-# explanation predicts a latent. Averaged over latents they show no clear pattern among SAEs; weighted by firing frequency they
-# rank them differently, because frequent latents score worse (C12). By the weighted mean, finetuning the SAE of pretraining data
+# **The claims** (the paper, sections on chat finetuning and on high-frequency latents).
+# Auto-interp scores say how well a short explanation predicts a latent. Averaged over latents they
+# show no clear pattern among SAEs; weighted by firing frequency they rank them differently, because
+# frequent latents score worse (C12). By the weighted mean, finetuning the SAE of pretraining data
 # is slightly ahead of the other ways to a chat SAE, unless latents are resampled (C9).
 
 # %%
-import numpy as np
 import pandas as pd
 from IPython.display import HTML, Markdown, display
 from lib.base.files import write_table, write_text
-from lib.interp import autointerp, cards, examples, judges, llm
+from lib.interp import autointerp, cards, examples, judges, llm, summaries
 from lib.model import models
 from lib.results import figures, records, tables
 from lib.sae import folders
-from lib.stats import metrics, populations
 from lib.texts import corpora, datasets
 
 # %% [markdown]
@@ -56,144 +55,170 @@ seed = 0
 
 # %% [markdown]
 # ## Inputs
-# The SAEs of notebooks 03 (architectures and sparsities) and 04 (ways to a chat SAE), and text cut into sequences of 32 tokens.
-# A text is either for explaining or for scoring, for all latents and SAEs.
+# The SAEs of notebooks 03 (architectures and sparsities) and 04 (ways to a chat SAE), and text cut
+# into sequences of 32 tokens. A text is either for explaining or for scoring, for all latents and
+# SAEs.
 
 # %%
 run = records.start("06_autointerp", globals())
 prompts_path = records.output(run, "01_datasets", "prompts")
-list_paths = [records.output(run, "03_sae_training", "saes"), records.output(run, "04_chat_finetune", "saes")]
-prompts, (architectures, chat_saes) = datasets.load(prompts_path), map(pd.read_parquet, list_paths)
-architectures = architectures[architectures["seed"].isin(interp_seeds)].assign(notebook="03")
-chat_saes = chat_saes[chat_saes["seed"].isna() | chat_saes["seed"].isin(interp_seeds)].assign(notebook="04")
-saes = pd.concat([architectures, chat_saes], ignore_index=True)
-(model, dtype), layer = (records.read(run, "02_activations")["parameters"][name] for name in ("model", "dtype")), records.read(run, "04_chat_finetune")["parameters"]["layer"]
-plain = prompts[(prompts["transform"] == "plain") & prompts["split"].isin(["train", "val"])]["text"].tolist()
-texts = corpora.corpus(interp_corpus, interp_tokens) + plain
-sequences = examples.harvest(models.load_model(model, device, dtype), models.identity(model), texts, layer, run.folder / "activations", interp_tokens, seed)
-print(f"{len(saes)} SAEs at layer {layer}; {len(sequences.tokens):,} tokens in {len(sequences.scoring):,} sequences of {len(texts):,} texts")
+model = records.read(run, "02_activations")["parameters"]["model"]
+dtype = records.read(run, "02_activations")["parameters"]["dtype"]
+layer = records.read(run, "04_chat_finetune")["parameters"]["layer"]
+
+# %%
+list_paths = {
+    "03": records.output(run, "03_sae_training", "saes"),
+    "04": records.output(run, "04_chat_finetune", "saes"),
+}
+lists = [pd.read_parquet(path).assign(notebook=name) for name, path in list_paths.items()]
+saes = pd.concat(lists, ignore_index=True)
+without_seed = (saes["notebook"] == "04") & saes["seed"].isna()  # such as the pretraining SAE
+saes = saes[without_seed | saes["seed"].isin(interp_seeds)].reset_index(drop=True)
+print(f"{len(saes)} SAEs at layer {layer}")
+
+# %%
+prompts = datasets.load(prompts_path)
+is_plain = (prompts["transform"] == "plain") & prompts["split"].isin(["train", "val"])
+texts = corpora.corpus(interp_corpus, interp_tokens) + prompts.loc[is_plain, "text"].tolist()
+sequences = examples.harvest(
+    models.load_model(model, device, dtype),
+    models.identity(model),
+    texts,
+    layer,
+    run.folder / "activations",
+    max_tokens=interp_tokens,
+    seed=seed,
+)
+n_sequences = f"{len(sequences.scoring):,} sequences of {len(texts):,} texts"
+print(f"{len(sequences.tokens):,} tokens in {n_sequences}")
 
 # %% [markdown]
 # ## Method
-# The judge sees top-activating sequences of a latent, sequences from each quantile of its activating ones, and silent ones, with
-# activations quantised to 0–10, and writes an **explanation**. For sequences it has not seen, without activations, it then
-# estimates the quantised activation of the highest-activating token; the **score** is Spearman's $\rho$ between the true and the
-# estimated. The offline judge learns a rule on tokens, word stems and neighbours; a language model behind any OpenAI-compatible
-# server takes its place with `judge: llm`.
+# The judge sees top-activating sequences of a latent, sequences from each quantile of its
+# activating ones, and silent ones, with activations quantised to 0–10, and writes an
+# **explanation**. For sequences it has not seen, without activations, it then estimates the
+# quantised activation of the highest-activating token; the **score** is Spearman's $\rho$ between
+# the true and the estimated. The offline judge learns a rule on tokens, word stems and neighbours;
+# a language model behind any OpenAI-compatible server takes its place with `judge: llm`.
 #
-# The uniform mean is over latents, $\frac1N\sum_i s_i$; the weighted one over firings, $\sum_i \phi_i s_i / \sum_i \phi_i$, with
-# firing frequency $\phi_i$. Latents are drawn in strata of frequency, so that one sample serves both, and stand for their stratum.
+# The uniform mean is over latents, $\frac1N\sum_i s_i$; the weighted one over firings,
+# $\sum_i \phi_i s_i / \sum_i \phi_i$, with firing frequency $\phi_i$. Latents are drawn in strata
+# of frequency, so that one sample serves both, and stand for their stratum.
 
 # %%
-if judge == "llm":
-    cache = run.folder / "llm"
-    judging = llm.LLMJudge(llm_model, llm_base_url, llm_key_variable, cache, llm_max_requests, llm_max_tokens)
-else:
-    judging = judges.offline(judge)
-of = models.resid_post(layer), model
-scored = autointerp.score_saes(judging, saes["folder"].tolist(), sequences, n_latents, seed, scoring, *of)
-stopped = [one.stopped for one in scored if one.stopped]
-print(stopped[0] + "; the means speak of what was judged before" if stopped else "all judged")
+settings = llm.Settings(
+    llm_model,
+    llm_base_url,
+    llm_key_variable,
+    run.folder / "llm",
+    llm_max_requests,
+    llm_max_tokens,
+)
+judging = judges.make(judge, settings)
+trial = autointerp.Trial(n_latents, seed, scoring)
+hook_name = models.resid_post(layer)
+scored = autointerp.score_saes(
+    judging, saes["folder"].tolist(), sequences, trial, hook_name=hook_name, model=model
+)
+stopped = next((scores.stopped for scores in scored if scores.stopped), "")
+print(f"{stopped}; the means speak of what was judged before" if stopped else "all judged")
 
 # %%
-rows = []
-for place, (row, one) in enumerate(zip(saes.itertuples(), scored, strict=True)):
-    of_sae = {"sae": place, "notebook": row.notebook, "variant": row.variant, "sparsity": row.sparsity, "seed": row.seed, "l0": one.table["frequency"].sum()}
-    rows += [of_sae | {"mean": name} | found._asdict() for name, found in autointerp.means(one.table).items()]
-table = pd.DataFrame(rows)
-counts = pd.concat([autointerp.coverage(one.table).assign(sae=i) for i, one in enumerate(scored)])
-coverage = counts.pivot(index="sae", columns="status", values=["latents", "firing_mass"]).fillna(0.0)
-coverage.agg(["mean", "min", "max"]).T.round(3)
+table = summaries.means_of_saes(saes, scored)
+counts = summaries.coverage_of_saes(scored)
+summaries.coverage_over_saes(counts).round(3)
 
 # %% [markdown]
 # ## Scores against L0
-# **What to look for:** curves that lie together on the left, and in another order on the right, JumpReLU ahead at high L0 (C12).
-# **What would refute C12:** the same order in both.
+# **What to look for:** curves that lie together on the left, and in another order on the right,
+# JumpReLU ahead at high L0 (C12). **What would refute C12:** the same order in both.
 
 # %%
-score_label = f"auto-interp score ({'Spearman ρ' if scoring == 'simulation' else 'true minus false positive rate'})"
-names = {"uniform": "uniform mean", "weighted": "weighted by firing frequency"}
-about = f"Profile {profile}, layer {layer}, {judge} judge, {scoring}; 95 % intervals over latents ({n_latents} per SAE), not over SAEs."
-about += f"\nPartial: {stopped[0]}." if stopped else ""
-points = table[table["notebook"] == "03"].assign(panel=lambda t: t["mean"].map(names))
-figure = figures.curves(points, "l0", "panel", "variant", "L0 (active latents per token)", score_label, logx=True)
+score_label = f"auto-interp score ({autointerp.measure(scoring)})"
+panels = {"uniform": "uniform mean", "weighted": "weighted by firing frequency"}
+table = table.assign(panel=table["mean"].map(panels))
+about = f"Profile {profile}, layer {layer}, {judge} judge, {scoring}; 95 % intervals over latents "
+about += f"({n_latents} per SAE), not over SAEs." + (f"\nPartial: {stopped}." if stopped else "")
+
+# %%
+points = table[table["notebook"] == "03"]
+x_label = "L0 (active latents per token)"
+figure = figures.curves(points, "l0", "panel", "variant", x_label, score_label, logx=True)
 figures.save(figure, run.figures, "06_scores", about)
 
 # %% [markdown]
 # ## Scores by frequency
-# Latents in fifths: of their number, and of the firings. **What to look for:** scores that fall to the right (C12).
-# **What would refute it:** level or rising curves.
+# Latents in fifths: of their number, and of the firings. **What to look for:** scores that fall to
+# the right (C12). **What would refute it:** level or rising curves.
 
 # %%
-of_03 = saes[(saes["notebook"] == "03") & (saes["seed"] == interp_seeds[0])]
-third = of_03[of_03.groupby("variant")["sparsity"].rank() == min(3, of_03.groupby("variant").size().min())]
-fifths = pd.concat([autointerp.by_frequency(scored[i].table).assign(variant=row["variant"], sae=i) for i, row in third.iterrows()])
-panels = fifths.assign(panel=lambda t: "fifths of the " + t["by"])
-if len(panels):
-    figure = figures.curves(panels, "quantile", "panel", "variant", "fifth by frequency (1: rarest)", score_label)
-    display(figures.save(figure, run.figures, "06_frequency", f"{about}\nOne SAE of each architecture of notebook 03, of the same rank of sparsity (L0 {', '.join(f'{scored[i].table.frequency.sum():.0f}' for i in third.index)})."))
+compared = summaries.of_same_rank(saes, "03", interp_seeds[0])
+fifths = summaries.by_frequency_of_saes(compared, scored)
+l0s = ", ".join(f"{summaries.l0(scored[place]):.0f}" for place in compared.index)
+caption = f"One SAE of each architecture of notebook 03, of the same rank of sparsity (L0 {l0s})."
+shown = fifths.assign(panel="fifths of the " + fifths["by"])
+x_label = "fifth by frequency (1: rarest)"
+if len(shown):
+    figure = figures.curves(shown, "quantile", "panel", "variant", x_label, score_label)
+    display(figures.save(figure, run.figures, "06_frequency", f"{about}\n{caption}"))
 
 # %% [markdown]
-# In numbers, over the SAEs of notebook 03: how far the score falls from the rarest to the most frequent fifth of the latents, the
-# rank correlation of the two means, and what the JumpReLU SAEs are ahead of TopK at the highest L0.
+# In numbers, over the SAEs of notebook 03: how far the score falls from the rarest to the most
+# frequent fifth of the latents, the rank correlation of the two means, and what the JumpReLU SAEs
+# are ahead of TopK at the highest L0.
 
 # %%
-of_architectures = [i for i, row in saes.iterrows() if row["notebook"] == "03"]
-wide = points.pivot(index="sae", columns="mean", values="value")
-falls = np.array([autointerp.fall(scored[i].table) for i in of_architectures])
-checks = [{"metric": "autointerp_fall"} | metrics.t_interval(falls[~np.isnan(falls)])._asdict()]
-checks += [{"metric": "rank_correlation", "value": wide["uniform"].corr(wide["weighted"], method="spearman"), "n": len(wide), "n_groups": len(wide)}]
-densest = points[points["sparsity"] == points.loc[points["variant"] == "topk", "sparsity"].max()]
-at_densest = {(r.mean, r.variant): populations.Estimate(r.value, r.low, r.high, r.n, r.n_groups) for r in densest[densest["seed"] == interp_seeds[0]].itertuples()}
-checks += [
-    {"metric": "autointerp_lead", "variant": variant, "mean": mean, "against": "topk"} | populations.difference(found, at_densest[mean, "topk"])._asdict()
-    for (mean, variant), found in at_densest.items() if variant.startswith("JumpReLU")
-]
-checks = pd.DataFrame(checks)
-checks.assign(found=[tables.text(r) for r in checks.itertuples()]).drop(columns=["value", "low", "high"])
+checks = summaries.ranking(points, scored, interp_seeds[0], "JumpReLU", "topk")
+checks.assign(estimate=tables.texts(checks)).drop(columns=["value", "low", "high"])
 
 # %% [markdown]
 # ## The ways to a chat SAE
-# **What to look for:** `finetuned from pretraining SAE` slightly ahead by the weighted mean, the resampled one behind (C9).
+# **What to look for:** `finetuned from pretraining SAE` slightly ahead by the weighted mean, the
+# resampled one behind (C9).
 
 # %%
-ways = table[table["notebook"] == "04"].assign(panel=lambda t: t["mean"].map(names))
-label = ways["seed"].map(lambda s: "" if pd.isna(s) or len(interp_seeds) == 1 else f", seed {int(s)}")
-figure = figures.points(ways.assign(variant=ways["variant"] + label), "variant", "panel", xlabel=score_label)
+ways = table[table["notebook"] == "04"]
+shown = ways if len(interp_seeds) == 1 else ways.assign(variant=summaries.with_seed(ways))
+figure = figures.points(shown, "variant", "panel", xlabel=score_label)
 figures.save(figure, run.figures, "06_chat", about)
 
 # %%
 first = "finetuned from pretraining SAE"
-estimates = {(r.variant, r.mean): populations.Estimate(r.value, r.low, r.high, r.n, r.n_groups) for r in ways[ways["seed"].isna() | (ways["seed"] == interp_seeds[0])].itertuples()}
-apart = pd.DataFrame([
-    {"variant": variant, "mean": mean, "against": first} | populations.difference(found, estimates[first, mean])._asdict()
-    for (variant, mean), found in estimates.items() if variant != first
-])
-apart.assign(difference=[tables.text(r) for r in apart.itertuples()]).pivot(index="variant", columns="mean", values="difference")
+ways = ways[ways["seed"].isna() | (ways["seed"] == interp_seeds[0])]
+apart = summaries.differences(ways, first)
+tables.in_columns(apart, "variant", "mean")
 
 # %% [markdown]
 # ## Explained examples
-# Two well and two badly explained latents of the finetuned SAE. Orange: activation, on the scale of the latent's own maximum.
+# Two well and two badly explained latents of the finetuned SAE. Orange: activation, on the scale of
+# the latent's own maximum.
 
 # %%
 chosen_path = records.output(run, "05_probing", "chosen_latents")
 probe_latents = pd.read_parquet(chosen_path)
-shown = saes[saes["folder"].isin(probe_latents["folder"])]
-made = {}
-for place, row in shown.iterrows():
-    matrix = examples.encode(folders.load(row["folder"]), sequences)
+cards_of = {}
+for place, row in saes[saes["folder"].isin(probe_latents["folder"])].iterrows():
+    encoded = examples.encode(folders.load(row["folder"]), sequences)
     of_probe = probe_latents[probe_latents["folder"] == row["folder"]].set_index("latent")
     aurocs = of_probe.filter(regex="^(val|ood)$").add_prefix("AUROC ").to_dict("index")
-    picked = {"chosen by the probe": of_probe.index.tolist()} | cards.pick(scored[place].table, n_cards)
-    wanted = sorted({latent for members in picked.values() for latent in members} - set(scored[place].table.dropna(subset="score")["latent"]))
-    judged = autointerp.judge_also(judging, matrix, sequences, scored[place], wanted, seed, scoring)
-    made[row["variant"]] = cards.cards(matrix, sequences, row["variant"], picked, judged.table, aurocs)
-few = [one for which in ("best explained", "worst explained") for one in [card for card in made[first] if which in card.why][:2]]
-display(HTML(cards.fragment(few)))
+    picked = cards.pick(scored[place].table, n_cards)
+    picked = {"chosen by the probe": of_probe.index.tolist()} | picked
+    unjudged = cards.unjudged(picked, scored[place].table)
+    judged = autointerp.judge_also(judging, encoded, scored[place], unjudged, trial)
+    cards_of[row["variant"]] = cards.cards(encoded, row["variant"], picked, judged.table, aurocs)
 
 # %%
-page = [one for part in made.values() for one in part]
-write_text(run.figures / "latents.html", cards.page(page, f"Latents of profile {profile}, layer {layer}"))
+best, worst = (
+    [card for card in cards_of[first] if f"{which} explained" in card.why]
+    for which in ("best", "worst")
+)
+display(HTML(cards.fragment(best[:2] + worst[:2])))
+
+# %%
+page = [card for of_sae in cards_of.values() for card in of_sae]
+title = f"Latents of profile {profile}, layer {layer}"
+write_text(run.figures / "latents.html", cards.page(page, title))
 print(f"{len(page)} latents with search and sort: figures/{profile}/latents.html")
 
 # %% [markdown]
@@ -201,23 +226,34 @@ print(f"{len(page)} latents with search and sort: figures/{profile}/latents.html
 
 # %%
 spread = points.groupby("mean")["value"].agg(lambda values: values.max() - values.min())
-ends = fifths[fifths["by"] == "latents"].groupby("quantile")["value"].mean().reindex([1, 5])
-at = {key: tables.text(found) for key, found in estimates.items()}
-cost = ""
-if judge == "llm":
-    cost = f"\n\nThe judge: {judging.usage._asdict()}, cost {judging.cost(*llm_prices):.2f}."
+by_fifth = fifths[fifths["by"] == "latents"].groupby("quantile")["value"].mean().reindex([1, 5])
+weighted = tables.texts(ways[ways["mean"] == "weighted"].set_index("variant"))
+bill = judging.bill(tuple(llm_prices))
 Markdown(
-    f"Over the SAEs of notebook 03 the uniform mean spans {spread['uniform']:.3f}, the weighted one {spread['weighted']:.3f}. From the rarest to the most "
-    f"frequent fifth of the latents the score goes from {ends[1]:.3f} to {ends[5]:.3f}. Weighted means: {first} {at[first, 'weighted']}, "
-    f"pretraining SAE {at['pretraining SAE', 'weighted']}, from scratch {at['from scratch', 'weighted']}.\n\n"
-    f"*Caveats.* The score is of SAE and judge together: the {judge} judge is the limit of what can be explained. One SAE of each kind and seed "
-    f"{interp_seeds}; intervals are over the latents drawn." + cost
+    f"Over the SAEs of notebook 03 the uniform mean spans {spread['uniform']:.3f}, the weighted "
+    f"one {spread['weighted']:.3f}. From the rarest to the most frequent fifth of the latents the "
+    f"score goes from {by_fifth[1]:.3f} to {by_fifth[5]:.3f}. Weighted means: {first} "
+    f"{weighted[first]}, pretraining SAE {weighted['pretraining SAE']}, from scratch "
+    f"{weighted['from scratch']}.\n\n*Caveats.* The score is of SAE and judge together: the "
+    f"{judge} judge is the limit of what can be explained. One SAE of each kind and seed "
+    f"{interp_seeds}; intervals are over the latents drawn."
+    + (f"\n\nThe judge: {bill}." if bill else "")
 )
 
 # %%
-every = pd.concat([one.table[one.table["status"] != "not drawn"].assign(sae=i, folder=saes.loc[i, "folder"]) for i, one in enumerate(scored)])
-latents_path = write_table(run.results / "latent_scores.parquet", every.reset_index(drop=True))
-unit = {"unit": score_label}
-full = pd.concat([table.assign(metric="autointerp", **unit), fifths.assign(metric="autointerp_by_frequency", **unit), apart.assign(metric="autointerp_difference", **unit), checks.assign(**unit), counts.assign(metric="coverage")], ignore_index=True)
-headline = full[full["metric"].isin(["autointerp", "autointerp_difference", *checks["metric"]])]
-records.write(run, full, headline, inputs=[prompts_path, *list_paths, chosen_path], outputs={"latent_scores": latents_path}).name
+drawn = summaries.drawn_latents(saes, scored)
+latents_path = write_table(run.results / "latent_scores.parquet", drawn)
+estimates = {
+    "autointerp": table.drop(columns="panel"),
+    "autointerp_by_frequency": fifths,
+    "autointerp_difference": apart,
+}
+named = [rows.assign(metric=metric) for metric, rows in estimates.items()]
+full = pd.concat([*named, checks], ignore_index=True).assign(unit=score_label)
+full = pd.concat([full, counts.assign(metric="coverage")], ignore_index=True)
+in_headline = ["autointerp", "autointerp_difference", *checks["metric"]]
+headline = full[full["metric"].isin(in_headline)]
+
+# %%
+inputs, outputs = [prompts_path, *list_paths.values(), chosen_path], {"latent_scores": latents_path}
+records.write(run, full, headline, inputs=inputs, outputs=outputs).name

@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 import jinja2
 import numpy as np
 import pandas as pd
-import scipy.sparse
 
 from lib.base.files import ROOT
 from lib.interp import examples
-from lib.interp.examples import LEVELS, Example, Sequences
+from lib.interp.examples import MAX_LEVEL, Encoded, Example
+
+TEMPLATES = ROOT / "lib" / "results" / "templates"
 
 
 class Card(NamedTuple):
@@ -27,18 +28,29 @@ class Card(NamedTuple):
 
 
 def card(
-    latents: scipy.sparse.csc_matrix, latent: int, sequences: Sequences, sae: str, why: str, facts: dict[str, float | None], explanation: str = "",
-    top: int = 5, n_quantiles: int = 4, per_quantile: int = 1,
-) -> Card:  # fmt: skip
+    encoded: Encoded,
+    latent: int,
+    sae: str,
+    why: str,
+    facts: dict[str, float | None],
+    explanation: str = "",
+    *,
+    top: int = 5,
+    n_quantiles: int = 4,
+    per_quantile: int = 1,
+) -> Card:
     """The card of a latent, with its top sequences and the middle ones of each quantile of its activating sequences."""
-    found = examples.peaks(latents, latent, sequences)
-    ordered = found.sequence[np.argsort(-found.value, kind="stable")]
-    groups = {"top": ordered[:top]}
-    for i, group in enumerate(np.array_split(ordered[top:], n_quantiles), 1):
-        groups[f"quantile {i} of {n_quantiles}"] = group[len(group) // 2 :][:per_quantile]
-    maximum = float(found.value.max()) if len(found.value) else 1.0
-    shown = {name: [examples.example(latents, latent, sequences, i, maximum) for i in group.tolist()] for name, group in groups.items() if len(group)}
-    return Card(sae, latent, why, facts, explanation, shown)
+    active = examples.activating(encoded, latent)
+    ordered = active.ordered()
+    chosen = {"top": ordered[:top]}
+    for i, quantile in enumerate(np.array_split(ordered[top:], n_quantiles), 1):
+        chosen[f"quantile {i} of {n_quantiles}"] = quantile[len(quantile) // 2 :][:per_quantile]
+    groups = {}
+    for name, sequences in chosen.items():
+        if len(sequences):
+            maximum = float(active.peak.max())
+            groups[name] = [examples.example(encoded, latent, i, maximum) for i in sequences.tolist()]
+    return Card(sae, latent, why, facts, explanation, groups)
 
 
 def pick(scored: pd.DataFrame, n: int) -> dict[str, list[int]]:
@@ -51,21 +63,29 @@ def pick(scored: pd.DataFrame, n: int) -> dict[str, list[int]]:
     }
 
 
+def unjudged(picked: dict[str, list[int]], scored: pd.DataFrame) -> list[int]:
+    """The picked latents that have no score, ascending."""
+    latents = {latent for members in picked.values() for latent in members}
+    return sorted(latents - set(scored.dropna(subset="score")["latent"]))
+
+
 def cards(
-    latents: scipy.sparse.csc_matrix, sequences: Sequences, sae: str, picked: dict[str, list[int]], scored: pd.DataFrame, facts: dict[int, dict[str, float]]
+    encoded: Encoded, sae: str, picked: dict[str, list[int]], scored: pd.DataFrame, facts: dict[int, dict[str, float]]
 ) -> list[Card]:
-    """A card for each picked latent, with all reasons why it was, its frequency and score, and further ``facts`` of it."""
-    why: dict[int, list[str]] = {}
+    """A card for each picked latent, with all reasons why it was, its frequency and score, and further ``facts``."""
+    reasons: dict[int, list[str]] = {}
     for reason, members in picked.items():
         for latent in members:
-            why.setdefault(latent, []).append(reason)
-    made = []
-    for latent, reasons in why.items():
+            reasons.setdefault(latent, []).append(reason)
+    shown = []
+    for latent, why in reasons.items():
         row = scored.loc[latent]
-        known = {"frequency": row["frequency"], "score": None if pd.isna(row["score"]) else row["score"]} | facts.get(latent, {})
-        text = row["explanation"] if isinstance(row["explanation"], str) else f"no explanation: {row['status']}"
-        made.append(card(latents, latent, sequences, sae, ", ".join(reasons), known, text))
-    return made
+        score = None if pd.isna(row["score"]) else row["score"]
+        known = {"frequency": row["frequency"], "score": score} | facts.get(latent, {})
+        is_explained = isinstance(row["explanation"], str)
+        text = row["explanation"] if is_explained else f"no explanation: {row['status']}"
+        shown.append(card(encoded, latent, sae, ", ".join(why), known, text))
+    return shown
 
 
 def fragment(cards: list[Card]) -> str:
@@ -79,6 +99,9 @@ def page(cards: list[Card], title: str) -> str:
 
 
 def _render(cards: list[Card], title: str | None) -> str:
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(ROOT / "lib" / "results" / "templates"), autoescape=True, undefined=jinja2.StrictUndefined)
-    facts: dict[str, Any] = dict.fromkeys(name for one in cards for name in one.facts)
-    return environment.get_template("cards.html").render(cards=cards, title=title, levels=LEVELS, facts=list(facts))
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    facts: dict[str, Any] = dict.fromkeys(name for card in cards for name in card.facts)
+    template = environment.get_template("cards.html")
+    return template.render(cards=cards, title=title, levels=MAX_LEVEL, facts=list(facts))

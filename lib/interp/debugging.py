@@ -1,18 +1,21 @@
-"""What a probe would cheat on: latents that differ between the classes, and whether what they fire on is an artefact.
+"""What a probe would cheat on: latents that differ between the classes, and whether they fire on an artefact.
 
-Units (SAE latents, residual-stream coordinates) are ranked by the standardised mean difference of their largest value over a
-prompt's tokens,
+Units (SAE latents, residual-stream coordinates) are ranked by the standardised mean difference of their largest value
+over a prompt's tokens,
 
     d_j = |μ₁ⱼ − μ₀ⱼ| / √((σ₁ⱼ² + σ₀ⱼ²) / 2),
 
 special tokens left out. The comparison is with a dense probe's highest-scoring prompts (Kantamneni et al., arXiv
-2502.16681) and with TF-IDF terms by coefficient.
+2502.16681) and with TF-IDF terms by coefficient. Each method is an entry of ``METHODS``.
 
-**Exposure**, fixed before any was measured: an item of a method's list (a unit; ten prompts in a row; a term) exposes an
-artefact if for more than half of its ten top training prompts (i) the artefact is planted, (ii) the token of the largest value
-lies in the changed characters, and (iii) the value is larger than in the same prompt without the artefact.
+**Exposure**, fixed before any was measured: an item of a method's list (a unit; ten prompts in a row; a term) exposes
+an artefact if for more than half of its ten top training prompts (i) the artefact is planted, (ii) the token of the
+largest value lies in the changed characters, and (iii) the value is larger than in the same prompt without the
+artefact.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import joblib
@@ -27,28 +30,51 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from lib.base import processes
+from lib.base.registry import lookup
+from lib.interp import examples
+from lib.interp.cards import Card, card
+from lib.interp.examples import Encoded
+from lib.interp.judges import Judge
 from lib.interp.readings import Matrix, Peaks, Reading, coordinate_peaks, inside, latent_peaks, token_means
 from lib.probing import dense as dense_probes
-from lib.probing import ksparse, on_saes
+from lib.probing import on_saes
+from lib.results import tables
 from lib.stats import draws, metrics
+from lib.texts import datasets
 from lib.texts.artefacts import WORD, changed
 
 TOP = 10  # prompts that an item shows, and items that somebody looks at
-METHODS = ("SAE latents", "residual coordinates", "dense probe's top prompts", "TF-IDF terms")
+CONTROLS = {"planted": (1,), "placebo": (0, 1)}  # classes with the artefact; in both, there is nothing to expose
+FORMS = ("raw", "clean")  # of the texts of cleaning
+
+# The peaks of each kind of units in a reading.
+UNITS: dict[str, Callable[[Reading, SAE], Peaks]] = {
+    "SAE latents": lambda reading, sae: latent_peaks(sae, reading),
+    "residual coordinates": lambda reading, sae: coordinate_peaks(reading),
+}
 
 
 def standardised_difference(x: Matrix, y: Int[np.ndarray, " rows"]) -> Float[np.ndarray, " columns"]:
-    """(μ₁ − μ₀) / √((σ₁² + σ₀²) / 2) of every column; ±∞ for one that is constant within the classes and differs between them."""
+    """(μ₁ − μ₀) / √((σ₁² + σ₀²) / 2) of every column.
+
+    It is ±∞ for a column that is constant within the classes and differs between them.
+    """
     square = x.multiply(x) if scipy.sparse.issparse(x) else x**2
-    mean, power = ([np.asarray(part[y == label].mean(0), dtype=np.float64).ravel() for label in (0, 1)] for part in (x, square))
-    spread = np.sqrt(sum(np.clip(p - m**2, 0, None) for p, m in zip(power, mean, strict=True)) / 2)
-    gap = mean[1] - mean[0]
-    certain = np.where(np.abs(gap) > 1e-6, np.copysign(np.inf, gap), 0.0)
-    return np.divide(gap, spread, out=certain, where=spread > 1e-6)
+    mean_0, mean_1 = (_column_means(x[y == label]) for label in (0, 1))
+    square_0, square_1 = (_column_means(square[y == label]) for label in (0, 1))
+    variance_0, variance_1 = np.clip(square_0 - mean_0**2, 0, None), np.clip(square_1 - mean_1**2, 0, None)
+    spread = np.sqrt((variance_0 + variance_1) / 2)
+    gap = mean_1 - mean_0
+    without_spread = np.where(np.abs(gap) > 1e-6, np.copysign(np.inf, gap), 0.0)
+    return np.divide(gap, spread, out=without_spread, where=spread > 1e-6)
+
+
+def _column_means(x: Matrix) -> Float[np.ndarray, " columns"]:
+    return np.asarray(x.mean(0), dtype=np.float64).ravel()
 
 
 class Pair(NamedTuple):
-    """All texts without and with an artefact, and the peaks of the units in both."""
+    """All texts without and with an artefact, and the peaks of each kind of ``UNITS`` in both."""
 
     clean: Reading
     planted: Reading
@@ -57,14 +83,14 @@ class Pair(NamedTuple):
     means: tuple[Float[np.ndarray, "texts d_model"], Float[np.ndarray, "texts d_model"]]  # over tokens
 
 
-def pair(clean: Reading, planted: Reading, sae: SAE) -> Pair:
-    """Readings of the same texts without and with an artefact, with the peaks of both kinds of units."""
-    spans = [changed(a, b) for a, b in zip(clean.texts, planted.texts, strict=True)]
-    found = {METHODS[0]: tuple(latent_peaks(sae, one) for one in (clean, planted)), METHODS[1]: tuple(coordinate_peaks(one) for one in (clean, planted))}
-    return Pair(clean, planted, inside(planted, spans), found, (token_means(clean), token_means(planted)))
+def paired(clean: Reading, planted: Reading, sae: SAE) -> Pair:
+    """Readings of the same texts without and with an artefact, with the peaks of all kinds of units."""
+    spans = [changed(without, text) for without, text in zip(clean.texts, planted.texts, strict=True)]
+    peaks = {name: (peaks_of(clean, sae), peaks_of(planted, sae)) for name, peaks_of in UNITS.items()}
+    return Pair(clean, planted, inside(planted, spans), peaks, (token_means(clean), token_means(planted)))
 
 
-class Draw(NamedTuple):
+class Dataset(NamedTuple):
     """A data set made of a pair: ``rows`` of the texts, their labels, and which of them carry the artefact."""
 
     rows: Int[np.ndarray, " rows"]
@@ -72,7 +98,13 @@ class Draw(NamedTuple):
     planted: Bool[np.ndarray, " rows"]
 
 
-def draw(y: Int[np.ndarray, " texts"], share: float, rng: np.random.Generator, classes: tuple[int, ...] = (1,), kept: float = 0.8) -> Draw:
+def draw(
+    y: Int[np.ndarray, " texts"],
+    share: float,
+    rng: np.random.Generator,
+    classes: tuple[int, ...] = (1,),
+    kept: float = 0.8,
+) -> Dataset:
     """A fraction ``kept`` of the texts, of which a fraction ``share`` of each of ``classes`` carries the artefact.
 
     Raises:
@@ -85,105 +117,147 @@ def draw(y: Int[np.ndarray, " texts"], share: float, rng: np.random.Generator, c
     for label in classes:
         members = np.flatnonzero(y[rows] == label)
         planted[rng.permutation(members)[: round(share * len(members))]] = True
-    return Draw(rows, y[rows], planted)
+    return Dataset(rows, y[rows], planted)
 
 
-def _mixed(clean: Matrix, planted: Matrix, drawn: Draw) -> Matrix:
-    """Rows of the drawn data set: from the planted matrix where the artefact is."""
+def _mixed(clean: Matrix, planted: Matrix, dataset: Dataset) -> Matrix:
+    """Rows of the data set: from the planted matrix where the artefact is."""
     if scipy.sparse.issparse(clean):
-        return scipy.sparse.vstack([clean, planted], format="csr")[drawn.rows + drawn.planted * clean.shape[0]]
-    return np.where(drawn.planted[:, None], planted[drawn.rows], clean[drawn.rows])
+        both = scipy.sparse.vstack([clean, planted], format="csr")
+        return both[dataset.rows + dataset.planted * clean.shape[0]]
+    return np.where(dataset.planted[:, None], planted[dataset.rows], clean[dataset.rows])
 
 
-def exposing_units(of: Pair, method: str, drawn: Draw, n_items: int = TOP) -> list[bool]:
+def exposing_units(pair: Pair, dataset: Dataset, n_items: int = TOP, *, units: str = "SAE latents") -> list[bool]:
     """For each of the ``n_items`` units of largest standardised difference: does it expose the artefact?"""
-    clean, planted = of.peaks[method]
-    x = _mixed(clean.value, planted.value, drawn)
-    ranked = np.argsort(-np.abs(standardised_difference(x, drawn.y)), kind="stable")[:n_items]
-    columns = [_dense(part[:, ranked]) for part in (x, clean.value[drawn.rows], planted.token[drawn.rows])]
-    return [_exposes(value, drawn.planted & of.changed[np.maximum(token.astype(int) - 1, 0)] & (value > twin)) for value, twin, token in zip(*(c.T for c in columns), strict=True)]
+    clean, planted = lookup(pair.peaks, "units", units)
+    values = _mixed(clean.value, planted.value, dataset)
+    largest = np.argsort(-np.abs(standardised_difference(values, dataset.y)), kind="stable")[:n_items]
+    value = _columns(values, largest)
+    without_artefact = _columns(clean.value[dataset.rows], largest)
+    peak_token = _columns(planted.token[dataset.rows], largest).astype(int) - 1
+    peak_in_change = pair.changed[np.maximum(peak_token, 0)]  # a silent unit's token is −1, and its value is not larger
+    hits = dataset.planted[:, None] & peak_in_change & (value > without_artefact)
+    return [_mostly(hits[_top(value[:, unit]), unit]) for unit in range(len(largest))]
 
 
-def _dense(x: Matrix) -> np.ndarray:
-    return x.toarray() if scipy.sparse.issparse(x) else x
+def _columns(x: Matrix, columns: np.ndarray | list[int]) -> np.ndarray:
+    """Some columns, dense."""
+    return x[:, columns].toarray() if scipy.sparse.issparse(x) else x[:, columns]
 
 
-def _exposes(value: np.ndarray, hit: np.ndarray) -> bool:
-    return bool(hit[np.argsort(-value, kind="stable")[:TOP]].sum() > TOP / 2)
+def _top(value: np.ndarray) -> np.ndarray:
+    """The ``TOP`` prompts of largest value."""
+    return np.argsort(-value, kind="stable")[:TOP]
 
 
-def exposing_prompts(of: Pair, drawn: Draw, n_items: int = TOP, c: float = 1e-2) -> list[bool]:
+def _mostly(hits: np.ndarray | list[bool]) -> bool:
+    """Whether more than half of an item's prompts are hits."""
+    return bool(np.sum(hits) > TOP / 2)
+
+
+def exposing_prompts(pair: Pair, dataset: Dataset, n_items: int = TOP, c: float = 1e-2) -> list[bool]:
     """The same for tens of prompts, highest-scoring first, of a dense probe on the mean over tokens.
 
     The mean makes the logit a mean of token contributions, so that a prompt has a token of largest value.
     """
-    x = _mixed(*of.means, drawn)
-    probe = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=2000)).fit(x, drawn.y)
-    score, twin = probe.decision_function(x), probe.decision_function(of.means[0][drawn.rows])
-    direction = probe[-1].coef_[0] / probe[0].scale_
-    hit = drawn.planted & (score > twin)
-    ranked = np.argsort(-score, kind="stable")
-    for place in ranked[: n_items * TOP][hit[ranked[: n_items * TOP]]]:
-        first, last = of.planted.starts[drawn.rows[place] : drawn.rows[place] + 2]
-        hit[place] = of.changed[first + (of.planted.activations[first:last] @ direction).argmax()]
-    return [bool(hit[ranked[i * TOP : (i + 1) * TOP]].sum() > TOP / 2) for i in range(n_items)]
+    clean_means, planted_means = pair.means
+    x = _mixed(clean_means, planted_means, dataset)
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=2000)).fit(x, dataset.y)
+    score = probe.decision_function(x)
+    without_artefact = probe.decision_function(clean_means[dataset.rows])
+    scaler, regression = probe[0], probe[-1]
+    direction = regression.coef_[0] / scaler.scale_
+    is_higher = dataset.planted & (score > without_artefact)
+    by_score = np.argsort(-score, kind="stable")
+    exposes = []
+    for item in range(n_items):
+        shown = by_score[item * TOP : (item + 1) * TOP]
+        texts = dataset.rows[shown].tolist()
+        peak_token = np.array([_peak_token(pair.planted, text, direction) for text in texts], dtype=int)
+        exposes.append(_mostly(is_higher[shown] & pair.changed[peak_token]))
+    return exposes
 
 
-def exposing_terms(of: Pair, drawn: Draw, n_items: int = TOP, c: float = 10.0) -> list[bool]:
+def _peak_token(reading: Reading, text: int, direction: Float[np.ndarray, " d_model"]) -> int:
+    """The token (index into the reading) of a text that lies farthest in a direction."""
+    first, last = reading.starts[text : text + 2]
+    return int(first + (reading.activations[first:last] @ direction).argmax())
+
+
+def exposing_terms(pair: Pair, dataset: Dataset, n_items: int = TOP, c: float = 10.0) -> list[bool]:
     """The same for cased words, marks and pairs of them, by the size of their coefficient on TF-IDF."""
-    texts = [(of.planted if planted else of.clean).texts[row] for row, planted in zip(drawn.rows, drawn.planted, strict=True)]
+    clean = [pair.clean.texts[row] for row in dataset.rows]
+    texts = list(clean)
+    for i in np.flatnonzero(dataset.planted):
+        texts[i] = pair.planted.texts[dataset.rows[i]]
     vectors = TfidfVectorizer(lowercase=False, token_pattern=WORD.pattern, ngram_range=(1, 2), min_df=2)
     x = vectors.fit_transform(texts)
     names = vectors.get_feature_names_out()
-    weights = LogisticRegression(C=c, max_iter=2000).fit(x, drawn.y).coef_[0]
-    found = []
+    weights = LogisticRegression(C=c, max_iter=2000).fit(x, dataset.y).coef_[0]
+    exposes = []
     for term in np.argsort(-np.abs(weights), kind="stable")[:n_items]:
-        value = x[:, [term]].toarray()[:, 0]
-        top = np.argsort(-value, kind="stable")[:TOP]
-        hits = [value[i] > 0 and drawn.planted[i] and _more(names[term], of.clean.texts[drawn.rows[i]], texts[i]) for i in top]
-        found.append(bool(sum(hits) > TOP / 2))
-    return found
+        value = _columns(x, [term])[:, 0]
+        carrying = [i for i in _top(value) if value[i] > 0 and dataset.planted[i]]
+        exposes.append(_mostly([_more(names[term], clean[i], texts[i]) for i in carrying]))
+    return exposes
 
 
 def _more(term: str, clean: str, text: str) -> bool:
     """Whether ``term`` stands in the changed characters of ``text``, and more often in it than in ``clean``."""
+    places = _places(term, text)
+    if len(places) <= len(_places(term, clean)):
+        return False
+    spans = changed(clean, text)
+    return any(low < end and start < high for start, end in places for low, high in spans)
+
+
+def _places(term: str, text: str) -> list[tuple[int, int]]:
+    """First and last character of a term (words with spaces between them) wherever it stands in a text."""
+    words = list(WORD.finditer(text))
     n = term.count(" ") + 1
-    words = [match for match in WORD.finditer(text)]
-    places = [(words[i].start(), words[i + n - 1].end()) for i in range(len(words) - n + 1) if " ".join(w[0] for w in words[i : i + n]) == term]
-    old = WORD.findall(clean)
-    before = sum(" ".join(old[i : i + n]) == term for i in range(len(old) - n + 1))
-    return len(places) > before and any(low < end and start < high for start, end in places for low, high in changed(clean, text))
+    places = []
+    for i in range(len(words) - n + 1):
+        run = words[i : i + n]
+        if " ".join(word[0] for word in run) == term:
+            places.append((run[0].start(), run[-1].end()))
+    return places
 
 
-def exposing(of: Pair, method: str, drawn: Draw, n_items: int = TOP) -> list[bool]:
+# How each method lists its first items: which of them expose the artefact.
+METHODS: dict[str, Callable[[Pair, Dataset, int], list[bool]]] = {
+    **{name: partial(exposing_units, units=name) for name in UNITS},
+    "dense probe's top prompts": exposing_prompts,
+    "TF-IDF terms": exposing_terms,
+}
+
+
+def exposing(pair: Pair, method: str, dataset: Dataset, n_items: int = TOP) -> list[bool]:
     """Which of the first ``n_items`` items of a method's list expose the artefact.
 
     Raises:
         ValueError: unknown method.
     """
-    if method in METHODS[:2]:
-        return exposing_units(of, method, drawn, n_items)
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}; allowed are {METHODS}")
-    return (exposing_prompts if method == METHODS[2] else exposing_terms)(of, drawn, n_items)
+    return lookup(METHODS, "method", method)(pair, dataset, n_items)
 
 
-def benchmark(of: Pair, y: Int[np.ndarray, " texts"], shares: list[float], seeds: list[int]) -> pd.DataFrame:
-    """Rank (1 is first) of the first exposing item among ``TOP``, by method, control, share and seed; null where none does.
+def benchmark(pair: Pair, y: Int[np.ndarray, " texts"], shares: list[float], seeds: list[int]) -> pd.DataFrame:
+    """Rank (1 is first) of the first exposing item among ``TOP``, by method, control, share and seed.
 
-    ``control``: planted in class 1, or placebo, the same share planted in both classes, where there is nothing to expose.
+    It is null where no item exposes the artefact. The controls are those of ``CONTROLS``.
     """
-    return pd.concat(processes.parallel(len(seeds))(joblib.delayed(_ranks)(of, y, shares, seed) for seed in seeds), ignore_index=True)
+    calls = (joblib.delayed(_ranks)(pair, y, shares, seed) for seed in seeds)
+    return pd.concat(processes.parallel(len(seeds))(calls), ignore_index=True)
 
 
-def _ranks(of: Pair, y: np.ndarray, shares: list[float], seed: int) -> pd.DataFrame:
+def _ranks(pair: Pair, y: np.ndarray, shares: list[float], seed: int) -> pd.DataFrame:
     rows = []
     for share in shares:
-        for control, classes in (("planted", (1,)), ("placebo", (0, 1))):
-            drawn = draw(y, share, np.random.default_rng([seed, round(1000 * share)]), classes)
+        for control, classes in CONTROLS.items():
+            dataset = draw(y, share, np.random.default_rng([seed, round(1000 * share)]), classes)
             for method in METHODS:
-                found = exposing(of, method, drawn)
-                rank = found.index(True) + 1 if any(found) else np.nan
+                exposes = exposing(pair, method, dataset)
+                rank = exposes.index(True) + 1 if any(exposes) else np.nan
                 rows.append({"method": method, "control": control, "share": share, "seed": seed, "rank": rank})
     return pd.DataFrame(rows)
 
@@ -192,46 +266,110 @@ def recall(ranks: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """Share of the artefacts exposed within ``TOP``, a mean over seeds with its t interval within 0-1, by ``by``."""
     rows = []
     for key, part in ranks.assign(exposed=ranks["rank"].notna()).groupby(by, sort=False):
-        found: metrics.Estimate = metrics.t_interval(part.groupby("seed")["exposed"].mean().to_numpy(dtype=np.float64))
-        low, high = (None if bound is None else float(np.clip(bound, 0, 1)) for bound in (found.low, found.high))
-        rows.append(dict(zip(by, key, strict=True)) | found._replace(low=low, high=high)._asdict())
+        of_seeds = part.groupby("seed")["exposed"].mean()
+        estimate: metrics.Estimate = metrics.t_interval(of_seeds.to_numpy(dtype=np.float64))
+        bounds = {}
+        for name in ("low", "high"):
+            bound = getattr(estimate, name)
+            bounds[name] = None if bound is None else float(np.clip(bound, 0, 1))
+        rows.append(dict(zip(by, key, strict=True)) | estimate._replace(**bounds)._asdict())
     return pd.DataFrame(rows)
 
 
-def top_latents(value: scipy.sparse.csr_matrix, prompts: pd.DataFrame, weights: metrics.SplitWeights, n: int = TOP) -> pd.DataFrame:
+def median_ranks(ranks: pd.DataFrame, share: float) -> pd.DataFrame:
+    """Median rank of the first exposing item by artefact and method, of what is planted in a share of one class."""
+    planted = ranks[(ranks["share"] == share) & (ranks["control"] == "planted")]
+    medians = planted.pivot_table("rank", "artefact", "method", "median", sort=False)
+    return medians.reindex(index=planted["artefact"].unique(), columns=list(METHODS))
+
+
+def never_exposed(ranks: pd.DataFrame, method: str) -> list[str]:
+    """The artefacts, planted in one class, that a method exposes at no share and with no seed."""
+    planted = ranks[(ranks["control"] == "planted") & (ranks["method"] == method)]
+    is_never = planted.groupby("artefact", sort=False)["rank"].agg(lambda rank: rank.isna().all())
+    return is_never.index[is_never.astype(bool)].tolist()
+
+
+def top_latents(
+    value: scipy.sparse.csr_matrix, prompts: pd.DataFrame, weights: metrics.SplitWeights, n: int = TOP
+) -> pd.DataFrame:
     """The ``n`` latents of largest standardised difference on the training split, with their AUROC on every split.
 
-    A latent that is higher in class 0 is taken with its sign changed. Columns: latent, difference, split, and those of an
-    Estimate. ``fails_ood`` says of a latent whether it works in distribution (validation interval above 0.5) and not out of
-    distribution (interval not above 0.5); it is False without an OOD split.
+    A latent that is higher in class 0 is taken with its sign changed. Columns: latent, difference, split, and those of
+    an Estimate. ``fails_ood`` says of a latent whether it works in distribution (validation interval above 0.5) and not
+    out of distribution (interval not above 0.5); it is False without an OOD split.
     """
     train = (prompts["split"] == "train").to_numpy()
     difference = standardised_difference(value[train], prompts["label"].to_numpy()[train])
     rows = []
     for latent in np.argsort(-np.abs(difference), kind="stable")[:n].tolist():
-        score = np.sign(difference[latent]) * value[:, [latent]].toarray()[:, 0]
-        found = {row["split"]: row for row in metrics.by_split(prompts, score, weights) if row["metric"] == "auroc"}
-        lows = {split: row["low"] for split, row in found.items() if row["low"] is not None}
+        score = np.sign(difference[latent]) * _columns(value, [latent])[:, 0]
+        estimates = [row for row in metrics.by_split(prompts, score, weights) if row["metric"] == "auroc"]
+        lows = {row["split"]: row["low"] for row in estimates if row["low"] is not None}
         fails = lows.get("val", 0) > 0.5 and lows.get("ood", 1) <= 0.5
-        rows += [{"latent": latent, "difference": difference[latent], "fails_ood": fails} | row for row in found.values()]
+        known = {"latent": latent, "difference": difference[latent], "fails_ood": fails}
+        rows += [known | row for row in estimates]
     return pd.DataFrame(rows)
 
 
-def cleaning(raw: Reading, clean: Reading, sae: SAE, prompts: pd.DataFrame, k: int, weights: metrics.SplitWeights) -> pd.DataFrame:
-    """Draws (``lib.stats.draws``) of AUROC by probe, form trained on and form tested on: raw or clean texts of the same prompts.
+def explain(judge: Judge, encoded: Encoded, latents: pd.Series, rng: np.random.Generator) -> dict[int, str]:
+    """What a judge says of each latent."""
+    texts = {}
+    for latent in latents:
+        drawn = examples.draw(encoded, latent, judge.plan, rng)
+        explanation = judge.explain(drawn.explaining) if drawn else None
+        texts[latent] = explanation.text if explanation else "too few prompts"
+    return texts
 
-    Probes: dense logistic regression on the mean over tokens, and k latents chosen by mean difference (max over tokens).
+
+def overview(top: pd.DataFrame, latents: pd.DataFrame, explained: dict[int, str]) -> pd.DataFrame:
+    """A row per latent: difference, flags, AUROC (a text) on each split of ``top``, and what a judge says of it."""
+    aurocs = tables.in_columns(top, "latent", digits=2)
+    splits = [split for split in datasets.SPLITS if split in aurocs]
+    known = latents.set_index("latent")[["difference", "formatting", "fails_ood"]].round({"difference": 2})
+    return known.join(aurocs[splits]).assign(explanation=pd.Series(explained))
+
+
+def cards(encoded: Encoded, top: pd.DataFrame, latents: pd.DataFrame, explained: dict[int, str]) -> list[Card]:
+    """A card for each of ``latents`` (latent, difference, formatting, fails_ood), with its AUROCs from ``top``."""
+    shown = []
+    for row in latents.itertuples():
+        of_splits = top[top["latent"] == row.latent].set_index("split")["value"]
+        facts = {"difference": row.difference} | of_splits.add_prefix("AUROC ").to_dict()
+        why = "higher in class 1" if row.difference > 0 else "higher in class 0"
+        why += (", formatting" if row.formatting else "") + (", fails OOD" if row.fails_ood else "")
+        shown.append(card(encoded, row.latent, "pretraining SAE", why, facts, explained[row.latent]))
+    return shown
+
+
+def marked(top: pd.DataFrame, latents: pd.DataFrame) -> pd.DataFrame:
+    """``top`` ordered by split, each latent named with what is to be known of it, for a figure."""
+    names = {}
+    for row in latents.itertuples():
+        mark = " (formatting)" if row.formatting else " (fails OOD)" if row.fails_ood else ""
+        names[row.latent] = f"latent {row.latent}{mark}"
+    order = top["split"].map(datasets.SPLITS.index)
+    return top.assign(latent=top["latent"].map(names), order=order).sort_values("order", kind="stable")
+
+
+def cleaning(
+    raw: Reading, clean: Reading, sae: SAE, prompts: pd.DataFrame, k: int, weights: metrics.SplitWeights
+) -> pd.DataFrame:
+    """Draws (``lib.stats.draws``) of AUROC by probe, form trained on and form tested on, of the same prompts.
+
+    Probes: dense logistic regression on the mean over tokens; k latents (max over tokens) chosen by mean difference.
     """
-    n, forms = len(prompts), ("raw", "clean")
-    labels, ids = (np.tile(prompts[name].to_numpy(), 2) for name in ("label", "base_id"))
-    dense = np.concatenate([token_means(one) for one in (raw, clean)])
-    sparse = scipy.sparse.vstack([latent_peaks(sae, one).value for one in (raw, clean)], format="csr")
+    n = len(prompts)
+    labels, ids = (np.tile(prompts[name].to_numpy(), len(FORMS)) for name in ("label", "base_id"))
+    means = np.concatenate([token_means(reading) for reading in (raw, clean)])
+    peaks = scipy.sparse.vstack([latent_peaks(sae, reading).value for reading in (raw, clean)], format="csr")
     scores = {}
-    for place, trained in enumerate(forms):
-        train = np.zeros(2 * n, dtype=bool)
+    for place, trained in enumerate(FORMS):
+        train = np.zeros(len(labels), dtype=bool)
         train[place * n : (place + 1) * n] = (prompts["split"] == "train").to_numpy()
-        probe = dense_probes.fit_logistic(dense[train], labels[train], ids[train])
-        [(_, _, few)] = on_saes.k_sparse(sparse, on_saes.Task(labels, train, ids), [k], ksparse.SELECTIONS[0])
-        for name, found in (("dense", probe.decision_function(dense)), (f"{k} latents", few)):
-            scores |= {(name, trained, tested): found[i * n : (i + 1) * n] for i, tested in enumerate(forms)}
+        probe = dense_probes.fit_logistic(means[train], labels[train], ids[train])
+        [(_, _, k_scores)] = on_saes.k_sparse(peaks, on_saes.Task(labels, train, ids), [k], "mean difference")
+        for name, of_both in (("dense", probe.decision_function(means)), (f"{k} latents", k_scores)):
+            for i, tested in enumerate(FORMS):
+                scores[name, trained, tested] = of_both[i * n : (i + 1) * n]
     return draws.table(prompts, scores, ["probe", "trained", "tested"], weights)

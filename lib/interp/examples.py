@@ -1,15 +1,15 @@
-"""Text sequences with the activations of one latent: what a judge explains, and what it is tested on.
+"""Text sequences with the activations of one latent: what a judge explains and is tested on, and what it says.
 
 Passages are divided into two sides once, for all latents: explanations are learned on one and scored on the other.
 """
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from sae_lens import SAE
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedTokenizerBase
@@ -19,12 +19,12 @@ from lib.model.shards import read_all
 from lib.sae.folders import check_fits
 from lib.sae.latents import BATCH_TOKENS, active_entries
 
-LEVELS = 10  # activations are shown as 0 (silent) to 10 (the latent's maximum)
+MAX_LEVEL = 10  # activations are shown as levels from 0 (silent) to this (the latent's maximum)
 SHORTEST = 8  # tokens of a sequence, at least
 
 
 class Sequences(NamedTuple):
-    """Short runs of tokens: sequence i holds ``tokens[starts[i]:starts[i + 1]]`` and as many rows of ``activations``."""
+    """Short runs of tokens: sequence i is ``tokens[starts[i]:starts[i + 1]]``, and as many rows of ``activations``."""
 
     tokens: list[str]
     starts: Int[np.ndarray, " sequences_plus_1"]
@@ -36,8 +36,20 @@ class Sequences(NamedTuple):
         return self.tokens[self.starts[i] : self.starts[i + 1]]
 
 
+class Encoded(NamedTuple):
+    """Sequences with the latents of one SAE at their tokens, a sparse (tokens, d_sae) matrix by columns."""
+
+    sequences: Sequences
+    latents: scipy.sparse.csc_matrix
+
+    def column(self, latent: int) -> tuple[np.ndarray, np.ndarray]:
+        """The tokens at which a latent is active, ascending, and its activations there."""
+        span = slice(*self.latents.indptr[latent : latent + 2])
+        return self.latents.indices[span], self.latents.data[span]
+
+
 class Example(NamedTuple):
-    """A sequence with the quantised activation (0 to ``LEVELS``) of one latent at each token."""
+    """A sequence with the level (0 to ``MAX_LEVEL``) of one latent at each token."""
 
     tokens: list[str]
     levels: Int[np.ndarray, " tokens"]
@@ -45,12 +57,19 @@ class Example(NamedTuple):
 
     @property
     def peak(self) -> int:
-        """The quantised activation of the highest-activating token, which judges estimate."""
+        """The level of the highest-activating token, which judges estimate."""
         return int(self.levels.max())
 
 
+class Explanation(NamedTuple):
+    """What a judge says of a latent; ``rule`` is what it applies in place of the text, where it has such a thing."""
+
+    text: str
+    rule: Any = None
+
+
 class Plan(NamedTuple):
-    """How many sequences a latent is shown by. Quantiles are of the peaks of its activating sequences, highest first."""
+    """How many sequences show a latent. Quantiles are of the peaks of its activating sequences, highest first."""
 
     top: int = 8
     quantiles: int = 4
@@ -82,123 +101,165 @@ def _token_text(tokenizer: PreTrainedTokenizerBase, piece: str, wordpiece: bool)
 
 
 def harvest(
-    bridge: TransformerBridge, model: dict[str, str], texts: list[str], layer: int, parent: Path, max_tokens: int, seed: int, width: int = 32, context: int = 128
+    bridge: TransformerBridge,
+    model: dict[str, str],
+    texts: list[str],
+    layer: int,
+    parent: Path,
+    *,
+    max_tokens: int,
+    seed: int,
+    width: int = 32,
+    context: int = 128,
 ) -> Sequences:
     """Activations of texts, read by the model in windows of ``context`` tokens and cut into sequences of ``width``.
 
-    Texts are taken in random order, up to ``max_tokens`` (0: all); half of them are for scoring. Special tokens are left out.
+    Texts are taken in random order, up to ``max_tokens`` (0: all); half of them are for scoring. Special tokens are
+    left out.
 
     Raises:
         ValueError: fewer than two texts fit into ``max_tokens``.
     """
     order = np.random.default_rng(seed).permutation(len(texts))
-    windows, of_text, total = [], [], 0
+    windows, text_of_window, total = [], [], 0
     for text in order:
         parts = models.split_tokens(bridge, [texts[text]], context)
         total += sum(map(len, parts))
         if max_tokens and total > max_tokens:
             break
         windows += parts
-        of_text += [text] * len(parts)
-    if len(set(of_text)) < 2:
-        raise ValueError(f"{len(texts)} texts within max_tokens {max_tokens} are too few: explaining and scoring need one each, at least")
+        text_of_window += [text] * len(parts)
+    if len(set(text_of_window)) < 2:
+        raise ValueError(
+            f"{len(texts)} texts within max_tokens {max_tokens} are too few: "
+            "explaining and scoring need one each, at least"
+        )
     content = activations.texts_hash([str(ids) for ids in windows])
     store = activations.harvest_tokens(bridge, model, content, windows, layer, parent, special=False)
-    return _cut(bridge, store, np.array(of_text), width, seed)
+    return _cut(bridge, store, np.array(text_of_window), width, seed)
 
 
-def _cut(bridge: TransformerBridge, store: Path, of_text: np.ndarray, width: int, seed: int) -> Sequences:
+def _cut(bridge: TransformerBridge, store: Path, text_of_window: np.ndarray, width: int, seed: int) -> Sequences:
+    """The stored tokens as sequences of ``width``, without those that are too short; texts go to sides at random."""
     shards = read_all(store)
     window, ids, x = (torch.cat([shard[name] for shard in shards]) for name in ("sequence", "token_id", "activations"))
-    counts = torch.bincount(window, minlength=len(of_text)).numpy()
-    place = np.arange(len(window)) - np.repeat(np.cumsum(counts) - counts, counts)
-    key = window.numpy() * (counts.max() // width + 1) + place // width
+    window = window.numpy()
+    counts = np.bincount(window, minlength=len(text_of_window))
+    place = np.arange(len(window)) - np.repeat(np.cumsum(counts) - counts, counts)  # of a token in its window
+    key = window * (counts.max() // width + 1) + place // width
     _, sequence, lengths = np.unique(key, return_inverse=True, return_counts=True)
     kept = lengths[sequence] >= SHORTEST
     first = np.unique(sequence[kept], return_index=True)[1]
-    sides = dict(zip(np.unique(of_text), np.random.default_rng([seed, 1]).permutation(len(np.unique(of_text))) % 2 == 1, strict=True))
-    scoring = np.array([sides[of_text[window[kept][i]]] for i in first])
-    starts = np.append(first, kept.sum())
-    return Sequences(token_texts(bridge.tokenizer, ids[kept].tolist()), starts, scoring, (x.float() if x.dtype == torch.bfloat16 else x).numpy()[kept])
+    texts = np.unique(text_of_window)
+    on_scoring_side = np.random.default_rng([seed, 1]).permutation(len(texts)) % 2 == 1
+    text_of_sequence = text_of_window[window[kept][first]]
+    scoring = on_scoring_side[np.searchsorted(texts, text_of_sequence)]
+    if x.dtype == torch.bfloat16:  # numpy has no such type
+        x = x.float()
+    tokens = token_texts(bridge.tokenizer, ids[kept].tolist())
+    return Sequences(tokens, np.append(first, kept.sum()), scoring, x.numpy()[kept])
 
 
-def encode(sae: SAE, sequences: Sequences) -> scipy.sparse.csc_matrix:
-    """All latents at all tokens, as a sparse (tokens, d_sae) matrix whose columns are cheap to read."""
+def encode(sae: SAE, sequences: Sequences) -> Encoded:
+    """The sequences with all latents of an SAE at all tokens."""
     check_fits(sae, sequences.activations.shape[1])
     parts = []
     with torch.inference_mode():
         for first in range(0, len(sequences.tokens), BATCH_TOKENS):
             chunk = torch.from_numpy(sequences.activations[first : first + BATCH_TOKENS].astype(np.float32))
             flat, values = active_entries(sae, chunk)
-            parts.append(scipy.sparse.csr_matrix((values, np.divmod(flat, sae.cfg.d_sae)), shape=(len(chunk), sae.cfg.d_sae)))
-    return scipy.sparse.vstack(parts, format="csr").tocsc()
+            token, latent = np.divmod(flat, sae.cfg.d_sae)
+            parts.append(scipy.sparse.csr_matrix((values, (token, latent)), shape=(len(chunk), sae.cfg.d_sae)))
+    return Encoded(sequences, scipy.sparse.vstack(parts, format="csr").tocsc())
 
 
-class Peaks(NamedTuple):
-    """Where one latent is active: sequences (ascending) and its largest activation in each."""
+class Activating(NamedTuple):
+    """Sequences in which one latent is active (ascending), and its largest activation in each."""
 
     sequence: Int[np.ndarray, " active"]
-    value: Float[np.ndarray, " active"]
+    peak: Float[np.ndarray, " active"]
+
+    def where(self, chosen: Bool[np.ndarray, " active"]) -> "Activating":
+        """Those of the sequences that are chosen."""
+        return Activating(self.sequence[chosen], self.peak[chosen])
+
+    def ordered(self) -> Int[np.ndarray, " active"]:
+        """The sequences by their peak, highest first."""
+        return self.sequence[np.argsort(-self.peak, kind="stable")]
 
 
-def peaks(latents: scipy.sparse.csc_matrix, latent: int, sequences: Sequences) -> Peaks:
+def activating(encoded: Encoded, latent: int) -> Activating:
     """The activating sequences of a latent."""
-    span = slice(*latents.indptr[latent : latent + 2])
-    rows, values = latents.indices[span], latents.data[span]
-    of = np.searchsorted(sequences.starts, rows, side="right") - 1
-    found, first = np.unique(of, return_index=True)
-    return Peaks(found, np.maximum.reduceat(values, first) if len(first) else values)
+    tokens, values = encoded.column(latent)
+    sequence_of_token = np.searchsorted(encoded.sequences.starts, tokens, side="right") - 1
+    active, first = np.unique(sequence_of_token, return_index=True)
+    return Activating(active, np.maximum.reduceat(values, first) if len(first) else values)
 
 
-def activating_counts(latents: scipy.sparse.csc_matrix, sequences: Sequences) -> Int[np.ndarray, "d_sae 2"]:
+def activating_counts(encoded: Encoded) -> Int[np.ndarray, "d_sae 2"]:
     """Number of activating sequences of each latent on the explaining and on the scoring side."""
-    of = np.repeat(np.arange(len(sequences.scoring)), np.diff(sequences.starts))[latents.indices]
-    column = np.repeat(np.arange(latents.shape[1]), np.diff(latents.indptr))
-    pairs = column * len(sequences.scoring) + of
-    pairs = pairs[np.diff(pairs, prepend=-1) != 0]  # sorted already
-    column, side = pairs // len(sequences.scoring), sequences.scoring[pairs % len(sequences.scoring)]
-    return np.stack([np.bincount(column[side == which], minlength=latents.shape[1]) for which in (False, True)], axis=1)
+    sequences, latents = encoded
+    n_sequences, d_sae = len(sequences.scoring), latents.shape[1]
+    sequence = np.repeat(np.arange(n_sequences), np.diff(sequences.starts))[latents.indices]
+    latent = np.repeat(np.arange(d_sae), np.diff(latents.indptr))
+    pairs = latent * n_sequences + sequence
+    pairs = pairs[np.diff(pairs, prepend=-1) != 0]  # the entries of a column are sorted, so that equal pairs touch
+    latent, scoring = pairs // n_sequences, sequences.scoring[pairs % n_sequences]
+    return np.stack([np.bincount(latent[scoring == side], minlength=d_sae) for side in (False, True)], axis=1)
 
 
-def quantiles(found: Peaks, n: int) -> list[Int[np.ndarray, " _"]]:
+def quantiles(active: Activating, n: int) -> list[Int[np.ndarray, " _"]]:
     """The activating sequences in ``n`` groups of equal size by their peak, highest first."""
-    return np.array_split(found.sequence[np.argsort(-found.value, kind="stable")], n)
+    return np.array_split(active.ordered(), n)
 
 
-def example(latents: scipy.sparse.csc_matrix, latent: int, sequences: Sequences, i: int, maximum: float) -> Example:
-    """Sequence ``i`` with the latent's levels: 0 where silent, else ⌈LEVELS · activation / maximum⌉."""
-    first, last = sequences.starts[i], sequences.starts[i + 1]
-    span = slice(*latents.indptr[latent : latent + 2])
-    rows = latents.indices[span]
-    inside = slice(*np.searchsorted(rows, [first, last]))
+def example(encoded: Encoded, latent: int, i: int, maximum: float) -> Example:
+    """Sequence ``i`` with the latent's levels: 0 where silent, else ⌈MAX_LEVEL · activation / maximum⌉."""
+    first, last = encoded.sequences.starts[i], encoded.sequences.starts[i + 1]
+    tokens, activation = encoded.column(latent)
+    inside = slice(*np.searchsorted(tokens, [first, last]))
     values = np.zeros(last - first, dtype=np.float32)
-    values[rows[inside] - first] = latents.data[span][inside]
-    return Example(sequences.words(i), np.ceil(LEVELS * values / maximum).clip(0, LEVELS).astype(int), int(i))
+    values[tokens[inside] - first] = activation[inside]
+    levels = np.ceil(MAX_LEVEL * values / maximum).clip(0, MAX_LEVEL).astype(int)
+    return Example(encoded.sequences.words(i), levels, int(i))
 
 
-def draw(latents: scipy.sparse.csc_matrix, latent: int, sequences: Sequences, plan: Plan, rng: np.random.Generator) -> Drawn | None:
+def draw(encoded: Encoded, latent: int, plan: Plan, rng: np.random.Generator) -> Drawn | None:
     """Top, quantile and random silent sequences for explaining; quantile and silent ones of the other side for scoring.
 
     What a latent has too few of is shown as far as there is any. None with fewer than ``plan.least`` activating
     sequences on either side.
     """
-    found = peaks(latents, latent, sequences)
-    sides = [Peaks(*(part[sequences.scoring[found.sequence] == side] for part in found)) for side in (False, True)]
-    if min(len(side.sequence) for side in sides) < plan.least:
+    sequences = encoded.sequences
+    active = activating(encoded, latent)
+    on_scoring_side = sequences.scoring[active.sequence]
+    for_explaining, for_scoring = active.where(~on_scoring_side), active.where(on_scoring_side)
+    if min(len(for_explaining.sequence), len(for_scoring.sequence)) < plan.least:
         return None
-    order = sides[0].sequence[np.argsort(-sides[0].value, kind="stable")]
-    rest = Peaks(*(part[~np.isin(sides[0].sequence, order[: plan.top])] for part in sides[0]))
-    chosen = [
-        np.concatenate([order[: plan.top], _from_each(quantiles(rest, plan.quantiles), plan.per_quantile, rng), _silent(sequences, found, False, plan.inactive, rng)]),
-        np.concatenate([_from_each(quantiles(sides[1], plan.quantiles), plan.scoring_per_quantile, rng), _silent(sequences, found, True, plan.scoring_inactive, rng)]),
+    top = for_explaining.ordered()[: plan.top]
+    rest = for_explaining.where(~np.isin(for_explaining.sequence, top))
+    explaining = [
+        top,
+        _from_each(quantiles(rest, plan.quantiles), plan.per_quantile, rng),
+        _silent(sequences, active, False, plan.inactive, rng),
     ]
-    return Drawn(*([example(latents, latent, sequences, i, float(found.value.max())) for i in part.astype(int).tolist()] for part in chosen))
+    scoring = [
+        _from_each(quantiles(for_scoring, plan.quantiles), plan.scoring_per_quantile, rng),
+        _silent(sequences, active, True, plan.scoring_inactive, rng),
+    ]
+    maximum = float(active.peak.max())
+    sides = []
+    for parts in (explaining, scoring):
+        chosen = np.concatenate(parts).astype(int).tolist()
+        sides.append([example(encoded, latent, i, maximum) for i in chosen])
+    return Drawn(*sides)
 
 
 def _from_each(groups: list[np.ndarray], n: int, rng: np.random.Generator) -> np.ndarray:
     return np.concatenate([rng.permutation(group)[:n] for group in groups])
 
 
-def _silent(sequences: Sequences, found: Peaks, side: bool, n: int, rng: np.random.Generator) -> np.ndarray:
-    others = np.setdiff1d(np.flatnonzero(sequences.scoring == side), found.sequence, assume_unique=True)
+def _silent(sequences: Sequences, active: Activating, side: bool, n: int, rng: np.random.Generator) -> np.ndarray:
+    """``n`` random sequences of a side in which the latent is never active."""
+    others = np.setdiff1d(np.flatnonzero(sequences.scoring == side), active.sequence, assume_unique=True)
     return rng.permutation(others)[:n]

@@ -33,7 +33,9 @@ class Reading(NamedTuple):
 
 
 def read(bridge: TransformerBridge, model: dict[str, str], texts: list[str], layer: int, parent: Path) -> Reading:
-    """Token activations of texts with the characters that each token stands for; of a text beyond the context the end is read.
+    """Token activations of texts with the characters that each token stands for.
+
+    Of a text beyond the context the end is read.
 
     Raises:
         ValueError: a text without any token.
@@ -71,10 +73,11 @@ def latent_peaks(sae: SAE, reading: Reading) -> Peaks:
     token, latent = np.divmod(flat, sae.cfg.d_sae)
     prompt = np.searchsorted(reading.starts, token, side="right") - 1
     order = np.lexsort((-token, values, latent, prompt))  # of equal values the first token
-    last = np.flatnonzero(np.diff(prompt[order] * sae.cfg.d_sae + latent[order], append=-1) != 0)
-    chosen = order[last]
-    where, shape = (prompt[chosen], latent[chosen]), (len(reading.texts), sae.cfg.d_sae)
-    return Peaks(*(scipy.sparse.csr_matrix((data[chosen], where), shape=shape) for data in (values, token + 1)))
+    pair = prompt[order] * sae.cfg.d_sae + latent[order]
+    peak = order[np.flatnonzero(np.diff(pair, append=-1) != 0)]  # the last entry of a prompt and latent
+    where, shape = (prompt[peak], latent[peak]), (len(reading.texts), sae.cfg.d_sae)
+    value = scipy.sparse.csr_matrix((values[peak], where), shape=shape)
+    return Peaks(value, scipy.sparse.csr_matrix((token[peak] + 1, where), shape=shape))
 
 
 def coordinate_peaks(reading: Reading) -> Peaks:
@@ -87,8 +90,11 @@ def coordinate_peaks(reading: Reading) -> Peaks:
 
 def inside(reading: Reading, spans: list[Spans]) -> Bool[np.ndarray, " tokens"]:
     """Whether each token overlaps one of its text's spans of characters."""
-    of = np.repeat(np.arange(len(reading.texts)), np.diff(reading.starts))
-    return np.array([any(low < end and start < high for low, high in spans[text]) for text, (start, end) in zip(of, reading.offsets, strict=True)], dtype=bool)
+    text_of_token = np.repeat(np.arange(len(reading.texts)), np.diff(reading.starts))
+    overlaps = np.zeros(len(text_of_token), dtype=bool)
+    for token, (text, (start, end)) in enumerate(zip(text_of_token, reading.offsets, strict=True)):
+        overlaps[token] = any(low < end and start < high for low, high in spans[text])
+    return overlaps
 
 
 def token_means(reading: Reading) -> Float[np.ndarray, "texts d_model"]:

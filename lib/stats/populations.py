@@ -1,9 +1,9 @@
 """Means over all latents of an SAE from a sample: drawn by firing frequency, weighted back without bias.
 
-Latents are sorted by frequency and divided into strata of equal *size*, where a latent's size is the mean of its share of the
-latents and its share of the firing mass. Every stratum gets the same number of draws: rare latents are many and drawn seldom,
-frequent ones are few and drawn often, so that one sample serves both means. Within a stratum the draw is simple random
-without replacement, and a latent stands for N_h / n_h of them (Cochran 1977, chapter 5).
+Latents are sorted by frequency and divided into strata of equal *size*, where a latent's size is the mean of its share
+of the latents and its share of the firing mass. Every stratum gets the same number of latents drawn: rare latents are
+many and drawn seldom, frequent ones are few and drawn often, so that one sample serves both means. Within a stratum a
+simple random sample is drawn without replacement, and a latent stands for N_h / n_h of them (Cochran 1977, chapter 5).
 """
 
 from typing import NamedTuple
@@ -23,7 +23,13 @@ class Sample(NamedTuple):
     stratum: Int[np.ndarray, " d_sae"]
 
 
-def draw(frequency: Float[np.ndarray, " d_sae"], eligible: np.ndarray, n: int, rng: np.random.Generator, per_stratum: int = 5) -> Sample:
+def draw(
+    frequency: Float[np.ndarray, " d_sae"],
+    eligible: np.ndarray,
+    n: int,
+    rng: np.random.Generator,
+    per_stratum: int = 5,
+) -> Sample:
     """About ``n`` eligible latents (all of them if there are no more), stratified by firing frequency.
 
     Raises:
@@ -35,8 +41,8 @@ def draw(frequency: Float[np.ndarray, " d_sae"], eligible: np.ndarray, n: int, r
     order = members[np.argsort(frequency[members], kind="stable")]
     share = frequency[order] / frequency[order].sum()
     size = (1 / len(order) + share) / 2
-    strata = max(1, min(n // per_stratum, len(order) // 2))
-    label = np.minimum((np.cumsum(size) - size / 2) * strata, strata - 1).astype(int)
+    n_strata = max(1, min(n // per_stratum, len(order) // 2))
+    label = np.minimum((np.cumsum(size) - size / 2) * n_strata, n_strata - 1).astype(int)
     stratum = np.full(len(frequency), -1)
     stratum[order] = label
     groups = [order[label == h] for h in np.unique(label)]
@@ -46,35 +52,41 @@ def draw(frequency: Float[np.ndarray, " d_sae"], eligible: np.ndarray, n: int, r
 
 
 def _allocate(sizes: list[int], n: int) -> list[int]:
-    """Equal draws per stratum; what a small stratum cannot give goes to the others."""
+    """How many latents of each stratum are drawn: equally many; what a small one cannot give goes to the others."""
     wanted = [0] * len(sizes)
     left = min(n, sum(sizes))
     while left:
-        open_ = [h for h, size in enumerate(sizes) if wanted[h] < size]
-        for h in open_[:left] if left < len(open_) else open_:
-            more = min(max(1, left // len(open_)), sizes[h] - wanted[h], left)
+        unfilled = [h for h, size in enumerate(sizes) if wanted[h] < size]
+        for h in unfilled[:left]:
+            more = min(max(1, left // len(unfilled)), sizes[h] - wanted[h], left)
             wanted[h] += more
             left -= more
     return wanted
 
 
-def estimate(scores: pd.Series, sample_stratum: Int[np.ndarray, " d_sae"], frequency: Float[np.ndarray, " d_sae"], weighted: bool) -> Estimate:
+def estimate(
+    scores: pd.Series,
+    sample_stratum: Int[np.ndarray, " d_sae"],
+    frequency: Float[np.ndarray, " d_sae"],
+    weighted: bool,
+) -> Estimate:
     """Mean score of the latents that could be drawn, uniform or weighted by firing frequency, with a 95 % interval.
 
-    ``scores`` by latent, of the scored ones. Stratified estimator of Σ w_i s_i / Σ w_i with w = 1 or the frequency; the sum
-    below is known. Variance Σ_h N_h² (1 − n_h/N_h) s_h² / n_h, Student's t with Σ (n_h − 1) degrees. A stratum of which
-    no latent was scored is joined to its neighbour, one with a single score lends its neighbour's variance. Without any
-    score the estimate is None.
+    ``scores`` by latent, of the scored ones. Stratified estimator of Σ w_i s_i / Σ w_i with w = 1 or the frequency; the
+    sum below is known. Variance Σ_h N_h² (1 − n_h/N_h) s_h² / n_h, Student's t with Σ (n_h − 1) degrees. A stratum of
+    which no latent was scored is joined to its neighbour, one with a single score lends its neighbour's variance.
+    Without any score the estimate is None.
     """
     if scores.empty:
         return Estimate(None, None, None, 0, 0)
-    stratum = _joined(sample_stratum, scores.index.to_numpy())
+    scored = scores.index.to_numpy()
+    stratum = _joined(sample_stratum, scored)
     weight = frequency if weighted else np.ones_like(frequency)
     total = weight[stratum >= 0].sum()
     value = variance = degrees = 0.0
     for h in np.unique(stratum[stratum >= 0]):
         size = (stratum == h).sum()
-        inside = scores.index.to_numpy()[stratum[scores.index.to_numpy()] == h]
+        inside = scored[stratum[scored] == h]
         y = scores.loc[inside].to_numpy() * weight[inside] / total
         value += size * y.mean()
         if len(y) > 1:
@@ -86,23 +98,24 @@ def estimate(scores: pd.Series, sample_stratum: Int[np.ndarray, " d_sae"], frequ
 
 
 def _joined(stratum: Int[np.ndarray, " d_sae"], scored: Int[np.ndarray, " n"]) -> Int[np.ndarray, " d_sae"]:
-    """Strata renumbered so that each holds two scored latents, or all that it has: a short one joins the one below it."""
+    """Strata renumbered so that each holds two scored latents, or all that it has: a short one joins the one below."""
     counts = np.bincount(stratum[scored], minlength=stratum.max() + 1)
     sizes = np.bincount(stratum[stratum >= 0], minlength=stratum.max() + 1)
     enough = (counts >= 2) | ((counts == sizes) & (counts > 0))
-    target = np.maximum.accumulate(np.where(enough, np.arange(len(counts)), -1))
     if not enough.any():
-        target[:] = 0
-    target[target < 0] = target.max(initial=0) if not enough.any() else np.flatnonzero(enough)[0]
-    return np.where(stratum >= 0, target[stratum], -1)
+        return np.where(stratum >= 0, 0, -1)
+    joins = np.maximum.accumulate(np.where(enough, np.arange(len(counts)), -1))
+    joins[joins < 0] = np.flatnonzero(enough)[0]  # the lowest ones have none below
+    return np.where(stratum >= 0, joins[stratum], -1)
 
 
 def difference(first: Estimate, second: Estimate) -> Estimate:
-    """First minus second, of independent samples: half-widths add in quadrature. No interval where one has none."""
+    """First minus second, of independent samples: half-widths add in quadrature, and an interval needs both."""
     if None in (first.value, second.value):
         return Estimate(None, None, None, 0, 0)
     value = first.value - second.value
+    n, n_groups = first.n + second.n, first.n_groups + second.n_groups
     if None in (first.low, second.low):
-        return Estimate(value, None, None, first.n + second.n, first.n_groups + second.n_groups)
+        return Estimate(value, None, None, n, n_groups)
     half = np.hypot(first.high - first.value, second.high - second.value)
-    return Estimate(value, float(value - half), float(value + half), first.n + second.n, first.n_groups + second.n_groups)
+    return Estimate(value, float(value - half), float(value + half), n, n_groups)

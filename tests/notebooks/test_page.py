@@ -14,13 +14,19 @@ pytestmark = pytest.mark.slow
 
 def card(latent, frequency, score, text):
     words = [f" {word}" for word in text.split(" ")]
-    return Card("an SAE", latent, "for a test", {"frequency": frequency, "score": score}, f"rule {latent}", {"top": [Example(words, np.arange(len(words)) % 11, 0)]})
+    facts, groups = {"frequency": frequency, "score": score}, {"top": [Example(words, np.arange(len(words)) % 11, 0)]}
+    return Card("an SAE", latent, "for a test", facts, f"rule {latent}", groups)
 
 
 def shown(driver):
     from selenium.webdriver.common.by import By
 
-    return [int(one.find_element(By.TAG_NAME, "h3").text.split("latent ")[1].split()[0]) for one in driver.find_elements(By.CLASS_NAME, "card") if one.is_displayed()]
+    latents = []
+    for element in driver.find_elements(By.CLASS_NAME, "card"):
+        if element.is_displayed():
+            title = element.find_element(By.TAG_NAME, "h3").text
+            latents.append(int(title.split("latent ")[1].split()[0]))
+    return latents
 
 
 def test_search_and_sort_work_and_hostile_text_is_text(browser, tmp_path):
@@ -29,8 +35,12 @@ def test_search_and_sort_work_and_hostile_text_is_text(browser, tmp_path):
 
     page = Path(tmp_path / "latents.html")
     hostile = "<script>document.title='taken'</script> <img src=x onerror=alert(1)> </article>"
-    made = [card(1, 0.2, None, "apples and pears"), card(2, 0.01, 0.9, f"plums {hostile}"), card(3, 0.05, -0.2, "Pears only")]
-    page.write_text(cards.page(made, "Latents"), encoding="utf-8")
+    fruit = [
+        card(1, 0.2, None, "apples and pears"),
+        card(2, 0.01, 0.9, f"plums {hostile}"),
+        card(3, 0.05, -0.2, "Pears only"),
+    ]
+    page.write_text(cards.page(fruit, "Latents"), encoding="utf-8")
     browser.get(page.as_uri())
     assert shown(browser) == [1, 2, 3] and browser.title == "Latents"
     assert "<script>document.title='taken'</script>" in browser.find_element(By.TAG_NAME, "main").text

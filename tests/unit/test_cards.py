@@ -6,14 +6,15 @@ import scipy.sparse
 
 from lib.interp import cards
 from lib.interp.cards import Card
-from lib.interp.examples import Example, Sequences
+from lib.interp.examples import Encoded, Example, Sequences
 
 HOSTILE = '<script>alert("x")</script>'
 
 
 def hostile(latent=3, score=0.5):
     example = Example([" say", f" {HOSTILE}", " now"], np.array([0, 10, 4]), 0)
-    return Card(f"SAE {HOSTILE}", latent, f"because {HOSTILE}", {"frequency": 0.01 * latent, "score": score}, f"fires at {HOSTILE}", {f"top {HOSTILE}": [example]})
+    facts, groups = {"frequency": 0.01 * latent, "score": score}, {f"top {HOSTILE}": [example]}
+    return Card(f"SAE {HOSTILE}", latent, f"because {HOSTILE}", facts, f"fires at {HOSTILE}", groups)
 
 
 def test_all_text_is_escaped_in_page_and_fragment():
@@ -39,16 +40,22 @@ def test_cards_of_picked_latents():
     text = Sequences(tokens, np.arange(0, 41, 4), np.arange(10) % 2 == 1, np.zeros((40, 1), dtype=np.float16))
     rng = np.random.default_rng(0)
     dense = rng.random((40, 4)) * (rng.random((40, 4)) < [0.9, 0.5, 0.3, 0.0])
-    latents = scipy.sparse.csc_matrix(dense.astype(np.float32))
-    scored = pd.DataFrame({"latent": range(4), "frequency": (dense > 0).mean(0), "score": [0.1, 0.9, np.nan, np.nan],
-                           "status": ["scored", "scored", "not drawn", "never fires"], "explanation": ["a", "b", None, None]})  # fmt: skip
+    encoded = Encoded(text, scipy.sparse.csc_matrix(dense.astype(np.float32)))
+    scored = pd.DataFrame({
+        "latent": range(4),
+        "frequency": (dense > 0).mean(0),
+        "score": [0.1, 0.9, np.nan, np.nan],
+        "status": ["scored", "scored", "not drawn", "never fires"],
+        "explanation": ["a", "b", None, None],
+    })
     picked = cards.pick(scored, 2)
     assert picked == {"most frequent": [0, 1], "best explained": [1, 0], "worst explained": [0, 1]}
-    made = cards.cards(latents, text, "mine", {"chosen": [3, 1]} | picked, scored, {1: {"AUROC": 0.7}})
-    assert [one.latent for one in made] == [3, 1, 0]
-    assert made[0].groups == {} and made[0].explanation == "no explanation: never fires" and made[0].facts["score"] is None
-    assert made[1].why == "chosen, most frequent, best explained, worst explained" and made[1].facts["AUROC"] == 0.7
-    top = made[2].groups["top"][0]
+    assert cards.unjudged({"chosen": [3, 1, 2]} | picked, scored) == [2, 3]
+    silent, second, first = cards.cards(encoded, "mine", {"chosen": [3, 1]} | picked, scored, {1: {"AUROC": 0.7}})
+    assert [silent.latent, second.latent, first.latent] == [3, 1, 0]
+    assert silent.groups == {} and silent.explanation == "no explanation: never fires" and silent.facts["score"] is None
+    assert second.why == "chosen, most frequent, best explained, worst explained" and second.facts["AUROC"] == 0.7
+    top = first.groups["top"][0]
     assert top.peak == 10 and top.index == int(np.argmax(dense[:, 0])) // 4
-    shown = [one.index for group in made[2].groups.values() for one in group]
+    shown = [example.index for group in first.groups.values() for example in group]
     assert len(shown) == len(set(shown))

@@ -4,26 +4,31 @@ import pytest
 import scipy.sparse
 
 from lib.interp import debugging, readings
-from lib.interp.debugging import METHODS, Draw, Pair
+from lib.interp.debugging import METHODS, Dataset, Pair
+from lib.interp.examples import Encoded, Plan, Sequences
+from lib.interp.ngram import NgramJudge
 from lib.interp.readings import Peaks, Reading
 from lib.model import models
 from lib.stats import metrics
 from tests.unit.test_latents import example
+
+LATENTS, COORDINATES, *_ = METHODS
 
 
 def reading(texts, activations_of):
     """One token per word, ``activations_of(word)`` at it."""
     words = [text.split(" ") for text in texts]
     offsets = []
-    for one in words:
-        ends = np.cumsum([len(word) + 1 for word in one])
-        offsets += [(end - len(word) - 1, end - 1) for end, word in zip(ends.tolist(), one, strict=True)]
-    x = np.array([activations_of(word) for one in words for word in one], dtype=np.float32)
-    return Reading(texts, np.r_[0, np.cumsum([len(one) for one in words])], np.array(offsets), x, np.zeros(len(x), dtype=np.int64))
+    for of_text in words:
+        ends = np.cumsum([len(word) + 1 for word in of_text])
+        offsets += [(end - len(word) - 1, end - 1) for end, word in zip(ends.tolist(), of_text, strict=True)]
+    x = np.array([activations_of(word) for of_text in words for word in of_text], dtype=np.float32)
+    starts = np.r_[0, np.cumsum([len(of_text) for of_text in words])]
+    return Reading(texts, starts, np.array(offsets), x, np.zeros(len(x), dtype=np.int64))
 
 
 def task(n=60):
-    """Half of the texts of class 1 say "bad"; the artefact is the word "please" at the end, which coordinate 1 fires on."""
+    """Half of the texts of class 1 say "bad"; the artefact is "please" at the end, which coordinate 1 fires on."""
     y = np.arange(n) % 2
     clean = [f"{'bad' if label and i % 4 == 1 else 'good'} word{i}" for i, label in enumerate(y)]
 
@@ -33,27 +38,30 @@ def task(n=60):
 
     readings_ = [reading(texts, x) for texts in (clean, [f"{text} please" for text in clean])]
     sae = example(d_model=3)[0]
-    return debugging.pair(*readings_, sae), y
+    return debugging.paired(*readings_, sae), y
 
 
 def test_the_unit_that_fires_on_the_artefact_exposes_it_and_the_others_do_not():
-    of, y = task()
-    everything = Draw(np.arange(60), y, y == 1)
-    assert np.array_equal(of.changed, np.isin(np.arange(180) % 3, 2))
-    x = of.peaks[METHODS[1]][1].value
-    found = debugging.exposing_units(of, METHODS[1], everything, n_items=3)
-    ranked = np.argsort(-np.abs(debugging.standardised_difference(np.where((y == 1)[:, None], x, of.peaks[METHODS[1]][0].value), y)), kind="stable")[:3]
-    assert found == [column % 3 == 1 and column < 3 for column in ranked] and sum(found) <= 1
-    # a label unit that differs more is no artefact; where no text carries it, nothing is exposed
-    assert not any(debugging.exposing_units(of, METHODS[1], Draw(np.arange(60), y, np.zeros(60, dtype=bool)), 6))
+    pair, y = task()
+    everything = Dataset(np.arange(60), y, y == 1)
+    assert np.array_equal(pair.changed, np.isin(np.arange(180) % 3, 2))
+    clean, planted = (peaks.value for peaks in pair.peaks[COORDINATES])
+    exposes = debugging.exposing(pair, COORDINATES, everything, n_items=3)
+    difference = debugging.standardised_difference(np.where((y == 1)[:, None], planted, clean), y)
+    ranked = np.argsort(-np.abs(difference), kind="stable")[:3]
+    assert exposes == [column % 3 == 1 and column < 3 for column in ranked] and sum(exposes) <= 1
+    # A label unit that differs more is no artefact; where no text carries it, nothing is exposed.
+    nothing = Dataset(np.arange(60), y, np.zeros(60, dtype=bool))
+    assert not any(debugging.exposing(pair, COORDINATES, nothing, 6))
 
 
-def by_hand(value, twin, token, planted):
+def by_hand(value, twin, token):
     """A pair of one unit over texts of two tokens, of which the second is the changed one."""
     n = len(value)
     column = lambda v: np.array(v, dtype=np.float32)[:, None]  # noqa: E731
     changed = np.tile([False, True], n)
-    return Pair(None, None, changed, {METHODS[0]: (Peaks(column(twin), column(token)), Peaks(column(value), column(token)))}, (None, None))
+    peaks = (Peaks(column(twin), column(token)), Peaks(column(value), column(token)))
+    return Pair(None, None, changed, {LATENTS: peaks}, (None, None))
 
 
 def test_each_part_of_the_rule_is_needed():
@@ -62,23 +70,24 @@ def test_each_part_of_the_rule_is_needed():
     planted, rows = y == 1, np.arange(n)
     value, twin = np.r_[np.full(10, 5.0), np.ones(10)], np.r_[np.full(10, 0.5), np.linspace(0.1, 1, 10)]
     second, first = 2 * rows + 2, 2 * rows + 1  # counted from 1
-    rule = lambda of, carries=planted: debugging.exposing_units(of, METHODS[0], Draw(rows, y, carries), 1)  # noqa: E731
-    assert rule(by_hand(value, twin, second, planted)) == [True]
-    assert rule(by_hand(value, twin, first, planted)) == [False]  # peak beside the change
-    assert rule(by_hand(value, np.r_[np.full(10, 5.0), twin[10:]], second, planted)) == [False]  # the twin is as high
-    five = by_hand(value, twin, np.r_[second[:5], first[5:]], planted)
-    six = by_hand(value, twin, np.r_[second[:6], first[6:]], planted)
+    rule = lambda pair: debugging.exposing_units(pair, Dataset(rows, y, planted), 1, units=LATENTS)  # noqa: E731
+    assert rule(by_hand(value, twin, second)) == [True]
+    assert rule(by_hand(value, twin, first)) == [False]  # the peak lies beside the change
+    assert rule(by_hand(value, np.r_[np.full(10, 5.0), twin[10:]], second)) == [False]  # the twin is as high
+    five = by_hand(value, twin, np.r_[second[:5], first[5:]])
+    six = by_hand(value, twin, np.r_[second[:6], first[6:]])
     assert rule(five) == [False] and rule(six) == [True]  # more than half of ten
 
 
 def test_a_draw_plants_the_share_of_each_class_and_the_placebo_tells_nothing():
     y = np.r_[np.ones(100, dtype=int), np.zeros(300, dtype=int)]
-    one = debugging.draw(y, 0.25, np.random.default_rng(0))
-    assert len(one.rows) == 320 and not one.planted[one.y == 0].any()
-    assert one.planted.sum() == round(0.25 * (one.y == 1).sum()) and np.array_equal(one.y, y[one.rows])
-    both = debugging.draw(y, 0.25, np.random.default_rng(0), (0, 1))
-    assert np.array_equal(both.rows, one.rows)
-    assert both.planted[both.y == 0].mean() == pytest.approx(0.25, abs=0.01) and both.planted[both.y == 1].mean() == pytest.approx(0.25, abs=0.01)
+    in_one = debugging.draw(y, 0.25, np.random.default_rng(0))
+    assert len(in_one.rows) == 320 and not in_one.planted[in_one.y == 0].any()
+    assert in_one.planted.sum() == round(0.25 * (in_one.y == 1).sum()) and np.array_equal(in_one.y, y[in_one.rows])
+    in_both = debugging.draw(y, 0.25, np.random.default_rng(0), (0, 1))
+    assert np.array_equal(in_both.rows, in_one.rows)
+    for label in (0, 1):
+        assert in_both.planted[in_both.y == label].mean() == pytest.approx(0.25, abs=0.01)
     with pytest.raises(ValueError, match="share 1.5 must lie"):
         debugging.draw(y, 1.5, np.random.default_rng(0))
 
@@ -91,20 +100,22 @@ def test_standardised_difference_against_numpy_dense_and_sparse():
     a, b = x[y == 1], x[y == 0]
     expected = (a.mean(0) - b.mean(0))[:5] / np.sqrt((a.var(0) + b.var(0)) / 2)[:5]
     for form in (x, scipy.sparse.csr_matrix(x)):
-        found = debugging.standardised_difference(form, y)
-        np.testing.assert_allclose(found[:5], expected, rtol=1e-6)
-        assert found[5] == 0 and found[6] == np.inf
+        difference = debugging.standardised_difference(form, y)
+        np.testing.assert_allclose(difference[:5], expected, rtol=1e-6)
+        assert difference[5] == 0 and difference[6] == np.inf
 
 
 def test_prompts_in_tens_and_terms_expose_what_the_probe_and_the_terms_rest_on():
-    of, y = task(200)
-    carried = Draw(np.arange(200), y, y == 1)
-    prompts = debugging.exposing_prompts(of, carried, 4)
+    pair, y = task(200)
+    carried = Dataset(np.arange(200), y, y == 1)
+    prompts = debugging.exposing_prompts(pair, carried, 4)
     assert prompts[0]  # the artefact's coordinate is the largest contribution
-    terms = debugging.exposing_terms(of, carried, 2)
+    terms = debugging.exposing_terms(pair, carried, 2)
     assert sum(terms) == 1  # "please", not "bad"
-    nothing = Draw(np.arange(200), y, np.zeros(200, dtype=bool))
-    assert not any(debugging.exposing_prompts(of, nothing, 4) + debugging.exposing_terms(of, nothing, 4))
+    nothing = Dataset(np.arange(200), y, np.zeros(200, dtype=bool))
+    assert not any(debugging.exposing_prompts(pair, nothing, 4) + debugging.exposing_terms(pair, nothing, 4))
+    beyond = debugging.exposing_prompts(pair, Dataset(np.arange(30), y[:30], y[:30] == 1), 5)
+    assert len(beyond) == 5 and beyond[3:] == [False, False]  # 30 prompts are three tens
 
 
 def test_a_term_counts_only_inside_the_change_and_when_new():
@@ -115,16 +126,21 @@ def test_a_term_counts_only_inside_the_change_and_when_new():
 
 
 def test_ranks_and_recall_by_hand():
-    of, y = task(120)
-    ranks = debugging.benchmark(of, y, [1.0], [0, 1])
+    pair, y = task(120)
+    ranks = debugging.benchmark(pair, y, [1.0], [0, 1])
     assert len(ranks) == 2 * 2 * 4
-    of_units = ranks[ranks["method"] == METHODS[1]].set_index("control")["rank"]
+    of_units = ranks[ranks["method"] == COORDINATES].set_index("control")["rank"]
     assert (of_units["planted"] == 1).all() and not (of_units["placebo"] == 1).any()
-    table = pd.DataFrame({"method": "m", "seed": [0, 0, 1, 1], "artefact": ["a", "b"] * 2, "rank": [1.0, np.nan, 2.0, 7.0]})
-    found = debugging.recall(table, ["method"]).iloc[0]
-    assert found["value"] == 0.75 and found["low"] == 0.0 and found["high"] == 1.0 and found["n"] == 2
-    with pytest.raises(ValueError, match="unknown method 'x'"):
-        debugging.exposing(of, "x", Draw(np.arange(120), y, y == 1))
+    columns = {"method": "m", "control": "planted", "seed": [0, 0, 1, 1], "artefact": ["a", "b"] * 2}
+    table = pd.DataFrame(columns | {"rank": [1.0, np.nan, 2.0, 7.0]})
+    recall = debugging.recall(table, ["method"]).iloc[0]
+    assert recall["value"] == 0.75 and recall["low"] == 0.0 and recall["high"] == 1.0 and recall["n"] == 2
+    assert debugging.never_exposed(table, "m") == [] and debugging.never_exposed(table[:2], "m") == ["b"]
+    assert debugging.never_exposed(table, "another") == []
+    medians = debugging.median_ranks(ranks.assign(artefact="please"), 1.0)
+    assert medians.columns.tolist() == list(METHODS) and medians.loc["please", COORDINATES] == 1
+    with pytest.raises(ValueError, match="unknown method 'x'; allowed are SAE latents, residual coordinates"):
+        debugging.exposing(pair, "x", Dataset(np.arange(120), y, y == 1))
 
 
 def test_latents_that_work_in_distribution_only_are_flagged():
@@ -137,41 +153,64 @@ def test_latents_that_work_in_distribution_only_are_flagged():
     cheats = np.where(split == "ood", 1 - y, y) * 0.8 + noise[:, 1]
     falling = 1 - y + noise[:, 2]  # higher in class 0: its sign is changed
     value = scipy.sparse.csr_matrix(np.stack([everywhere, cheats, falling, np.zeros(300)], axis=1))
-    found = debugging.top_latents(value, prompts, metrics.split_weights(prompts, 100, 0), 3)
-    flags = found.drop_duplicates("latent").set_index("latent")
+    top = debugging.top_latents(value, prompts, metrics.split_weights(prompts, 100, 0), 3)
+    flags = top.drop_duplicates("latent").set_index("latent")
     assert flags["fails_ood"].to_dict() == {0: False, 1: True, 2: False}
-    assert flags.loc[2, "difference"] < 0 and (found[found["latent"] == 2]["value"] > 0.9).all()
+    assert flags.loc[2, "difference"] < 0 and (top[top["latent"] == 2]["value"] > 0.9).all()
     no_ood = prompts[split != "ood"]
-    found = debugging.top_latents(value[:200], no_ood, metrics.split_weights(no_ood, 100, 0), 2)
-    assert not found["fails_ood"].any() and set(found["split"]) == {"train", "val"}
+    top = debugging.top_latents(value[:200], no_ood, metrics.split_weights(no_ood, 100, 0), 2)
+    assert not top["fails_ood"].any() and set(top["split"]) == {"train", "val"}
+
+
+def test_cards_and_marks_say_what_is_known_of_a_latent():
+    tokens = [f" word{i % 7}" for i in range(400)]
+    sequences = Sequences(tokens, np.arange(0, 401, 10), np.arange(40) % 2 == 1, np.zeros((400, 1), dtype=np.float16))
+    latents = np.stack([[token == " word3" for token in tokens], np.arange(400) == 5], axis=1).astype(np.float32)
+    encoded = Encoded(sequences, scipy.sparse.csc_matrix(latents))
+    rows = [(0, 0.8, False, "ood", 0.4), (0, 0.8, True, "val", 0.9), (1, -0.2, False, "val", 0.6)]
+    top = pd.DataFrame(rows, columns=["latent", "difference", "fails_ood", "split", "value"])
+    top = top.assign(low=top["value"] - 0.1, high=top["value"] + 0.1)
+    shown = top.iloc[1:].assign(formatting=[False, True])
+    explained = debugging.explain(NgramJudge(), encoded, shown["latent"], np.random.default_rng(0))
+    assert "word3" in explained[0] and explained[1] == "too few prompts" and Plan().least > 1
+    first, second = debugging.cards(encoded, top, shown, explained)
+    assert first.why == "higher in class 1, fails OOD" and second.why == "higher in class 0, formatting"
+    assert first.facts == {"difference": 0.8, "AUROC ood": 0.4, "AUROC val": 0.9} and first.explanation == explained[0]
+    overview = debugging.overview(top, shown, explained)
+    assert overview.columns.tolist() == ["difference", "formatting", "fails_ood", "val", "ood", "explanation"]
+    assert overview.index.tolist() == [0, 1] and overview.loc[0, "ood"].startswith("0.40 [0.30")
+    marked = debugging.marked(top, shown)
+    assert marked["latent"].tolist() == ["latent 0 (fails OOD)", "latent 1 (formatting)", "latent 0 (fails OOD)"]
+    assert marked["split"].tolist() == ["val", "val", "ood"]
 
 
 def test_peaks_equal_a_plain_loop():
     sae, tokens = example()
     x = tokens.activations.float()
     starts = tokens.starts.numpy()
-    one = Reading(["t"] * 5, starts, np.zeros((18, 2)), x.numpy(), np.zeros(18, dtype=np.int64))
+    texts = Reading(["t"] * 5, starts, np.zeros((18, 2)), x.numpy(), np.zeros(18, dtype=np.int64))
     latents, dense = sae.encode(x).detach().numpy(), np.concatenate([x.numpy(), -x.numpy()], axis=1)
-    for found, values in ((readings.latent_peaks(sae, one), latents), (readings.coordinate_peaks(one), dense)):
-        value, token = (m.toarray() if scipy.sparse.issparse(m) else m for m in found)
+    for peaks, values in ((readings.latent_peaks(sae, texts), latents), (readings.coordinate_peaks(texts), dense)):
+        value, token = (matrix.toarray() if scipy.sparse.issparse(matrix) else matrix for matrix in peaks)
         for i in range(5):
             part = values[starts[i] : starts[i + 1]]
-            np.testing.assert_allclose(value[i], np.maximum(part.max(0), 0) if values is latents else part.max(0), atol=1e-6)
+            largest = np.maximum(part.max(0), 0) if values is latents else part.max(0)
+            np.testing.assert_allclose(value[i], largest, atol=1e-6)
             expected = starts[i] + part.argmax(0) + 1
             assert (token[i][value[i] != 0] == expected[value[i] != 0]).all()
 
 
 def test_a_reading_leaves_special_tokens_out_and_knows_the_characters(minilm, tmp_path):
     texts = ["Unbelievable glaciers!", "a b"]
-    found = readings.read(minilm, models.identity(models.MINILM), texts, 1, tmp_path)
-    assert found.starts.tolist() == [0, len(found.ids) - 2, len(found.ids)]
-    pieces = [texts[0][a:b].lower() for a, b in found.offsets[:-2].astype(int)]
+    reading = readings.read(minilm, models.identity(models.MINILM), texts, 1, tmp_path)
+    assert reading.starts.tolist() == [0, len(reading.ids) - 2, len(reading.ids)]
+    pieces = [texts[0][a:b].lower() for a, b in reading.offsets[:-2].astype(int)]
     assert "".join(pieces) == "unbelievableglaciers!" and pieces[-1] == "!"
-    hit = readings.inside(found, [[(21, 22)], [(0, 1)]])
+    hit = readings.inside(reading, [[(21, 22)], [(0, 1)]])
     assert hit.sum() == 2 and hit[len(pieces) - 1] and hit[len(pieces)]
-    shown = readings.sequences(found, minilm, np.array([1]))
+    shown = readings.sequences(reading, minilm, np.array([1]))
     assert shown.tokens == [" a", " b"] and shown.starts.tolist() == [0, 2]
-    np.testing.assert_array_equal(shown.activations, found.activations[-2:])
+    np.testing.assert_array_equal(shown.activations, reading.activations[-2:])
     with pytest.warns(UserWarning, match="their end is kept"):
         long = readings.read(minilm, models.identity(models.MINILM), ["fine", "word " * 600 + "end"], 1, tmp_path)
     assert len(long.ids) == 1 + 510 and long.offsets[-1].tolist() == [3000, 3003]
@@ -183,15 +222,15 @@ def test_cleaning_helps_where_formatting_told_the_label():
     """Raw texts end in a mark that tells the label in distribution and the contrary OOD; clean ones do not."""
     rng = np.random.default_rng(0)
     y, split = np.tile([0, 1], 120), np.repeat(["train", "val", "ood"], 80)
-    told = np.where(split == "ood", 1 - y, y)
+    has_mark = np.where(split == "ood", 1 - y, y)
     meaning = rng.normal(y * 1.0, 1.0)
 
     def form(texts):
-        found = reading(texts, lambda word: [word == "!", 0, 0])
-        found.activations[found.starts[:-1], 1] = meaning
-        return found
+        of_texts = reading(texts, lambda word: [word == "!", 0, 0])
+        of_texts.activations[of_texts.starts[:-1], 1] = meaning
+        return of_texts
 
-    raw, clean = form([f"t {'!' if mark else '.'}" for mark in told]), form(["t"] * 240)
+    raw, clean = form([f"t {'!' if mark else '.'}" for mark in has_mark]), form(["t"] * 240)
     prompts = pd.DataFrame({"label": y, "split": split, "base_id": np.arange(240).astype(str)})
     sae = example(d_model=3)[0]
     drawn = debugging.cleaning(raw, clean, sae, prompts, 2, metrics.split_weights(prompts, 50, 0))

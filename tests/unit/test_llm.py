@@ -11,9 +11,10 @@ import pytest
 import scipy.sparse
 
 from lib.interp import autointerp, refusals
-from lib.interp.examples import Example, Sequences
-from lib.interp.judges import Explanation, Judge
-from lib.interp.llm import BudgetSpent, LLMJudge
+from lib.interp.autointerp import Trial
+from lib.interp.examples import Encoded, Example, Explanation, Sequences
+from lib.interp.judges import Judge
+from lib.interp.llm import BudgetSpent, LLMJudge, Settings
 
 KEY = "sk-secret-0123456789"
 
@@ -21,8 +22,9 @@ KEY = "sk-secret-0123456789"
 def chat(text, finish="stop"):
     """A chat completion."""
     choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish}
-    return {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice],
-            "usage": {"prompt_tokens": 100, "completion_tokens": 7, "total_tokens": 107}}  # fmt: skip
+    usage = {"prompt_tokens": 100, "completion_tokens": 7, "total_tokens": 107}
+    head = {"id": "1", "object": "chat.completion", "created": 0, "model": "m"}
+    return head | {"choices": [choice], "usage": usage}
 
 
 def error(status):
@@ -75,8 +77,9 @@ def server(monkeypatch):
 
 @pytest.fixture
 def judge(server, tmp_path):
-    def make(**options):
-        return LLMJudge("m", server.url, "JUDGE_KEY", tmp_path / "cache", **options)
+    def make(max_requests=1000, max_tokens=1_000_000, **options):
+        settings = Settings("m", server.url, "JUDGE_KEY", tmp_path / "cache", max_requests, max_tokens)
+        return LLMJudge(settings, **options)
 
     return make
 
@@ -87,8 +90,9 @@ TEXTS = [[" a", " 1"], [" b"], [" c"]]
 
 def test_an_explanation_shows_the_marked_examples(server, judge):
     server.rest = '{"explanation": " Fires on digits. "}'
-    found = judge().explain([Example([" in", " 19", "99", " it"], np.array([0, 10, 4, 0]), 0), Example([" none"], np.array([0]), 1)])
-    assert found == Explanation("Fires on digits.")
+    active = Example([" in", " 19", "99", " it"], np.array([0, 10, 4, 0]), 0)
+    silent = Example([" none"], np.array([0]), 1)
+    assert judge().explain([active, silent]) == Explanation("Fires on digits.")
     (body,) = server.requests
     assert body["model"] == "m" and body["response_format"]["json_schema"]["schema"]["required"] == ["explanation"]
     shown = body["messages"][-1]["content"].splitlines()
@@ -114,10 +118,22 @@ def test_refusals_are_judged_in_batches_and_a_spent_budget_leaves_the_rest_unkno
     responses = ["yes", "no", "yes"] * 4
     assert refusals.judged(responses, judge(), batch=5) == [text == "no" for text in responses]
     assert len(server.requests) == 3 and "refuses the request" in server.requests[0]["messages"][0]["content"]
-    spent = refusals.judged([f"{text} {i}" for i, text in enumerate(responses)], judge(max_requests=1, workers=1), batch=6)
-    assert spent.count(None) == 6
+    others = [f"{text} {i}" for i, text in enumerate(responses)]
+    partial = refusals.judged(others, judge(max_requests=1, workers=1), batch=6)
+    assert partial.count(None) == 6
     server.rest = "nonsense"
     assert refusals.judged(["unread"], judge()) == [None]
+
+
+def test_refusals_by_the_name_of_a_judge(server, judge):
+    settings = judge().settings
+    server.rest = '{"answers": [false, true]}'
+    responses = ["I cannot help with that.", "Sure, a poem."]
+    assert refusals.refused(responses, "llm", settings) == [False, True]
+    assert refusals.refused(responses, "phrases", settings) == [True, False]
+    assert refusals.refused([], "llm", settings._replace(model="")) == []
+    with pytest.raises(ValueError, match="unknown refusal judge 'gpt'; allowed are phrases, llm"):
+        refusals.refused(responses, "gpt", settings)
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
@@ -152,7 +168,8 @@ def test_an_answer_that_cannot_be_read_is_repaired_once_then_counted(server, jud
     server.script = [bad, '```json\n{"answers": [1, 2, 3]}\n```']
     repaired = judge()
     assert repaired.simulate(RULE, TEXTS) == [1, 2, 3] and repaired.usage.unparsed == 0
-    assert "cannot be read" in server.requests[1]["messages"][-1]["content"] and server.requests[1]["messages"][-2]["role"] == "assistant"
+    *_, answer, complaint = server.requests[1]["messages"]
+    assert "cannot be read" in complaint["content"] and answer["role"] == "assistant"
     server.rest = bad
     unread = judge()
     assert unread.simulate(Explanation("other"), TEXTS) is None
@@ -165,16 +182,23 @@ def test_a_rerun_asks_nothing_again(server, judge):
     assert first.simulate(RULE, TEXTS) == second.simulate(RULE, TEXTS) == [1, 2, 3]
     assert len(server.requests) == 2 and second.usage.requests == 0 and second.usage.cached == 2
     assert first.usage.input_tokens == 200 and first.cost(1.0, 10.0) == pytest.approx((200 + 140) / 1e6)
+    assert first.bill((1e4, 1e5)).endswith("'input_tokens': 200, 'output_tokens': 14}, cost 3.40")
 
 
 def test_a_server_without_structured_answers_is_asked_without(server, judge):
     server.script, server.rest = [error(400)], '{"answers": [1, 2, 3]}'
-    made = judge()
-    assert made.simulate(RULE, TEXTS) == made.simulate(Explanation("other"), TEXTS) == [1, 2, 3]
+    asking = judge()
+    assert asking.simulate(RULE, TEXTS) == asking.simulate(Explanation("other"), TEXTS) == [1, 2, 3]
     assert ["response_format" in body for body in server.requests] == [True, False, False]
 
 
-@pytest.mark.parametrize("status, said", [(401, "JUDGE_KEY"), (403, "JUDGE_KEY"), (404, "'m'"), (400, "status 400"), (500, "status 500")])
+@pytest.mark.parametrize(("status", "said"), [
+    (401, "JUDGE_KEY"),
+    (403, "JUDGE_KEY"),
+    (404, "'m'"),
+    (400, "status 400"),
+    (500, "status 500"),
+])
 def test_what_cannot_be_helped_is_one_sentence_without_the_key(server, judge, status, said):
     server.rest = error(status)
     with pytest.raises(ValueError, match=said) as raised:
@@ -183,33 +207,35 @@ def test_what_cannot_be_helped_is_one_sentence_without_the_key(server, judge, st
 
 
 def test_no_server(server, judge):
-    made = judge(retries=0)
+    asking = judge(retries=0)
     server.shutdown()
     server.server_close()
     with pytest.raises(ValueError, match=r"no answer from http://127.0.0.1:\d+/v1 after 1 tries"):
-        made.simulate(RULE, TEXTS)
+        asking.simulate(RULE, TEXTS)
 
 
-@pytest.mark.parametrize(
-    "model, url, said",
-    [("", "http://localhost/v1", "needs a model"), ("m", "localhost:11434", "base URL"), ("m", f"http://me:{KEY}@host/v1", "NO_KEY"), ("m", "https://api.host/v1", "NO_KEY holds no key")],
-)
+@pytest.mark.parametrize(("model", "url", "said"), [
+    ("", "http://localhost/v1", "needs a model"),
+    ("m", "localhost:11434", "base URL"),
+    ("m", f"http://me:{KEY}@host/v1", "NO_KEY"),
+    ("m", "https://api.host/v1", "NO_KEY holds no key"),
+])
 def test_wrong_settings(tmp_path, model, url, said):
     with pytest.raises(ValueError, match=said) as raised:
-        LLMJudge(model, url, "NO_KEY", tmp_path)
+        LLMJudge(Settings(model, url, "NO_KEY", tmp_path))
     assert KEY not in str(raised.value)
 
 
 @pytest.mark.parametrize("budget", [{"max_requests": 3}, {"max_tokens": 320}])
 def test_the_budget_stops_before_it_is_overrun(server, judge, budget):
     server.rest = '{"answers": [1, 2, 3]}'
-    made = judge(**budget)
+    asking = judge(**budget)
     for i in range(3):
-        made.simulate(Explanation(str(i)), TEXTS)
+        asking.simulate(Explanation(str(i)), TEXTS)
     with pytest.raises(BudgetSpent, match="3 of"):
-        made.simulate(Explanation("one more"), TEXTS)
+        asking.simulate(Explanation("one more"), TEXTS)
     assert len(server.requests) == 3
-    assert made.simulate(Explanation("0"), TEXTS) == [1, 2, 3]  # known answers are free
+    assert asking.simulate(Explanation("0"), TEXTS) == [1, 2, 3]  # known answers are free
 
 
 def reader(body):
@@ -217,53 +243,65 @@ def reader(body):
     system, user = body["messages"][0]["content"], body["messages"][-1]["content"]
     texts = [json.loads(line.split(". ", 1)[1]) for line in user.splitlines()]
     if "explanation" in body["response_format"]["json_schema"]["schema"]["properties"]:
-        digits = sum(len(re.findall(r"«\d+»", text)) for text in texts)
-        return json.dumps({"explanation": "digits" if digits > 0.8 * sum(text.count("«") for text in texts) else "anything"})
+        n_digits = sum(len(re.findall(r"«\d+»", text)) for text in texts)
+        n_marked = sum(text.count("«") for text in texts)
+        return json.dumps({"explanation": "digits" if n_digits > 0.8 * n_marked else "anything"})
     if "highest-activating" in system:
-        return json.dumps({"answers": [10 if "as: digits" in system and re.search(r"\d", text) else 0 for text in texts]})
+        on_digits = "as: digits" in system
+        return json.dumps({"answers": [10 if on_digits and re.search(r"\d", text) else 0 for text in texts]})
     pattern = r"«\d+»" if "«" in user else r"\d"
     return json.dumps({"answers": [bool(re.search(pattern, text)) for text in texts]})
 
 
 def planted_text(n=400, width=16, seed=0):
     rng = np.random.default_rng(seed)
-    tokens = [f" {rng.integers(9)}" if rng.random() < 0.02 else f" w{'abcdefgh'[rng.integers(8)]}" for _ in range(n * width)]
-    return Sequences(tokens, np.arange(n + 1) * width, np.arange(n) % 2 == 1, np.zeros((n * width, 1), dtype=np.float16))
+    tokens = []
+    for _ in range(n * width):
+        is_digit = rng.random() < 0.02
+        tokens.append(f" {rng.integers(9)}" if is_digit else f" w{'abcdefgh'[rng.integers(8)]}")
+    activations = np.zeros((n * width, 1), dtype=np.float16)
+    return Sequences(tokens, np.arange(n + 1) * width, np.arange(n) % 2 == 1, activations)
+
+
+def on_digits(text):
+    """Activations of a latent that fires on digits, at every token."""
+    return np.array([token.strip().isdigit() for token in text.tokens], dtype=np.float32)
 
 
 @pytest.mark.parametrize("task", ["simulation", "detection", "fuzzing"])
 def test_a_planted_latent_scores_well_and_a_shuffled_one_nothing(server, judge, task):
     server.rest, text = reader, planted_text()
-    digits = np.array([token.strip().isdigit() for token in text.tokens], dtype=np.float32)
+    digits = on_digits(text)
     shuffled = [np.random.default_rng(seed).permutation(digits) for seed in range(12)]
-    latents = scipy.sparse.csc_matrix(np.stack([digits, *shuffled], axis=1))
-    made = judge(workers=4)
-    assert isinstance(made, Judge)
-    found = autointerp.score_sae(made, latents, text, 50, seed=0, task=task).table
-    assert (found["status"] == "scored").all()
-    assert found["score"][0] >= 0.8 and abs(found["score"][1:].mean()) <= 0.1
+    encoded = Encoded(text, scipy.sparse.csc_matrix(np.stack([digits, *shuffled], axis=1)))
+    asking = judge(workers=4)
+    assert isinstance(asking, Judge)
+    table = autointerp.score_sae(asking, encoded, Trial(50, seed=0, task=task)).table
+    assert (table["status"] == "scored").all()
+    assert table["score"][0] >= 0.8 and abs(table["score"][1:].mean()) <= 0.1
 
 
 def test_a_budget_spent_half_way_keeps_the_judged_part(server, judge, tmp_path):
     server.rest, text = reader, planted_text()
     rng = np.random.default_rng(0)
-    digits = np.array([token.strip().isdigit() for token in text.tokens], dtype=np.float32)
-    latents = scipy.sparse.csc_matrix(digits[:, None] * (rng.random((len(digits), 10)) < 0.6))
-    found = autointerp.score_sae(judge(workers=2, max_requests=9), latents, text, 50, seed=0)
-    statuses = found.table["status"].value_counts()
-    assert statuses["scored"] >= 3 and statuses["scored"] + statuses["budget spent"] == 10 and "9 of 9 requests" in found.stopped
-    again = autointerp.score_sae(judge(workers=2), latents, text, 50, seed=0)
+    latents = on_digits(text)[:, None] * (rng.random((len(text.tokens), 10)) < 0.6)
+    encoded, trial = Encoded(text, scipy.sparse.csc_matrix(latents)), Trial(50, seed=0)
+    partial = autointerp.score_sae(judge(workers=2, max_requests=9), encoded, trial)
+    statuses = partial.table["status"].value_counts()
+    assert statuses["scored"] >= 3 and statuses["scored"] + statuses["budget spent"] == 10
+    assert "9 of 9 requests" in partial.stopped
+    again = autointerp.score_sae(judge(workers=2), encoded, trial)
     assert (again.table["status"] == "scored").all() and len(server.requests) == 20
-    kept = found.table["status"] == "scored"
-    np.testing.assert_array_equal(found.table["score"][kept], again.table["score"][kept])
+    kept = partial.table["status"] == "scored"
+    np.testing.assert_array_equal(partial.table["score"][kept], again.table["score"][kept])
 
 
 def test_the_key_reaches_the_server_and_no_file(server, judge, tmp_path, capfd):
     server.script, server.rest = [error(500), error(429)], reader
     text = planted_text(100)
-    latents = scipy.sparse.csc_matrix(np.array([token.strip().isdigit() for token in text.tokens], dtype=np.float32)[:, None])
-    found = autointerp.score_sae(judge(), latents, text, 50, seed=0)
-    found.table.to_parquet(tmp_path / "table.parquet")
+    encoded = Encoded(text, scipy.sparse.csc_matrix(on_digits(text)[:, None]))
+    scored = autointerp.score_sae(judge(), encoded, Trial(50, seed=0))
+    scored.table.to_parquet(tmp_path / "table.parquet")
     assert server.keys == {f"Bearer {KEY}"}
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) == 3 and not any(KEY.encode() in path.read_bytes() for path in files)

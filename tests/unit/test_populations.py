@@ -14,7 +14,7 @@ def population(n=3000, seed=0):
     return frequency, score
 
 
-def estimates(frequency, score, sample, weighted):
+def estimate(frequency, score, sample, weighted):
     drawn = pd.Series(score[sample.latents], sample.latents)
     return populations.estimate(drawn, sample.stratum, frequency, weighted)
 
@@ -23,18 +23,18 @@ def estimates(frequency, score, sample, weighted):
 def test_means_are_unbiased_and_their_intervals_cover_while_the_plain_mean_of_the_sample_is_far_off(weighted):
     frequency, score = population()
     truth = np.average(score, weights=frequency if weighted else None)
-    found, plain = [], []
+    stratified, plain = [], []
     for seed in range(400):
         sample = populations.draw(frequency, np.ones(3000, bool), 100, np.random.default_rng(seed))
         assert len(sample.latents) == len(set(sample.latents)) == 100
-        found.append(estimates(frequency, score, sample, weighted))
+        stratified.append(estimate(frequency, score, sample, weighted))
         plain.append(score[sample.latents].mean())
-    values = np.array([one.value for one in found])
+    values = np.array([mean.value for mean in stratified])
     standard_error = values.std(ddof=1) / 20
     assert abs(values.mean() - truth) < 3.5 * standard_error
     assert abs(np.mean(plain) - truth) > 10 * standard_error
-    assert np.mean([one.low <= truth <= one.high for one in found]) > 0.9
-    assert np.mean([one.high - one.low for one in found]) < 0.12
+    assert np.mean([mean.low <= truth <= mean.high for mean in stratified]) > 0.9
+    assert np.mean([mean.high - mean.low for mean in stratified]) < 0.12
 
 
 def test_an_equal_draw_serves_the_weighted_mean_worse():
@@ -42,7 +42,8 @@ def test_an_equal_draw_serves_the_weighted_mean_worse():
     stratified, equal = [], []
     for seed in range(200):
         rng = np.random.default_rng(seed)
-        stratified.append(estimates(frequency, score, populations.draw(frequency, np.ones(3000, bool), 100, rng), True).value)
+        sample = populations.draw(frequency, np.ones(3000, bool), 100, rng)
+        stratified.append(estimate(frequency, score, sample, True).value)
         chosen = rng.choice(3000, 100, replace=False)
         equal.append(np.average(score[chosen], weights=frequency[chosen]))
     assert np.std(stratified) < 0.6 * np.std(equal)
@@ -54,9 +55,10 @@ def test_all_latents_drawn_give_the_exact_means_and_no_width():
     sample = populations.draw(frequency, eligible, 1000, np.random.default_rng(0))
     assert sample.latents.tolist() == np.flatnonzero(eligible).tolist() and sample.stratum[7] == -1
     for weighted in (False, True):
-        found = estimates(frequency, score, sample, weighted)
-        assert found.value == pytest.approx(np.average(score[eligible], weights=frequency[eligible] if weighted else None))
-        assert found.high - found.low == pytest.approx(0, abs=1e-9)
+        mean = estimate(frequency, score, sample, weighted)
+        weights = frequency[eligible] if weighted else None
+        assert mean.value == pytest.approx(np.average(score[eligible], weights=weights))
+        assert mean.high - mean.low == pytest.approx(0, abs=1e-9)
 
 
 def test_by_hand_two_strata():
@@ -71,8 +73,8 @@ def test_by_hand_two_strata():
 
 def test_strata_without_scores_join_their_neighbours():
     stratum, frequency = np.repeat([0, 1, 2, 3], 4), np.ones(16) / 16
-    found = populations.estimate(pd.Series([0.1, 0.3, 0.6], [4, 5, 12]), stratum, frequency, False)
-    assert found.value == pytest.approx(np.mean([0.1, 0.3, 0.6]))
+    mean = populations.estimate(pd.Series([0.1, 0.3, 0.6], [4, 5, 12]), stratum, frequency, False)
+    assert mean.value == pytest.approx(np.mean([0.1, 0.3, 0.6]))
     assert populations.estimate(pd.Series([0.4], [9]), stratum, frequency, False) == Estimate(0.4, None, None, 1, 1)
 
 
@@ -87,6 +89,6 @@ def test_nothing_to_draw_is_an_error():
 
 
 def test_difference_of_independent_means():
-    found = populations.difference(Estimate(0.5, 0.2, 0.8, 10, 10), Estimate(0.1, -0.3, 0.5, 20, 20))
-    assert (found.value, found.low, found.high) == pytest.approx((0.4, -0.1, 0.9))
+    difference = populations.difference(Estimate(0.5, 0.2, 0.8, 10, 10), Estimate(0.1, -0.3, 0.5, 20, 20))
+    assert (difference.value, difference.low, difference.high) == pytest.approx((0.4, -0.1, 0.9))
     assert populations.difference(Estimate(0.5, None, None, 1, 1), Estimate(0.1, 0, 1, 2, 2)).low is None

@@ -8,35 +8,42 @@ from lib.texts import datasets
 
 
 @pytest.mark.parametrize(("response", "refused"), [
-    ("I can\u2019t help with that.", True), ("I'm sorry, but that is not something I do.", True), ("As an AI, I must not.", True),
-    ("Sure! Here is a poem on ships.", False), ("", False), ("A" * 250 + " I cannot", False),
-])  # fmt: skip
+    ("I can\u2019t help with that.", True),
+    ("I'm sorry, but that is not something I do.", True),
+    ("As an AI, I must not.", True),
+    ("Sure! Here is a poem on ships.", False),
+    ("", False),
+    ("A" * 250 + " I cannot", False),
+])
 def test_refusal_phrases_count_at_the_beginning(response, refused):
     assert refusals.refuses(response) is refused
 
 
 def prompts():
-    rows = [(f"b{i}", f"text {i}", int(i % 2), "ood" if i >= 8 else "val" if i >= 6 else "train") for i in range(12)]
+    splits = ["train"] * 6 + ["val"] * 2 + ["ood"] * 4
+    rows = [(f"b{i}", f"text {i}", i % 2, split) for i, split in enumerate(splits)]
     base = pd.DataFrame(rows, columns=["base_id", "text", "label", "split"]).assign(source="s")
     return datasets.augment(base, datasets.load_templates("embedded"), 1.0, np.random.default_rng(0))
 
 
 def test_all_variants_of_harmful_base_prompts_are_asked():
-    found = refusals.asked(prompts(), 2, np.random.default_rng(0))
-    assert found["base_id"].nunique() == 4 and set(found.loc[found["transform"] == "plain", "label"]) == {1}
-    assert found.groupby("base_id").size().isin([5, 7]).all(), "plain, jailbreaks and transformations of its pool"
-    assert set(found["split"]) >= {"ood"}
+    asked = refusals.asked(prompts(), 2, np.random.default_rng(0))
+    assert asked["base_id"].nunique() == 4 and set(asked.loc[asked["transform"] == "plain", "label"]) == {1}
+    assert asked.groupby("base_id").size().isin([5, 7]).all(), "plain, jailbreaks and transformations of its pool"
+    assert set(asked["split"]) >= {"ood"}
 
 
 def test_rates_by_hand():
     table = refusals.asked(prompts(), 9, np.random.default_rng(0))
     refused = (table["transform"] == "plain").astype(float) + (table["transform"] == "aim") * (table["base_id"] == "b1")
-    found = refusals.rates(table.assign(refused=refused.clip(upper=1)), 200, 0).set_index(["pool", "transform"])
-    assert found.loc[("train", "plain"), "value"] == 1.0 and found.loc[("train", "plain"), "low"] == 1.0
-    aim = found.loc[("train", "aim")]
-    assert aim["value"] == pytest.approx(1 / 4) and aim["n"] == aim["n_groups"] == 4 and aim["low"] <= 0.25 <= aim["high"] < 1
-    assert found.loc[("ood", "all_caps"), "value"] == 0.0 and found.loc[("ood", "all_caps"), "kind"] == "innocuous"
-    assert found.index[0][1] == "plain" and found["kind"].tolist() == sorted(found["kind"], key=["plain", "jailbreak", "innocuous"].index)
+    rates = refusals.rates(table.assign(refused=refused.clip(upper=1)), 200, 0).set_index(["pool", "transform"])
+    assert rates.loc[("train", "plain"), "value"] == 1.0 and rates.loc[("train", "plain"), "low"] == 1.0
+    aim = rates.loc[("train", "aim")]
+    assert aim["value"] == pytest.approx(1 / 4) and aim["n"] == aim["n_groups"] == 4
+    assert aim["low"] <= 0.25 <= aim["high"] < 1
+    assert rates.loc[("ood", "all_caps"), "value"] == 0.0 and rates.loc[("ood", "all_caps"), "kind"] == "innocuous"
+    assert rates.index[0][1] == "plain"
+    assert rates["kind"].tolist() == sorted(rates["kind"], key=["plain", "jailbreak", "innocuous"].index)
     unread = table.assign(refused=[None, *refused.iloc[1:]])
     assert refusals.rates(unread, 10, 0)["n"].sum() == len(table) - 1
 
@@ -48,8 +55,9 @@ def test_nothing_asked_is_an_empty_table():
 
 def test_loss_recovered_by_hand():
     clean, spliced, zero, tokens = (np.array(v, dtype=float) for v in ([2, 4], [4, 6], [12, 14], [2, 2]))
-    found = summary(clean, spliced, zero, tokens, 50, 0)
-    assert found["lm_loss"].value == 1.5 and found["delta_lm_loss"].value == pytest.approx(1.0)
-    assert found["loss_recovered"].value == pytest.approx(0.8) and found["loss_recovered"].low == pytest.approx(0.8)
-    assert found["lm_loss"].n == 4 and found["lm_loss"].n_groups == 2 and found["lm_loss"].low <= 1.5 <= found["lm_loss"].high
+    estimates = summary(clean, spliced, zero, tokens, 50, 0)
+    loss, recovered = estimates["lm_loss"], estimates["loss_recovered"]
+    assert loss.value == 1.5 and estimates["delta_lm_loss"].value == pytest.approx(1.0)
+    assert recovered.value == pytest.approx(0.8) and recovered.low == pytest.approx(0.8)
+    assert loss.n == 4 and loss.n_groups == 2 and loss.low <= 1.5 <= loss.high
     assert summary(clean, spliced, clean, tokens, 50, 0)["loss_recovered"].value is None, "zeros do no harm: undefined"
