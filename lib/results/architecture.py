@@ -1,4 +1,4 @@
-"""The page docs/architecture.md, drawn from docstrings and imports: packages, their floors, modules, and their notebooks.
+"""The page docs/architecture.md, from docstrings and imports: packages, their floors, modules, and who uses them.
 
 What no program can know (the data flow as a picture, and the errands) stands in ``templates/architecture.md``.
 ``python -m lib.results.architecture`` writes the page, and a test compares the two.
@@ -30,7 +30,7 @@ class Module(NamedTuple):
 
 
 class Package(NamedTuple):
-    """A package of ``lib``: its floor (0: imports no other package), the packages below that it imports, its modules."""
+    """A package of ``lib``: its floor (0: it imports no other), the packages that it imports, its modules."""
 
     name: str
     says: str
@@ -92,7 +92,8 @@ def page() -> str:
     loader = jinja2.FileSystemLoader(ROOT / "lib" / "results" / "templates")
     settings = {"undefined": jinja2.StrictUndefined, "keep_trailing_newline": True, "trim_blocks": True}
     environment = jinja2.Environment(loader=loader, autoescape=False, **settings)  # the page is Markdown, not HTML
-    return environment.get_template("architecture.md").render(packages=rooms, floors=sorted(floors.items(), reverse=True))
+    template = environment.get_template("architecture.md")
+    return template.render(packages=rooms, floors=sorted(floors.items(), reverse=True))
 
 
 def _name(path: Path) -> str:
