@@ -48,13 +48,14 @@ def packages() -> list[Package]:
         package = _package(module)
         others = {_package(other) for other in imported} - {package}
         below[package] = below.get(package, set()) | others
-    themselves = {path.stem[:2]: build_graph.imported(path) for path in build_graph.notebooks()}
-    in_all = {path.stem[:2]: build_graph.modules(path) for path in build_graph.notebooks()}
+    direct = {path.stem[:2]: build_graph.imported(path) for path in build_graph.notebooks()}
+    reached = {number: _reached(modules, imports) for number, modules in direct.items()}
 
     def module(name: str) -> Module:
-        direct = [number for number, used in themselves.items() if name in used]
-        indirect = [number for number, used in in_all.items() if name in used and number not in direct]
-        return Module(name.partition("/")[2], first_sentence(build_graph.LIB / f"{name}.py"), direct, indirect)
+        notebooks = [number for number, modules in direct.items() if name in modules]
+        through_others = [number for number, modules in reached.items() if name in modules - direct[number]]
+        says = first_sentence(build_graph.LIB / f"{name}.py")
+        return Module(name.partition("/")[2], says, notebooks, through_others)
 
     rooms = [
         Package(
@@ -102,6 +103,16 @@ def _name(path: Path) -> str:
 
 def _package(module: str) -> str:
     return module.partition("/")[0]
+
+
+def _reached(modules: set[str], imports: dict[str, set[str]]) -> set[str]:
+    """The modules and all that they import, directly or through others."""
+    reached, todo = set(), set(modules)
+    while todo:
+        name = todo.pop()
+        reached.add(name)
+        todo |= imports[name] - reached
+    return reached
 
 
 def _floor(package: str, below: dict[str, set[str]]) -> int:
