@@ -1,4 +1,4 @@
-"""Judges explain a latent and apply the explanation: the interface of all of them, and the offline n-gram judge.
+"""What explains a latent and applies the explanation: the interface of all judges, and the offline n-gram judge.
 
 The n-gram judge's explanation is a rule: a base level and a few weighted conditions on a token, its neighbours and the words
 of its sequence, fitted to the levels of the explaining examples,

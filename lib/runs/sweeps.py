@@ -1,4 +1,4 @@
-"""The run of a sweep: its cells on several workers, gathered into one table and one figure.
+"""``python -m lib.runs.sweeps FILE``: run a sweep's cells on several workers, and gather them into one table and one figure.
 
 Cells that are finished are skipped, so an interrupted sweep goes on where it was. A cell that fails is reported with its notebook,
 and does not stop the others.
