@@ -24,7 +24,7 @@ export PYTHONWARNINGS := ignore:IProgress,ignore:Sparse CSR
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help reproduce sweep test lab data debug tiny publish report scorecard bench pretrained clean env
+.PHONY: help reproduce sweep test lab data debug tiny publish report scorecard docs bench pretrained clean env
 
 help: ## Print this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | column -t -s '|'
@@ -67,8 +67,11 @@ publish: reproduce ## Keep PROFILE's records in data/records; of embedded also t
 report: env ## A static site of PROFILE's executed notebooks, in report/PROFILE
 	@$(PYTHON) -m lib.results.report --profile $(NAME)
 
-scorecard: env ## Write the scorecard into README, from data/records
+scorecard: env ## Write the scorecard into README and docs/scorecard.md, from data/records
 	$(PYTHON) -m lib.results.scorecard
+
+docs: env ## Write docs/architecture.md, from docstrings and imports
+	$(PYTHON) -m lib.results.architecture
 
 bench: env ## Measure afresh into data/bench (BENCH=activations: one of them)
 	@$(PYTHON) -m pip show --quiet dictionary-learning 2>/dev/null || $(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps dictionary-learning==0.1.0

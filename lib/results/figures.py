@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
 LABELS = {0: "harmless", 1: "harmful"}
@@ -18,7 +19,8 @@ CYCLE = ["#4477aa", "#ee7733", "#228833", "#aa3377", "#66ccee", "#bbbbbb"]
 
 def _panels(n: int, width: float = 4.2, height: float = 3.4, rows: int = 1, **options) -> tuple[Figure, list[Axes]]:
     sns.set_theme(context="notebook", style="whitegrid", palette=CYCLE, font_scale=0.85)
-    figure, axes = plt.subplots(rows, n, figsize=(width * n, height * rows), squeeze=False, layout="constrained", **options)
+    size = (width * n, height * rows)
+    figure, axes = plt.subplots(rows, n, figsize=size, squeeze=False, layout="constrained", **options)
     return figure, list(axes.flat)
 
 
@@ -52,9 +54,19 @@ def lengths(prompts: pd.DataFrame) -> Figure:
     table = prompts.assign(words=prompts["text"].str.split().str.len(), label=prompts["label"].map(LABELS))
     top = table["words"].quantile(0.995)
     for ax, split in zip(axes, splits, strict=True):
-        rows = table[table["split"] == split]
-        sns.histplot(rows, x="words", hue="label", hue_order=list(COLOURS), palette=COLOURS, element="step", stat="density",
-                     common_norm=False, bins=np.linspace(0, top, 40), ax=ax, legend=ax is axes[0])  # fmt: skip
+        sns.histplot(
+            table[table["split"] == split],
+            x="words",
+            hue="label",
+            hue_order=list(COLOURS),
+            palette=COLOURS,
+            element="step",
+            stat="density",
+            common_norm=False,
+            bins=np.linspace(0, top, 40),
+            ax=ax,
+            legend=ax is axes[0],
+        )
         ax.set(title=SPLITS[split], xlabel="length (words)", ylabel="density (1 / word)")
     axes[0].get_legend().set_title(None)
     return figure
@@ -64,31 +76,40 @@ def nearest_neighbours(base: pd.DataFrame, threshold: float) -> Figure:
     """Distribution of each base prompt's largest cosine to the splits before it."""
     figure, (ax,) = _panels(1, width=5.5, height=3.0)
     table = base[base["split"] != "train"].assign(split=base["split"].map(SPLITS))
-    sns.histplot(table, x="cosine", hue="split", element="step", stat="percent", common_norm=False, binwidth=0.025, ax=ax)
+    bins = {"stat": "percent", "common_norm": False, "binwidth": 0.025}
+    sns.histplot(table, x="cosine", hue="split", element="step", ax=ax, **bins)
     ax.axvline(threshold, color="black", linestyle="--", linewidth=1)
-    ax.annotate("removed above", (threshold, 0.95), (-4, 0), xycoords=("data", "axes fraction"), ha="right", va="top",
-                textcoords="offset points", fontsize=8)  # fmt: skip
+    where = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "ha": "right", "va": "top"}
+    ax.annotate("removed above", (threshold, 0.95), (-4, 0), fontsize=8, **where)
     ax.set(xlabel="largest MiniLM cosine to an earlier split's prompt", ylabel="base prompts (%)", xlim=(0, 1))
     ax.get_legend().set_title(None)
     return figure
 
 
 def points(
-    table: pd.DataFrame, y: str, panel: str, hue: str | None = None, reference: pd.DataFrame | None = None,
-    xlabel: str = "AUROC", xlim: tuple[float, float] | None = None, reference_label: str = "dense probe",
-) -> Figure:  # fmt: skip
+    table: pd.DataFrame,
+    y: str,
+    panel: str,
+    hue: str | None = None,
+    *,
+    reference: pd.DataFrame | None = None,
+    reference_label: str = "dense probe",
+    xlabel: str = "AUROC",
+    xlim: tuple[float, float] | None = None,
+) -> Figure:
     """Values with their 95 % intervals, a row per ``y``; ``reference`` gives one dotted line with a band per panel."""
     panels, names = list(dict.fromkeys(table[panel])), list(dict.fromkeys(table[y]))
     hues = list(dict.fromkeys(table[hue])) if hue else [None]
-    figure, axes = _panels(len(panels), width=max(3.2, 9.6 / len(panels)), height=1.1 + 0.3 * len(names) * len(hues) ** 0.5,
-                           sharex=True, sharey=True)  # fmt: skip
+    width, height = max(3.2, 9.6 / len(panels)), 1.1 + 0.3 * len(names) * len(hues) ** 0.5
+    figure, axes = _panels(len(panels), width=width, height=height, sharex=True, sharey=True)
     offsets = np.linspace(0.22, -0.22, len(hues)) if len(hues) > 1 else [0.0]
+    style = {"fmt": "o", "capsize": 2.5, "markersize": 5}
     for ax, value in zip(axes, panels, strict=True):
         rows = table[table[panel] == value].dropna(subset=["value"])
         for colour, offset, group in zip(CYCLE, offsets, hues, strict=False):
             part = rows[rows[hue] == group] if hue else rows
             position = len(names) - 1 - part[y].map(names.index).to_numpy() + offset
-            ax.errorbar(part["value"], position, xerr=_spread(part), fmt="o", color=colour, capsize=2.5, markersize=5, label=group)
+            ax.errorbar(part["value"], position, xerr=_spread(part), color=colour, label=group, **style)
         if reference is not None:
             _reference(ax, reference[reference[panel] == value], reference_label, vertical=True)
         ax.set(title=SPLITS.get(value, value), xlabel=xlabel, ylim=(-0.6, len(names) - 0.4))
@@ -101,23 +122,32 @@ def points(
 
 
 def curves(
-    table: pd.DataFrame, x: str, panel: str, hue: str, xlabel: str, ylabel: str = "AUROC",
-    reference: pd.DataFrame | None = None, reference_label: str = "TF-IDF", logx: bool = False, share_y: bool = True,
-) -> Figure:  # fmt: skip
+    table: pd.DataFrame,
+    x: str,
+    panel: str,
+    hue: str,
+    xlabel: str,
+    ylabel: str = "AUROC",
+    *,
+    reference: pd.DataFrame | None = None,
+    reference_label: str = "TF-IDF",
+    logx: bool = False,
+    share_y: bool = True,
+) -> Figure:
     """Lines with 95 % bands, a panel per value of ``panel``; ``reference`` as in :func:`points`."""
     panels = list(dict.fromkeys(table[panel]))
     figure, axes = _panels(len(panels), width=max(3.7, 7.5 / len(panels)), height=3.6, sharey=share_y)
     for ax, value in zip(axes, panels, strict=True):
         for colour, (group, rows) in zip(CYCLE, table[table[panel] == value].groupby(hue, sort=False), strict=False):
             rows = rows.dropna(subset=["value"]).sort_values(x)
+            low, high = rows[["low", "high"]].astype(float).to_numpy().T
             ax.plot(rows[x], rows["value"], marker="o", markersize=4, color=colour, label=group)
-            ax.fill_between(rows[x], *rows[["low", "high"]].astype(float).to_numpy().T, color=colour, alpha=0.15, linewidth=0)
+            ax.fill_between(rows[x], low, high, color=colour, alpha=0.15, linewidth=0)
         if reference is not None:
             _reference(ax, reference[reference[panel] == value], reference_label, vertical=False)
         ax.set(title=SPLITS.get(value, value), xlabel=xlabel, ylabel=ylabel)
         if logx and table.loc[table[panel] == value, "value"].notna().any():
-            ax.set_xscale("log", base=2)
-            ax.xaxis.set_major_formatter("{x:g}")
+            _log2(ax.xaxis)
         if share_y:
             ax.label_outer()
     _legend(figure, axes[-1])
@@ -125,45 +155,75 @@ def curves(
 
 
 def facets(table: pd.DataFrame, about: dict) -> Figure:
-    """Values with 95 % bars against ``about["x"]``, a line per ``hue``, panels by ``col`` and ``row`` (columns of ``table``, all but x optional)."""
-    levels = {name: list(dict.fromkeys(table[about[name]])) if name in about else [None] for name in ("hue", "col", "row")}
-    figure, axes = _panels(len(levels["col"]), width=max(3.4, 8 / len(levels["col"])), height=3.2, rows=len(levels["row"]), sharex=True, sharey=about.get("share_y", True))
-    for ax, (row, col) in zip(axes, itertools.product(levels["row"], levels["col"]), strict=True):
-        for colour, hue in zip(itertools.cycle(CYCLE), levels["hue"], strict=False):
-            of = {"row": row, "col": col, "hue": hue}
-            part = table[np.logical_and.reduce([table[about[name]] == value for name, value in of.items() if name in about] or [np.ones(len(table), bool)])]
-            part = part.sort_values(about["x"]) if pd.api.types.is_numeric_dtype(part[about["x"]]) else part
-            ax.errorbar(part[about["x"]], part["value"], yerr=_spread(part), color=colour, marker="o", markersize=4, capsize=2.5, label=hue)
-        titles = [f"{about[name].removeprefix('cell.')} {SPLITS.get(value, value)}" for name, value in (("row", row), ("col", col)) if name in about]
-        ax.set(title=", ".join(titles), xlabel=about.get("xlabel", about["x"].removeprefix("cell.")), ylabel=about.get("ylabel", "value"))
+    """Values with 95 % bars against ``about["x"]``, a line per ``hue``, panels by ``col`` and ``row``.
+
+    These are columns of ``table``, all but ``x`` optional; ``about`` may also hold ``xlabel``, ``ylabel``, ``logx`` and
+    ``share_y``.
+    """
+    x, share_y = about["x"], about.get("share_y", True)
+    values = {"hue": [None], "col": [None], "row": [None]}
+    values |= {name: list(dict.fromkeys(table[about[name]])) for name in values if name in about}
+    rows, columns = len(values["row"]), len(values["col"])
+    figure, axes = _panels(columns, width=max(3.4, 8 / columns), height=3.2, rows=rows, sharex=True, sharey=share_y)
+    for ax, (row, col) in zip(axes, itertools.product(values["row"], values["col"]), strict=True):
+        in_panel = _where(table, about, {"row": row, "col": col})
+        for colour, hue in zip(itertools.cycle(CYCLE), values["hue"], strict=False):
+            part = _where(in_panel, about, {"hue": hue})
+            if pd.api.types.is_numeric_dtype(part[x]):
+                part = part.sort_values(x)
+            style = {"color": colour, "marker": "o", "markersize": 4, "capsize": 2.5}
+            ax.errorbar(part[x], part["value"], yerr=_spread(part), label=hue, **style)
+        titles = [
+            f"{about[name].removeprefix('cell.')} {SPLITS.get(value, value)}"
+            for name, value in (("row", row), ("col", col))
+            if name in about
+        ]
+        ax.set(title=", ".join(titles), xlabel=about.get("xlabel", x.removeprefix("cell.")))
+        ax.set(ylabel=about.get("ylabel", "value"))
         if about.get("logx"):
-            ax.set_xscale("log", base=2)
-            ax.xaxis.set_major_formatter("{x:g}")
-        if about.get("share_y", True):
+            _log2(ax.xaxis)
+        if share_y:
             ax.label_outer()
     if "hue" in about:
         _legend(figure, axes[-1])
     return figure
 
 
-def growth(table: pd.DataFrame) -> Figure:
-    """Cost against ``scale``, both logarithmic: a panel per ``panel`` (its y label), a colour per ``line``, whose ``slope`` is in the legend.
+def _where(table: pd.DataFrame, about: dict, values: dict) -> pd.DataFrame:
+    """The rows in which the columns that ``about`` names have the values."""
+    for name, value in values.items():
+        if name in about:
+            table = table[table[about[name]] == value]
+    return table
 
-    Bars reach from ``low`` to ``high``; the dotted line of slope 1, cost in proportion to the scale, starts at a panel's first point.
+
+def growth(table: pd.DataFrame) -> Figure:
+    """Cost against ``scale``, both logarithmic: a panel per ``panel`` (its y label), a colour per ``line``.
+
+    The line's ``slope`` is in the legend. Bars reach from ``low`` to ``high``; the dotted line of slope 1, cost in
+    proportion to the scale, starts at a panel's first point.
     """
     figure, axes = _panels(2, width=4.6, height=3.7, rows=table["panel"].nunique() // 2)
     colours = dict(zip(dict.fromkeys(table["line"]), CYCLE, strict=False))
+    style = {"fmt": "o-", "markersize": 4, "capsize": 2.5}
     for ax, (panel, rows) in zip(axes, table.groupby("panel", sort=False), strict=True):
         for (line, slope), part in rows.groupby(["line", "slope"], sort=False):
-            ax.errorbar(part["scale"], part["value"], yerr=_spread(part), fmt="o-", markersize=4, capsize=2.5, color=colours[line], label=f"{line}: slope {slope}")
+            label = f"{line}: slope {slope}"
+            ax.errorbar(part["scale"], part["value"], yerr=_spread(part), color=colours[line], label=label, **style)
         first, ends = rows.loc[rows["scale"].idxmin()], rows["scale"].agg(["min", "max"])
-        ax.plot(ends, first["value"] * ends / first["scale"], color="black", linestyle=":", linewidth=1.5, label="slope 1")
-        for axis, logarithmic in ((ax.xaxis, ax.set_xscale), (ax.yaxis, ax.set_yscale)):
-            logarithmic("log", base=2)
-            axis.set_major_formatter("{x:g}")
+        in_proportion = first["value"] * ends / first["scale"]
+        ax.plot(ends, in_proportion, color="black", linestyle=":", linewidth=1.5, label="slope 1")
+        _log2(ax.xaxis)
+        _log2(ax.yaxis)
         ax.set(xlabel="scale factor", ylabel=panel)
         ax.legend(fontsize=8)
     return figure
+
+
+def _log2(axis: Axis) -> None:
+    """A logarithmic axis whose ticks are the powers of two, written out."""
+    (axis.axes.set_xscale if axis.axis_name == "x" else axis.axes.set_yscale)("log", base=2)
+    axis.set_major_formatter("{x:g}")
 
 
 def _legend(figure: Figure, ax: Axes) -> None:
@@ -191,10 +251,12 @@ def norms(table: pd.DataFrame, layers: list[int]) -> Figure:
     values = [np.concatenate(table[f"norm.{layer}"].to_list()) for layer in layers]
     low, middle, high = np.array([np.percentile(v, [25, 50, 75]) for v in values]).T
     left.errorbar(layers, middle, yerr=[middle - low, high - middle], marker="o", capsize=3)
-    left.set(xlabel="layer (residual stream after block)", ylabel="token norm ‖x‖₂ (model units)", title="norms", xticks=layers)
+    left.set(title="norms", xlabel="layer (residual stream after block)", ylabel="token norm ‖x‖₂ (model units)")
+    left.set(xticks=layers)
     left.set_ylim(bottom=0)
     right.plot(table["length"], table["tokens_per_s"] / 1000, marker="o")
-    right.set(xlabel="mean prompt length of the shard (tokens)", ylabel="thousand tokens / s", title="harvest, all layers")
+    right.set(title="harvest, all layers", xlabel="mean prompt length of the shard (tokens)")
+    right.set(ylabel="thousand tokens / s")
     right.set_ylim(0, 1.1 * table["tokens_per_s"].max() / 1000)
     return figure
 
@@ -204,9 +266,23 @@ def projection(points_by_split: dict[str, pd.DataFrame]) -> Figure:
     figure, axes = _panels(len(points_by_split), width=4.2, height=3.8, sharex=True, sharey=True)
     for ax, (split, table) in zip(axes, points_by_split.items(), strict=True):
         rows = table.assign(label=table["label"].map(LABELS))
-        sns.scatterplot(rows, x="direction", y="component", hue="label", hue_order=list(COLOURS), palette=COLOURS, style="kind",
-                        style_order=["plain", "jailbreak", "innocuous"], s=12, alpha=0.55, linewidth=0, ax=ax, legend="brief" if ax is axes[-1] else False)  # fmt: skip
-        ax.set(title=SPLITS[split], xlabel="mean-difference direction (model units)", ylabel="first orthogonal component (model units)")
+        sns.scatterplot(
+            rows,
+            x="direction",
+            y="component",
+            hue="label",
+            hue_order=list(COLOURS),
+            palette=COLOURS,
+            style="kind",
+            style_order=["plain", "jailbreak", "innocuous"],
+            s=12,
+            alpha=0.55,
+            linewidth=0,
+            ax=ax,
+            legend="brief" if ax is axes[-1] else False,
+        )
+        ax.set(title=SPLITS[split], xlabel="mean-difference direction (model units)")
+        ax.set(ylabel="first orthogonal component (model units)")
         ax.label_outer()
     sns.move_legend(axes[-1], "center left", bbox_to_anchor=(1, 0.5), title=None, frameon=False)
     return figure
@@ -219,7 +295,8 @@ def frequency_histograms(frequencies: dict[str, np.ndarray], line: float) -> Fig
         alive = frequency[frequency > 0]
         ax.hist(np.log10(alive), bins=np.linspace(-5, 0, 41), color=colour)
         ax.axvline(np.log10(line), color="black", linestyle="--", linewidth=1)
-        ax.set(title=f"{name}\n{(frequency > line).sum()} above {line:.0%}, {(frequency == 0).sum()} dead", xlabel="log₁₀ firing frequency")
+        counts = f"{(frequency > line).sum()} above {line:.0%}, {(frequency == 0).sum()} dead"
+        ax.set(title=f"{name}\n{counts}", xlabel="log₁₀ firing frequency")
         ax.set(ylabel="latents", yscale="log")
         ax.label_outer()
     return figure
@@ -227,7 +304,12 @@ def frequency_histograms(frequencies: dict[str, np.ndarray], line: float) -> Fig
 
 def training_curves(curves: dict[str, pd.DataFrame]) -> Figure:
     """FVU, L0, dead and high-frequency latents of the training batches against tokens seen."""
-    names = {"fvu": "FVU (fraction of variance)", "l0": "L0 (latents per token)", "dead": "dead latents", "high_frequency": "latents above 10 %"}
+    names = {
+        "fvu": "FVU (fraction of variance)",
+        "l0": "L0 (latents per token)",
+        "dead": "dead latents",
+        "high_frequency": "latents above 10 %",
+    }
     figure, axes = _panels(len(names), width=2.9, height=2.8)
     for ax, (column, label) in zip(axes, names.items(), strict=True):
         for colour, (name, curve) in zip(CYCLE, curves.items(), strict=False):
@@ -256,7 +338,10 @@ def latent_scatter(table: pd.DataFrame, x: str, y: str) -> Figure:
 
 
 def verdicts(table: pd.DataFrame, order: tuple[str, ...]) -> Figure:
-    """A cell per claim (``id``, ``title``) and ``profile``, coloured by ``verdict`` (best first in ``order``) and labelled with it and ``measured``."""
+    """A cell per claim (``id``, ``title``) and ``profile``, labelled with its ``verdict`` and ``measured``.
+
+    The verdict decides the colour; ``order`` lists the verdicts, the best first.
+    """
     claims, profiles = list(dict.fromkeys(table["id"])), list(dict.fromkeys(table["profile"]))
     colours = dict(zip(order, ["#4477aa", "#aaccee", "#ee7733", "#dddddd", "#f5f5f5"], strict=True))
     figure, (ax,) = _panels(1, width=3.2 + 3.2 * len(profiles), height=1.0 + 0.42 * len(claims))
@@ -264,8 +349,9 @@ def verdicts(table: pd.DataFrame, order: tuple[str, ...]) -> Figure:
         x, y = profiles.index(row.profile), len(claims) - 1 - claims.index(row.id)
         ax.add_patch(plt.Rectangle((x, y), 0.98, 0.94, color=colours[row.verdict]))
         dark = row.verdict == order[0]
-        ax.text(x + 0.02, y + 0.66, row.verdict, fontsize=9, weight="bold", va="center", color="white" if dark else "black")
-        ax.text(x + 0.02, y + 0.27, row.measured, fontsize=7.5, va="center", color="white" if dark else "0.2")
+        upper, lower = ("white", "white") if dark else ("black", "0.2")
+        ax.text(x + 0.02, y + 0.66, row.verdict, fontsize=9, weight="bold", va="center", color=upper)
+        ax.text(x + 0.02, y + 0.27, row.measured, fontsize=7.5, va="center", color=lower)
     ax.set(xlim=(0, len(profiles)), ylim=(0, len(claims)))
     titles = table.drop_duplicates("id").set_index("id")["title"]
     ax.set_yticks(np.arange(len(claims)) + 0.47, [f"{name}  {titles[name]}" for name in claims[::-1]])

@@ -23,7 +23,14 @@ from pygments.formatters import HtmlFormatter
 from lib.base import build_graph
 from lib.base.files import ROOT, run_dir
 
+PURPOSE = (
+    "A companion to <em>Negative Results for Sparse Autoencoders On Downstream Tasks</em> (Google DeepMind, 2025), "
+    "profile <strong>{profile}</strong>. The data hold harmful requests, one sentence each, because detecting them is "
+    "the task."
+)
 MATH = re.compile(r"\$\$(.+?)\$\$|\$(?!\s)([^$]+?)(?<!\s)\$", re.DOTALL)
+ADDRESSES = ("href", "src", "srcset", "action", "formaction", "xlink:href", "data", "poster", "background")
+ALLOWED = ("#", "data:image/", "https://", "http://")  # how an address may begin
 FORBIDDEN = ("script", "iframe", "object", "embed", "link", "base", "form", "meta")
 LATENTS = "latents.html"
 
@@ -37,9 +44,9 @@ def executed(profile: str) -> list[Path]:
     names = [path.stem for path in build_graph.notebooks()]
     folders = [run_dir(profile) / "notebooks"] + ([build_graph.NOTEBOOKS] if profile == "embedded" else [])
     for folder in folders:
-        found = [folder / f"{name}.ipynb" for name in names if (folder / f"{name}.ipynb").exists()]
-        if found:
-            return found
+        notebooks = [folder / f"{name}.ipynb" for name in names if (folder / f"{name}.ipynb").exists()]
+        if notebooks:
+            return notebooks
     raise ValueError(f"profile {profile!r} has no executed notebook; make reproduce PROFILE={profile} makes them")
 
 
@@ -55,11 +62,9 @@ def build(notebooks: list[Path], latents: Path | None, profile: str, target: Pat
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
         site = Path(scratch) / "site"
         site.mkdir()
-        names = list(read)
-        for place, (name, notebook) in enumerate(read.items()):
-            around = [(f"← {names[place - 1]}", f"{names[place - 1]}.html")] if place else []
-            around += [(f"{names[place + 1]} →", f"{names[place + 1]}.html")] if place + 1 < len(names) else []
-            (site / f"{name}.html").write_text(_page(name, body(notebook), [("index", "index.html"), *around]), encoding="utf-8")
+        for name, notebook in read.items():
+            html = _page(name, body(notebook), [("index", "index.html"), *_neighbours(name, list(read))])
+            (site / f"{name}.html").write_text(html, encoding="utf-8")
         (site / "index.html").write_text(_index(read, profile, has_latents), encoding="utf-8")
         if has_latents:
             shutil.copy(latents, site / LATENTS)
@@ -67,6 +72,14 @@ def build(notebooks: list[Path], latents: Path | None, profile: str, target: Pat
             target.rename(Path(scratch) / "old")
         site.rename(target)
     return target / "index.html"
+
+
+def _neighbours(name: str, names: list[str]) -> list[tuple[str, str]]:
+    """Links to the notebooks before and after this one, where there are any."""
+    place = names.index(name)
+    before = [(f"← {other}", f"{other}.html") for other in names[:place][-1:]]
+    after = [(f"{other} →", f"{other}.html") for other in names[place + 1 :][:1]]
+    return before + after
 
 
 def body(notebook: nbformat.NotebookNode) -> str:
@@ -89,14 +102,13 @@ def body(notebook: nbformat.NotebookNode) -> str:
 
 
 def _harmless(soup: BeautifulSoup) -> None:
-    """Drop elements that run or fetch, event handlers, and addresses that are neither a web page's nor an image's data."""
+    """Drop elements that run or fetch, event handlers, and addresses other than a web page's or an image's data."""
     for element in soup.find_all(FORBIDDEN):
         element.decompose()
     for element in soup.find_all(True):
         for name in list(element.attrs):
             value = str(element[name]).strip().lower()
-            address = name in ("href", "src", "srcset", "action", "formaction", "xlink:href", "data", "poster", "background")
-            if name.startswith("on") or (address and not value.startswith(("#", "data:image/", "https://", "http://"))):
+            if name.startswith("on") or (name in ADDRESSES and not value.startswith(ALLOWED)):
                 del element[name]
     for image in soup.find_all("img"):
         if not str(image.get("src", "")).startswith("data:image/"):
@@ -109,10 +121,11 @@ def _equations(rendered: Tag, soup: BeautifulSoup) -> None:
         if text.find_parent(["code", "pre"]):
             continue
         html, last = "", 0
-        for found in MATH.finditer(text):
-            block, inline = found.groups()
-            html += str(escape(text[last : found.start()])) + _mathml(block or inline, block is not None, found[0])
-            last = found.end()
+        for equation in MATH.finditer(text):
+            block, inline = equation.groups()
+            html += str(escape(text[last : equation.start()]))
+            html += _mathml(block or inline, block is not None, equation[0])
+            last = equation.end()
         text.replace_with(BeautifulSoup(html + str(escape(text[last:])), "html.parser"))
 
 
@@ -124,21 +137,20 @@ def _mathml(latex: str, block: bool, original: str) -> str:
 
 
 def _index(read: dict[str, nbformat.NotebookNode], profile: str, has_latents: bool) -> str:
-    figure = BeautifulSoup(body(read["10_scorecard"]), "html.parser").find("img") if "10_scorecard" in read else None
-    rows = []
+    notebooks = ""
     for name, notebook in read.items():
         title, claims = _opening(notebook)
-        rows.append(f'<li><a href="{name}.html">{escape(title)}</a> {escape(claims)}</li>')
-    extra = [("10_scorecard", "the scorecard: every claim of the paper with its verdict")] if "10_scorecard" in read else []
-    extra += [(Path(LATENTS).stem, "latents with examples, search and sort")] if has_latents else []
-    links = "".join(f'<li><a href="{name}.html">{text}</a></li>' for name, text in extra)
-    text = (
-        "<h1>Do SAEs help on my task?</h1><p>A companion to <em>Negative Results for Sparse Autoencoders On Downstream Tasks</em> "
-        f"(Google DeepMind, 2025), profile <strong>{escape(profile)}</strong>. The data hold harmful requests, one sentence each, "
-        f"because detecting them is the task.</p><ul>{links}</ul><h2>Notebooks</h2><ul>{''.join(rows)}</ul>"
-        + (f"<h2>Scorecard</h2>{figure}" if figure else "")
-    )
-    return _page("Do SAEs help on my task?", text, [("index", None)])
+        notebooks += f'<li><a href="{name}.html">{escape(title)}</a> {escape(claims)}</li>'
+    links, figure = "", None
+    if "10_scorecard" in read:
+        links += '<li><a href="10_scorecard.html">the scorecard: every claim of the paper with its verdict</a></li>'
+        figure = BeautifulSoup(body(read["10_scorecard"]), "html.parser").find("img")
+    if has_latents:
+        links += f'<li><a href="{LATENTS}">latents with examples, search and sort</a></li>'
+    html = f"<h1>Do SAEs help on my task?</h1><p>{PURPOSE.format(profile=escape(profile))}</p><ul>{links}</ul>"
+    html += f"<h2>Notebooks</h2><ul>{notebooks}</ul>"
+    html += f"<h2>Scorecard</h2>{figure}" if figure else ""
+    return _page("Do SAEs help on my task?", html, [("index", None)])
 
 
 def _opening(notebook: nbformat.NotebookNode) -> tuple[str, str]:
@@ -149,9 +161,11 @@ def _opening(notebook: nbformat.NotebookNode) -> tuple[str, str]:
 
 
 def _page(title: str, html: str, links: list[tuple[str, Any]]) -> str:
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(ROOT / "lib" / "results" / "templates"), autoescape=True, undefined=jinja2.StrictUndefined)
+    loader = jinja2.FileSystemLoader(ROOT / "lib" / "results" / "templates")
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
     highlighting = HtmlFormatter(style="friendly").get_style_defs(".highlight")
-    return environment.get_template("report.html").render(title=title, body=html, links=links, highlighting=highlighting)
+    template = environment.get_template("report.html")
+    return template.render(title=title, body=html, links=links, highlighting=highlighting)
 
 
 def main() -> None:

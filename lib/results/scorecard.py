@@ -1,7 +1,8 @@
 """The paper's claims joined with what was measured: each claim's rule decides, and nobody else.
 
-``data/claims.yaml`` says for each claim which rows of which record it rests on and when it is reproduced; it says how at
-its top. ``python -m lib.results.scorecard`` writes the table into README, from the records in ``data/records``.
+``data/claims.yaml`` says for each claim which rows of which record it rests on and when it is reproduced; it says how
+at its top. ``python -m lib.results.scorecard`` writes two tables from the records in ``data/records``: verdicts into
+README, and verdicts with values and rules into ``docs/scorecard.md``.
 """
 
 import json
@@ -17,13 +18,15 @@ from lib.base.files import DATA, ROOT, write_text
 from lib.results import records, tables
 
 VERDICTS = ("reproduced", "direction only", "not reproduced", "not applicable", "not run")
-RULES = VERDICTS[:2]
-KEYS = {"title", "claim", "where", "paper", "record", "measured", "rule", "difference"}
+REPRODUCED, DIRECTION_ONLY, NOT_REPRODUCED, NOT_APPLICABLE, NOT_RUN = VERDICTS
+RULES = (REPRODUCED, DIRECTION_ONLY)
+KEYS = {"title", "claim", "where", "paper", "record", "measured", "rule", "rule_written", "difference"}
 REDUCE = {"max": lambda v: v.idxmax(), "min": lambda v: v.idxmin(), "farthest": lambda v: v.abs().idxmax()}
 OPERATORS = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
 FIELD = r"(.+)\.(value|low|high)"
 CONDITION = re.compile(rf"^{FIELD} (<=|>=|<|>) (?:(-?\d+(?:\.\d+)?)(?: \* {FIELD})?|{FIELD})$")
 MARKERS = ("<!-- scorecard -->", "<!-- /scorecard -->")
+LEGEND = "Value with 95 % interval; AUROC differences and shares as fractions. All n and seeds are in notebook 10."
 Record = dict[str, Any]
 
 
@@ -37,7 +40,10 @@ class Condition(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A claim in one profile. ``measured`` is a text by quantity; ``why`` names the conditions that failed, or what is missing."""
+    """A claim in one profile.
+
+    ``measured`` is a text by quantity; ``why`` names the conditions that failed, or what is missing.
+    """
 
     id: str
     title: str
@@ -61,8 +67,8 @@ def load(path: Path = DATA / "claims.yaml") -> dict[str, Record]:
     """The claims, checked.
 
     Raises:
-        ValueError: a claim without one of ``KEYS``, a rule of another name than ``RULES``, a condition that is none, or one
-            on a quantity that is not measured.
+        ValueError: a claim without one of ``KEYS``, a rule of another name than ``RULES``, a condition that is none, or
+            one on a quantity that is not measured.
     """
     claims = {name: claim for name, claim in records.claims(path).items() if name != "setting"}
     for name, claim in claims.items():
@@ -74,7 +80,8 @@ def load(path: Path = DATA / "claims.yaml") -> dict[str, Record]:
             parsed = condition(text)
             for quantity, _ in filter(None, (parsed.left, parsed.right)):
                 if quantity not in claim["measured"]:
-                    raise ValueError(f"claim {name}: {text!r} speaks of {quantity!r}; measured are {list(claim['measured'])}")
+                    measured = list(claim["measured"])
+                    raise ValueError(f"claim {name}: {text!r} speaks of {quantity!r}; measured are {measured}")
     return claims
 
 
@@ -84,68 +91,74 @@ def condition(text: str) -> Condition:
     Raises:
         ValueError: another form.
     """
-    found = CONDITION.match(text)
-    if not found:
-        raise ValueError(f"{text!r} is no condition; the form is 'quantity.low > 0', 'a.low > b.high' or 'a.value <= 0.1 * b.value'")
-    left, field, sign, number, *right = found.groups()
+    match = CONDITION.match(text)
+    if not match:
+        forms = "'quantity.low > 0', 'a.low > b.high' or 'a.value <= 0.1 * b.value'"
+        raise ValueError(f"{text!r} is no condition; the form is {forms}")
+    left, field, sign, number, *right = match.groups()
     other = tuple(part for part in right if part) or None
     return Condition((left, field), sign, 1.0 if number is None else float(number), other)
 
 
-def quantity(record: Record, how: dict[str, Any]) -> dict[str, Any]:
-    """The row of a record's headline that a quantity's filter matches.
+def quantity(record: Record, filters: dict[str, Any]) -> dict[str, Any]:
+    """The row of a record's headline that a quantity's filters match.
 
     Raises:
         Undecided: none matches, or its value is null.
         ValueError: several match and ``reduce`` is not given, or unknown.
     """
-    how = dict(how)
-    reduce = how.pop("reduce", None)
+    filters = dict(filters)
+    reduce = filters.pop("reduce", None)
     if reduce not in (None, *REDUCE):
         raise ValueError(f"unknown reduce {reduce!r}; allowed are {list(REDUCE)}")
-    wanted = {name: _values(value, record["parameters"]) for name, value in how.items()}
-    rows = [row for row in record["metrics"] if all(row.get(name) in values for name, values in wanted.items())]
+    allowed = {name: _values(value, record["parameters"]) for name, value in filters.items()}
+    rows = [row for row in record["metrics"] if all(row.get(name) in values for name, values in allowed.items())]
     rows = [row for row in rows if row["value"] is not None]
     if not rows:
-        raise Undecided(f"no value of {', '.join(f'{k} {v}' for k, v in how.items())}")
-    if len(rows) > 1 and reduce is None:
-        raise ValueError(f"{len(rows)} rows of {record['notebook']} match {how}; one must, or give reduce")
-    return rows[REDUCE[reduce](pd.Series([row["value"] for row in rows])) if reduce else 0]
+        raise Undecided(f"no value of {', '.join(f'{name} {value}' for name, value in filters.items())}")
+    if reduce:
+        return rows[REDUCE[reduce](pd.Series([row["value"] for row in rows]))]
+    if len(rows) > 1:
+        raise ValueError(f"{len(rows)} rows of {record['notebook']} match {filters}; one must, or give reduce")
+    return rows[0]
 
 
 def _values(value: Any, parameters: dict[str, Any]) -> list:
+    """The values that a filter allows; ``$name`` stands for the record's own parameter."""
     value = parameters[value[1:]] if isinstance(value, str) and value.startswith("$") else value
     return value if isinstance(value, list) else [value]
 
 
-def holds(what: Condition, found: dict[str, dict]) -> bool:
-    """Whether a condition holds of the quantities found.
+def holds(parsed: Condition, quantities: dict[str, dict]) -> bool:
+    """Whether a condition holds of the quantities.
 
     Raises:
         Undecided: the quantity has no interval.
     """
 
     def number(name: str, field: str) -> float:
-        value = found[name].get(field)
+        value = quantities[name].get(field)
         if value is None:
             raise Undecided(f"{name} has no interval")
         return value
 
-    right = what.factor * (number(*what.right) if what.right else 1.0)
-    return bool(OPERATORS[what.holds](number(*what.left), right))
+    right = parsed.factor * (number(*parsed.right) if parsed.right else 1.0)
+    return bool(OPERATORS[parsed.holds](number(*parsed.left), right))
 
 
 def decide(claim: Record, record: Record) -> tuple[str, str, dict[str, dict]]:
-    """Verdict, why, and the quantities found."""
-    found: dict[str, dict] = {}
+    """Verdict, why, and the claim's quantities as rows of the record."""
+    quantities: dict[str, dict] = {}
+    failed: dict[str, list[str]] = {}
     try:
-        for name, how in claim["measured"].items():
-            found[name] = quantity(record, how)
-        failed = {rule: [text for text in claim["rule"][rule] if not holds(condition(text), found)] for rule in RULES}
+        for name, filters in claim["measured"].items():
+            quantities[name] = quantity(record, filters)
+        for rule in RULES:
+            failed[rule] = [text for text in claim["rule"][rule] if not holds(condition(text), quantities)]
     except Undecided as missing:
-        return VERDICTS[3], str(missing), found
-    verdict = next((rule for rule in RULES if not failed[rule]), VERDICTS[2])
-    return verdict, "; ".join(f"not {text}" for text in failed[RULES[0]]), found
+        return NOT_APPLICABLE, str(missing), quantities
+    verdict = next((rule for rule in RULES if not failed[rule]), NOT_REPRODUCED)
+    return verdict, "; ".join(f"not {text}" for text in failed[REPRODUCED]), quantities
 
 
 def evaluate(claims: dict[str, Record], of_profile: dict[str, Record], profile: str) -> list[Row]:
@@ -153,11 +166,32 @@ def evaluate(claims: dict[str, Record], of_profile: dict[str, Record], profile: 
     rows = []
     for name, claim in claims.items():
         record = of_profile.get(claim["record"])
-        verdict, why, found = decide(claim, record) if record else (VERDICTS[4], f"no record of {claim['record']}", {})
-        measured = {quantity: _text(row) for quantity, row in found.items()}
-        n = next((int(row["n"]) for row in found.values() if row.get("n") is not None), None)
-        rows.append(Row(name, claim["title"], claim["claim"], claim["where"], _paper(claim["paper"]), profile, measured, n, _seeds(claim, of_profile), verdict, why, claim["difference"]))
+        if record:
+            verdict, why, quantities = decide(claim, record)
+        else:
+            verdict, why, quantities = NOT_RUN, f"no record of {claim['record']}", {}
+        sizes = [int(match["n"]) for match in quantities.values() if match.get("n") is not None]
+        row = Row(
+            id=name,
+            title=claim["title"],
+            claim=claim["claim"],
+            where=claim["where"],
+            paper=_paper(claim["paper"]),
+            profile=profile,
+            measured={quantity: _text(match) for quantity, match in quantities.items()},
+            n=sizes[0] if sizes else None,
+            seeds=_seeds(claim, of_profile),
+            verdict=verdict,
+            why=why,
+            difference=claim["difference"],
+        )
+        rows.append(row)
     return rows
+
+
+def every(claims: dict[str, Record], by_profile: dict[str, dict[str, Record]]) -> list[Row]:
+    """The rows of all profiles."""
+    return [row for profile, of_profile in by_profile.items() for row in evaluate(claims, of_profile, profile)]
 
 
 def _text(row: dict[str, Any]) -> str:
@@ -167,9 +201,13 @@ def _text(row: dict[str, Any]) -> str:
 
 def _paper(value: Any) -> str:
     """The paper's numbers as text."""
-    if isinstance(value, dict):
-        return "; ".join(f"{name.replace('_', ' ')}: {_paper(part)}" if isinstance(part, dict) else f"{name.replace('_', ' ')} {part}" for name, part in value.items())
-    return "plot only" if value is None else str(value)
+    if not isinstance(value, dict):
+        return "plot only" if value is None else str(value)
+    parts = []
+    for name, part in value.items():
+        separator = ": " if isinstance(part, dict) else " "
+        parts.append(name.replace("_", " ") + separator + _paper(part))
+    return "; ".join(parts)
 
 
 def _seeds(claim: Record, of_profile: dict[str, Record]) -> int | None:
@@ -179,14 +217,50 @@ def _seeds(claim: Record, of_profile: dict[str, Record]) -> int | None:
 
 def committed(folder: Path = DATA / "records") -> dict[str, dict[str, Record]]:
     """The records in ``data/records``, by profile and notebook; ``embedded`` first."""
-    profiles = sorted((path for path in folder.glob("*") if path.is_dir()), key=lambda path: (path.name != "embedded", path.name))
-    return {path.name: {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(path.glob("*.json"))} for path in profiles}
+    profiles = [path for path in folder.glob("*") if path.is_dir()]
+    by_profile: dict[str, dict[str, Record]] = {}
+    for path in sorted(profiles, key=lambda path: (path.name != "embedded", path.name)):
+        files = sorted(path.glob("*.json"))
+        by_profile[path.name] = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
+    return by_profile
 
 
 def table(rows: list[Row]) -> pd.DataFrame:
     """The rows as a table, quantities as one text."""
-    found = pd.DataFrame(rows, columns=Row._fields)
-    return found.assign(measured=[shown(row, len(row.measured)) for row in rows], seeds=found["seeds"].astype("Int64"), n=found["n"].astype("Int64"))
+    frame = pd.DataFrame(rows, columns=Row._fields)
+    measured = [shown(row, len(row.measured)) for row in rows]
+    return frame.assign(measured=measured, seeds=frame["seeds"].astype("Int64"), n=frame["n"].astype("Int64"))
+
+
+def rules(claims: dict[str, Record]) -> pd.DataFrame:
+    """The conditions of each claim's rules, a row per claim, and when they were written."""
+    rows = []
+    for name, claim in claims.items():
+        conditions = {rule: " and ".join(claim["rule"][rule]) for rule in RULES}
+        rows.append({"claim": name, **conditions, "rule written": claim["rule_written"]})
+    return pd.DataFrame(rows, columns=["claim", *RULES, "rule written"]).set_index("claim")
+
+
+def counts(rows: list[Row]) -> pd.DataFrame:
+    """Number of claims by profile and verdict."""
+    frame = pd.DataFrame(rows, columns=Row._fields)
+    return frame.groupby(["profile", "verdict"], sort=False).size().rename("value").reset_index()
+
+
+def summary(rows: list[Row]) -> str:
+    """A list of the verdicts' counts by profile, and the claims on which the profiles agree, as Markdown."""
+    verdicts: dict[str, list[str]] = {}
+    for row in rows:
+        verdicts.setdefault(row.id, []).append(row.verdict)
+    lines = [f"Of {len(verdicts)} claims:", ""]
+    for profile, part in counts(rows).groupby("profile", sort=False):
+        number = dict(zip(part["verdict"], part["value"], strict=True))
+        in_order = [f"{number[verdict]} {verdict}" for verdict in VERDICTS if verdict in number]
+        lines.append(f"- {profile}: {', '.join(in_order)}")
+    if len({row.profile for row in rows}) > 1:
+        agreed = [name for name, of_claim in verdicts.items() if len(set(of_claim)) == 1]
+        lines += ["", f"The profiles agree on {', '.join(agreed) or 'none'}."]
+    return "\n".join(lines)
 
 
 def shown(row: Row, most: int) -> str:
@@ -194,57 +268,82 @@ def shown(row: Row, most: int) -> str:
     return "; ".join(f"{name} {text}" for name, text in list(row.measured.items())[:most]) or row.why
 
 
-def markdown(rows: list[Row]) -> str:
-    """Claims by profile: the paper's value, then for each profile the verdict and the first two quantities."""
-    profiles = list(dict.fromkeys(row.profile for row in rows))
-    head = ["", "claim", "the paper", *profiles]
-    lines = [head, ["---"] * len(head)]
-    for name in dict.fromkeys(row.id for row in rows):
-        of_claim = {row.profile: row for row in rows if row.id == name}
+def verdict_table(rows: list[Row]) -> str:
+    """Claims by profile, in Markdown: id, title and a column of verdicts for each profile."""
+    lines = []
+    for of_claim in _by_claim(rows):
         first = next(iter(of_claim.values()))
-        cells = [f"**{of_claim[profile].verdict}**: {shown(of_claim[profile], 2)}" for profile in profiles]
-        lines.append([name, first.claim, first.paper, *cells])
-    return "\n".join("| " + " | ".join(_escape(cell) for cell in line) + " |" for line in lines)
+        lines.append([first.id, first.title, *(row.verdict for row in of_claim.values())])
+    return _markdown(["", "claim", *_profiles(rows)], lines)
+
+
+def value_table(rows: list[Row]) -> str:
+    """Claims by profile, in Markdown: the paper's value, then for each profile the verdict and the quantities."""
+    lines = []
+    for of_claim in _by_claim(rows):
+        first = next(iter(of_claim.values()))
+        cells = [f"**{row.verdict}**: {shown(row, len(row.measured))}" for row in of_claim.values()]
+        lines.append([first.id, first.claim, first.paper, *cells])
+    return _markdown(["", "claim", "the paper", *_profiles(rows)], lines)
+
+
+def rule_table(claims: dict[str, Record]) -> str:
+    """When each claim counts as reproduced, and how the setting differs from the paper's, in Markdown."""
+    lines = [[*row, claims[row[0]]["difference"]] for row in rules(claims).itertuples(name=None)]
+    return _markdown(["", *RULES, "rule written", "difference from the paper"], lines)
+
+
+def _profiles(rows: list[Row]) -> list[str]:
+    return list(dict.fromkeys(row.profile for row in rows))
+
+
+def _by_claim(rows: list[Row]) -> list[dict[str, Row]]:
+    """For each claim its row by profile."""
+    names = dict.fromkeys(row.id for row in rows)
+    return [{row.profile: row for row in rows if row.id == name} for name in names]
+
+
+def _markdown(head: list[str], lines: list[list[str]]) -> str:
+    marked = [head, ["---"] * len(head), *lines]
+    return "\n".join("| " + " | ".join(_escape(cell) for cell in line) + " |" for line in marked)
 
 
 def _escape(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("|", "\\|").replace("\n", " ")
+    for character, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "\\|"), ("\n", " ")):
+        text = text.replace(character, entity)
+    return text
 
 
-def counts(rows: list[Row]) -> pd.DataFrame:
-    """Number of claims by profile and verdict."""
-    found = pd.DataFrame(rows, columns=Row._fields)
-    return found.groupby(["profile", "verdict"], sort=False).size().rename("value").reset_index()
-
-
-def render(readme: str, rows: list[Row]) -> str:
-    """The README's text with the table between its markers.
+def render(text: str, block: str, name: str = "README.md") -> str:
+    """A page's text with the block between its markers.
 
     Raises:
         ValueError: a marker is missing, or stands twice.
     """
+    opening, closing = MARKERS
     for marker in MARKERS:
-        if readme.count(marker) != 1:
-            raise ValueError(f"README.md has {readme.count(marker)} lines {marker}; one is needed, with {MARKERS[0]} before {MARKERS[1]}")
-    before, _, rest = readme.partition(MARKERS[0])
-    after = rest.partition(MARKERS[1])[2]
-    legend = "Value with 95 % interval; AUROC differences and shares as fractions. All quantities, n and seeds are in notebook 10."
-    return f"{before}{MARKERS[0]}\n{markdown(rows)}\n\n{legend}\n{MARKERS[1]}{after}"
+        if (lines := text.count(marker)) != 1:
+            raise ValueError(f"{name} has {lines} lines {marker}; one is needed, with {opening} before {closing}")
+    before, _, rest = text.partition(opening)
+    after = rest.partition(closing)[2]
+    return f"{before}{opening}\n{block}\n{closing}{after}"
 
 
-def every(claims: dict[str, Record], by_profile: dict[str, dict[str, Record]]) -> list[Row]:
-    """The rows of all profiles."""
-    return [row for profile, found in by_profile.items() for row in evaluate(claims, found, profile)]
+def pages(claims: dict[str, Record], by_profile: dict[str, dict[str, Record]]) -> dict[str, str]:
+    """What stands between the markers of each page that shows the scorecard, by the page's path."""
+    rows = every(claims, by_profile)
+    long = f"{value_table(rows)}\n\n{LEGEND}\n\n## Rules\n\n{rule_table(claims)}"
+    return {"README.md": verdict_table(rows), "docs/scorecard.md": long}
 
 
 def main() -> None:
-    """Write the scorecard into README.md."""
-    readme = ROOT / "README.md"
+    """Write the scorecard into README.md and docs/scorecard.md."""
     try:
-        text = render(readme.read_text(encoding="utf-8"), every(load(), committed()))
+        for name, block in pages(load(), committed()).items():
+            page = ROOT / name
+            write_text(page, render(page.read_text(encoding="utf-8"), block, name), only_if_changed=True)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    write_text(readme, text, only_if_changed=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Base prompts -> normalised, augmented and split prompt table, after the paper's section on data sets.
+"""The prompt table: base prompts, normalised, split and augmented after the paper's section on data sets.
 
 The prompt table has a row per prompt: ``prompt_id, text, label, split, source, transform, base_id``.
 Variants of one base prompt never cross splits.

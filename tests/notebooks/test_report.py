@@ -9,13 +9,16 @@ from lib.base.files import ROOT
 from lib.results import report
 
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
-HOSTILE = "<script>document.title = 'taken'</script><img src=x onerror=\"document.title = 'taken'\"><p onclick=\"x()\">kept</p><a href=\"javascript:x()\">a</a>"
+HOSTILE = """<script>document.title = 'taken'</script><img src=x onerror="document.title = 'taken'">
+<p onclick="x()">kept</p><a href="javascript:x()">a</a>"""
+EQUATION = "The mean is $\\frac{1}{N} \\sum_i s_i$, and `$x$` is code."
+WIDE = "<table>" + "<td>wide cell</td>" * 80 + "</table>"
 
 
 def notebook(title, *outputs):
     """A notebook with an equation, a section and one cell with the outputs."""
-    cells = [new_markdown_cell(f"# {title}\n\nClaim C9.\n\nThe mean is $\\frac{{1}}{{N}} \\sum_i s_i$, and `$x$` is code.\n\n## Results")]
-    return new_notebook(cells=[*cells, new_code_cell("1 < 2", outputs=list(outputs), execution_count=1)])
+    text = new_markdown_cell(f"# {title}\n\nClaim C9.\n\n{EQUATION}\n\n## Results")
+    return new_notebook(cells=[text, new_code_cell("1 < 2", outputs=list(outputs), execution_count=1)])
 
 
 def output(**data):
@@ -25,12 +28,17 @@ def output(**data):
 @pytest.fixture
 def site(tmp_path):
     """Three pages, with an image, a hostile output and a wide table; and a page of latents."""
-    made = {"01_a": notebook("01 · First <b>", output(image_png=PNG)), "02_b": notebook("02 · Second", output(text_html=HOSTILE)),
-            "10_scorecard": notebook("10 · Scorecard", output(image_png=PNG), output(text_html="<table>" + "<td>wide cell</td>" * 80 + "</table>"))}  # fmt: skip
-    for name, one in made.items():
-        nbformat.write(one, tmp_path / f"{name}.ipynb")
-    (tmp_path / "l.html").write_text("<title>latents</title>")
-    return report.build([tmp_path / f"{name}.ipynb" for name in made], tmp_path / "l.html", "mine <x>", tmp_path / "out" / "site").parent
+    notebooks = {
+        "01_a": notebook("01 · First <b>", output(image_png=PNG)),
+        "02_b": notebook("02 · Second", output(text_html=HOSTILE)),
+        "10_scorecard": notebook("10 · Scorecard", output(image_png=PNG), output(text_html=WIDE)),
+    }
+    for name, content in notebooks.items():
+        nbformat.write(content, tmp_path / f"{name}.ipynb")
+    latents = tmp_path / "l.html"
+    latents.write_text("<title>latents</title>")
+    paths = [tmp_path / f"{name}.ipynb" for name in notebooks]
+    return report.build(paths, latents, "mine <x>", tmp_path / "out" / "site").parent
 
 
 def page(site, name):
@@ -77,19 +85,29 @@ def test_a_profile_that_was_not_run():
         report.executed("nobody")
 
 
+WIDTH_AND_IMAGES = "return [document.documentElement.scrollWidth, [...document.images].map(i => i.naturalWidth)]"
+FETCHED = "return performance.getEntriesByType('resource').filter(e => e.name.startsWith('http')).length"
+SMALLEST_FONT = """
+    const sizes = [...document.querySelectorAll('main p, p')].map(e => parseFloat(getComputedStyle(e).fontSize));
+    return Math.min(...sizes)"""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [1400, 400])
 def test_the_report_in_a_browser(browser, site, tmp_path, width):
     """The committed notebooks: no console message, no missing image, no page wider than the window."""
-    real = report.build(sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")), ROOT / "figures" / "embedded" / "latents.html", "embedded", tmp_path / "real").parent
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": False})
-    pages = sorted(real.glob("*.html")) + sorted(site.glob("0*.html"))
-    assert len(pages) == 8 + 2 + 3
+    notebooks = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
+    latents = ROOT / "figures" / "embedded" / "latents.html"
+    real = report.build(notebooks, latents, "embedded", tmp_path / "real").parent
+    window = {"width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", window)
+    pages = sorted(real.glob("*.html")) + sorted(site.glob("[01]*.html"))
+    index_and_latents, of_fixture = 2, 3
+    assert len(notebooks) >= 8 and len(pages) == len(notebooks) + index_and_latents + of_fixture
     for path in pages:
         browser.get(path.as_uri())
-        wide, images = browser.execute_script("return [document.documentElement.scrollWidth, [...document.images].map(i => i.naturalWidth)]")
-        assert wide <= width and all(images), path.name
+        content_width, images = browser.execute_script(WIDTH_AND_IMAGES)
+        assert content_width <= width and all(images), path.name
         assert browser.get_log("browser") == [] and browser.title != "taken", path.name
-        assert not browser.execute_script("return performance.getEntriesByType('resource').filter(e => e.name.startsWith('http')).length")
-        size = browser.execute_script("return Math.min(...[...document.querySelectorAll('main p, p')].map(e => parseFloat(getComputedStyle(e).fontSize)))")
-        assert size >= 12, path.name
+        assert not browser.execute_script(FETCHED)
+        assert browser.execute_script(SMALLEST_FONT) >= 12, path.name

@@ -10,7 +10,8 @@ from lib.results import figures  # noqa: E402
 
 def table():
     rows = [("dense", "val", 0.99), ("dense", "ood", 0.85), ("words", "val", 0.95), ("words", "ood", 0.6)]
-    return pd.DataFrame(rows, columns=["probe", "split", "value"]).assign(low=lambda t: t["value"] - 0.02, high=lambda t: t["value"] + 0.01)
+    estimates = pd.DataFrame(rows, columns=["probe", "split", "value"])
+    return estimates.assign(low=estimates["value"] - 0.02, high=estimates["value"] + 0.01)
 
 
 def test_every_point_and_its_interval_lies_inside_its_panel():
@@ -43,7 +44,8 @@ def test_save_writes_a_caption_and_a_picture(tmp_path):
 
 
 def test_curves_without_a_defined_value_are_saved_as_empty_panels(tmp_path):
-    table = pd.DataFrame({"k": [1, 2], "panel": "p", "way": "w", "value": [np.nan, np.nan], "low": [np.nan] * 2, "high": [None] * 2})
-    figure = figures.curves(table, "k", "panel", "way", "k", logx=True)
+    undefined = {"value": [np.nan, np.nan], "low": [np.nan, np.nan], "high": [None, None]}
+    empty = pd.DataFrame({"k": [1, 2], "panel": "p", "way": "w"} | undefined)
+    figure = figures.curves(empty, "k", "panel", "way", "k", logx=True)
     figures.save(figure, tmp_path, "empty", "no gap")
     assert (tmp_path / "empty.png").exists()

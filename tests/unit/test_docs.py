@@ -1,0 +1,267 @@
+"""What README and the pages of docs say: links, paths, commands, names and numbers, held to the project itself."""
+
+import json
+import re
+
+import pytest
+import yaml
+
+from lib.base import build_graph
+from lib.base.files import DATA, ROOT
+from lib.results import architecture, scorecard
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), DATA / "prompts" / "README.md"]
+TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in PAGES}
+README = TEXTS["README.md"]
+MADE_BY_RUNS = ("data/runs/", "data/raw/", "report/")  # not in the repository
+PAPER_CLAIMS = 13  # the first 40 lines have room for these
+
+
+def slug(heading):
+    """The anchor that a heading has on the repository's page."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+def blocks(text, language):
+    """The fenced blocks of a page in a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def opening():
+    """README up to the end of the scorecard."""
+    return README.partition(scorecard.MARKERS[1])[0]
+
+
+def metric(profile, **filters):
+    """A value of the profile's records, in whichever notebook it stands."""
+    records = scorecard.committed()[profile].values()
+    rows = [row for record in records for row in record["metrics"]]
+    matches = [row for row in rows if all(row.get(name) == value for name, value in filters.items())]
+    assert matches and len({row["value"] for row in matches}) == 1, f"{len(matches)} rows of {profile} match {filters}"
+    return matches[0]
+
+
+# Links, paths and names
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_every_link_leads_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", TEXTS[page]):
+        if re.match(r"https?://", target):
+            continue
+        name, _, anchor = target.partition("#")
+        path = (ROOT / page).parent / name if name else ROOT / page
+        assert path.exists(), f"{page}: {target}"
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+            assert anchor in map(slug, headings), f"{page}: {target}"
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_every_path_that_is_named_exists(page):
+    folders = "bench|data|docs|figures|lib|notebooks|report|tests"
+    for path in re.findall(rf"(?<![\w/.])(?:{folders})/[\w<>./*-]*[\w>*]", TEXTS[page]):
+        path = path.replace("<profile>", "embedded")
+        assert path.startswith(MADE_BY_RUNS) or list(ROOT.glob(path)), f"{page}: {path}"
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_every_command_and_variable_is_makes_own(page):
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z]+):", makefile, flags=re.MULTILINE))
+    variables = set(re.findall(r"^([A-Z]+) \?=", makefile, flags=re.MULTILINE))
+    in_code = "\n".join(re.findall(r"`(make [^`]+)`", TEXTS[page]) + blocks(TEXTS[page], "sh"))
+    for command in re.findall(r"\bmake [^\n#]+", in_code):
+        _, target, *words = command.split()
+        assert target in targets, f"{page}: {command}"
+        assert {word.partition("=")[0] for word in words if "=" in word} <= variables, f"{page}: {command}"
+    for assignment in re.findall(r"`([A-Z]+)=[^`]*`", TEXTS[page]):
+        assert assignment in variables, f"{page}: {assignment}"
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_every_profile_sweep_and_notebook_exists(page):
+    notebooks = {path.stem for path in build_graph.notebooks()}
+    assert set(re.findall(r"\b(\d\d_[a-z_]+)\b(?!\.png)", TEXTS[page])) <= notebooks
+    for folder, variable in (("profiles", "PROFILE"), ("sweeps", "SWEEP")):
+        names = {path.stem for path in (ROOT / "notebooks" / folder).glob("*.yaml")}
+        for name in re.findall(rf"{variable}=([\w.-]+)", TEXTS[page]):
+            assert name in names or name == "name" or name.endswith(".yaml"), f"{page}: {variable}={name}"
+
+
+def test_every_notebook_profile_and_sweep_is_on_its_page():
+    for name in (path.stem for path in build_graph.notebooks()):
+        assert f"| `{name}` |" in README
+    for page, folder in (("docs/profiles.md", "profiles"), ("docs/sweeps.md", "sweeps")):
+        for path in (ROOT / "notebooks" / folder).glob("*.yaml"):
+            assert f"`{path.stem}`" in TEXTS[page]
+
+
+def test_every_parameter_that_is_named_is_one():
+    parameters = {name for path in build_graph.notebooks() for name in build_graph.parameters(path)}
+    for page, text in TEXTS.items():
+        written_out = [yaml.safe_load(body) for body in re.findall(r"<<EOF\n(.*?)\nEOF", text, flags=re.DOTALL)]
+        sweeps = [yaml.safe_load(body) for body in blocks(text, "yaml")]
+        grids = [sweep.get(part, {}) for sweep in sweeps for part in ("fixed", "grid", "zip")]
+        for values in written_out + grids:
+            assert set(values) <= parameters, page
+        assert set(re.findall(r"`([a-z_]+): ?[^`]*`", text)) - {"hf", "own", "release"} <= parameters, page
+
+
+def test_every_page_is_reached_from_readme():
+    for page in (ROOT / "docs").glob("*.md"):
+        assert f"(docs/{page.name})" in README
+
+
+# What stands where in README
+
+
+def test_readme_is_short():
+    assert README.count("\n") <= 130
+
+
+def test_the_first_forty_lines_hold_what_a_reader_needs():
+    lines = opening().splitlines()
+    rows = [line for line in lines if re.match(r"\| C\d+ \|", line)]
+    assert len(lines) + 1 - max(0, len(rows) - PAPER_CLAIMS) <= 40  # a new claim has a line of its own
+    commands = re.findall(r"^make (\w+)", "".join(blocks(opening(), "sh")), flags=re.MULTILINE)
+    assert commands == ["test", "reproduce"]
+    assert len(re.findall(r"!\[[^]]+\]\(figures/embedded/\w+\.png\)", opening())) == 1
+    doors = [line for line in lines if line.startswith("- **")]
+    names = [re.search(r"\*\*(.+?)\*\*", line)[1] for line in doors]
+    assert names == ["Read", "Change", "Your data", "Another model", "A GPU"]
+    assert all("(docs/" in line for line in doors)
+    assert len(rows) == len(scorecard.load()) and all(line.count("|") == 5 for line in rows)
+
+
+def answer():
+    """The paragraph below README's title."""
+    return README.split("\n\n")[1]
+
+
+def test_the_answer_has_three_sentences():
+    assert len(re.findall(r"[.](?=\s+[A-Z]|\s*$)", answer())) == 3
+
+
+# Numbers
+
+
+def test_the_numbers_of_the_answer_are_those_of_the_records():
+    probe = {"metric": "auroc", "split": "ood", "k": 20, "pooling": "mean"}
+    trained, finetuned = ({**probe, "variant": name} for name in ("pretraining SAE", "finetuned from pretraining SAE"))
+    untrained, random = ({**probe, "variant": name} for name in ("untrained SAE", "random directions"))
+    dense = {"metric": "auroc", "split": "ood", "probe": "dense"}
+    exposed = {"metric": "recall_at_10", "control": "planted"}
+    latents, words = ({**exposed, "method": name} for name in ("SAE latents", "TF-IDF terms"))
+    pairs = [finetuned, untrained, random, latents | {"share": 0.5}, words | {"share": 0.5}]
+    pairs += [latents | {"share": 0.25}, words | {"share": 0.25}]
+    expected = [metric(profile, **which) for profile in ("embedded", "public") for which in (trained, dense)]
+    expected += [metric(profile, **which) for which in pairs for profile in ("embedded", "public")]
+    assert re.findall(r"\d\.\d+", answer()) == [f"{row['value']:.2f}" for row in expected]
+
+
+@pytest.mark.parametrize("profile", ["embedded", "public"])
+def test_the_words_of_the_answer_hold_in_the_records(profile):
+    probe = {"metric": "auroc", "split": "ood", "k": 20, "pooling": "mean", "selection": "mean difference"}
+    trained, finetuned, untrained, random = (
+        metric(profile, **probe, variant=name)
+        for name in ("pretraining SAE", "finetuned from pretraining SAE", "untrained SAE", "random directions")
+    )
+    dense = metric(profile, metric="auroc", split="ood", probe="dense")
+    assert trained["high"] < dense["low"] and finetuned["high"] < dense["low"]  # worse than the dense probe
+    assert trained["value"] - untrained["value"] < 0.02  # not ahead of an SAE of random weights, by the claims' margin
+    rows = [row for record in scorecard.committed()[profile].values() for row in record["metrics"]]
+    of_saes = [row for row in rows if row.get("probe") == "k-sparse" and probe.items() <= row.items()]
+    assert len(of_saes) >= 6 and all(row["value"] < random["value"] for row in of_saes)  # ahead of every trained SAE
+    shares = {}
+    for share in (0.25, 0.5):
+        of_share = {"metric": "recall_at_10", "control": "planted", "share": share}
+        shares[share] = [metric(profile, **of_share, method=name) for name in ("SAE latents", "TF-IDF terms")]
+    latents, words = shares[0.25]
+    assert latents["high"] < words["low"]  # words show what is rarer
+    placebo = metric(profile, metric="recall_at_10", control="placebo", share=0.5, method="SAE latents")
+    assert shares[0.5][0]["low"] > placebo["high"]  # latents show what is frequent
+
+
+def test_times_and_memory_cover_the_records():
+    """The minutes and gigabytes of README are those of whole runs: what the records hold fits into them."""
+    records = scorecard.committed()
+    minutes = int(re.search(r"about (\d+) minutes on 2 cores", README)[1])
+    assert f"| {minutes} minutes |" in TEXTS["docs/profiles.md"]
+    measured = sum(record["wall_time_s"] for record in records["embedded"].values()) / 60
+    assert 0.6 * minutes <= measured <= minutes
+    assert sum(record["wall_time_s"] for record in records["public"].values()) <= 3600  # an hour
+    limits = re.search(r"takes (\d+) GB of memory at most\s+\(public: (\d+) GB\)", README)
+    for profile, limit in zip(("embedded", "public"), limits.groups(), strict=True):
+        assert max(record["peak_memory_gib"] for record in records[profile].values()) <= int(limit)
+
+
+def test_the_shipped_saes_are_as_described():
+    (width, l0), *others = re.findall(r"([\d,]+) latents, L0 (\d+), float16", TEXTS["docs/usage.md"])
+    assert not others
+    folders = sorted((DATA / "pretrained").iterdir())
+    assert folders
+    for folder in folders:
+        recipe = json.loads((folder / "training.json").read_text(encoding="utf-8"))["recipe"]
+        assert recipe["d_sae"] == int(width.replace(",", "")) and recipe["target_l0"] == float(l0)
+
+
+# Ids and the architecture
+
+
+def test_a_range_over_all_claims_is_typed_nowhere():
+    last = list(scorecard.load())[-1]
+    sources = [*build_graph.notebooks(), *build_graph.LIB.rglob("*.py"), DATA / "claims.yaml", *PAGES]
+    for path in sources:
+        assert not re.search(rf"C1 (to|–|-) {last}\b|C1–{last}\b", path.read_text(encoding="utf-8")), path.name
+
+
+def test_the_architecture_is_that_of_the_docstrings_and_imports():
+    assert architecture.page() == architecture.PAGE.read_text(encoding="utf-8"), "make docs"
+
+
+def test_the_picture_of_the_data_flow_names_every_package_and_only_modules():
+    (picture,) = blocks(TEXTS["docs/architecture.md"], "")
+    rooms = architecture.packages()
+    modules = {module.name for room in rooms for module in room.modules}
+    assert all(re.search(rf"\b{room.name}\b", picture) for room in rooms)
+    boxes = re.findall(r"│([^│─]+)│", picture)
+    assert boxes and set(re.findall(r"[a-z_]+", " ".join(boxes))) <= modules
+
+
+def test_floors_are_those_of_the_imports():
+    rooms = {room.name: room for room in architecture.packages()}
+    assert set(rooms) == {path.parent.name for path in build_graph.LIB.glob("*/__init__.py")}
+    for room in rooms.values():
+        assert room.floor == 1 + max((rooms[other].floor for other in room.imports), default=-1)
+
+
+def test_notebooks_stand_beside_the_modules_that_they_reach():
+    modules = {f"{room.name}/{module.name}": module for room in architecture.packages() for module in room.modules}
+    notebook = build_graph.notebooks()[-1]
+    number, direct, reached = notebook.stem[:2], build_graph.imported(notebook), build_graph.modules(notebook)
+    for name, module in modules.items():
+        assert (number in module.notebooks) == (name in direct)
+        assert (number in module.through_others) == (name in reached and name not in direct)
+
+
+@pytest.mark.parametrize(
+    ("docstring", "expected"),
+    [
+        ('"""One sentence."""', "One sentence"),
+        ('"""Over two\nlines, e.g. so. And another."""', "Over two lines, e.g. so"),
+        ('"""``Code`` first | bars."""', "`Code` first \\| bars"),
+        ('"""No dot\n\nBody."""', "No dot"),
+    ],
+)
+def test_the_first_sentence_of_a_docstring(tmp_path, docstring, expected):
+    path = tmp_path / "module.py"
+    path.write_text(docstring + "\n")
+    assert architecture.first_sentence(path) == expected
+
+
+def test_a_module_without_a_docstring_is_refused(tmp_path):
+    path = tmp_path / "module.py"
+    path.write_text("x = 1\n")
+    with pytest.raises(ValueError, match="module.py has no docstring"):
+        architecture.first_sentence(path)
