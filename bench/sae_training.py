@@ -16,8 +16,8 @@ import torch
 from lib.base.files import run_dir
 from lib.model import models
 from lib.sae import folders, training
+from lib.sae.architectures import make_trainer
 from lib.sae.recipes import Recipe
-from lib.sae.trainers import make_trainer
 from lib.texts import corpora
 
 PROFILE = "public"  # whose data are measured

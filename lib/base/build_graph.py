@@ -6,9 +6,10 @@ library only; run as ``python -m lib.base.build_graph PROFILE``.
 """
 
 import ast
+import functools
 import hashlib
 import sys
-from collections.abc import Iterable, Set
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ def code_hash(paths: Iterable[Path]) -> str:
     return text_hash("\n\n".join(_bare_code(path.read_text(encoding="utf-8")) for path in paths))
 
 
+@functools.lru_cache(maxsize=64)  # a grid of trainings asks for the same files again and again
 def _bare_code(source: str) -> str:
     tree = ast.parse(source)
     for node in ast.walk(tree):
@@ -92,14 +94,14 @@ def imported(source: Path) -> set[str]:
     return modules
 
 
-def modules(source: Path, without: Set[str] = frozenset()) -> list[str]:
-    """Modules of ``lib`` that a file imports, directly or through others, but not ``without`` nor what these alone import."""
+def modules(source: Path) -> list[str]:
+    """Modules of ``lib`` that a file imports, directly or through others."""
     used: set[str] = set()
-    todo = imported(source) - without
+    todo = imported(source)
     while todo:
         name = todo.pop()
         used.add(name)
-        todo |= imported(LIB / f"{name}.py") - used - without
+        todo |= imported(LIB / f"{name}.py") - used
     return sorted(used)
 
 

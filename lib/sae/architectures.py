@@ -49,7 +49,7 @@ def architecture(name: str) -> Architecture:
 
 
 def sparsities(name: str, by_field: dict[str, list[int | float]]) -> list[int | float]:
-    """The sparsities at which an architecture is trained: its own, or those of ``by_field`` for the field that steers it.
+    """The sparsities at which an architecture is trained: its own, or those of ``by_field`` for what steers it.
 
     Raises:
         ValueError: an unknown name.

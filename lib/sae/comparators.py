@@ -1,4 +1,4 @@
-"""SAELens' own training classes as comparators: Gated, TopK, BatchTopK and Matryoshka, on the same inputs and in our loop."""
+"""SAELens' own training classes as comparators, on the same inputs and in our loop: Gated, TopK and its kin."""
 
 from typing import Any
 

@@ -3,7 +3,6 @@
 import dataclasses
 from typing import Any, Protocol, runtime_checkable
 
-import torch
 from jaxtyping import Float
 from sae_lens import SAE
 from torch import Tensor

@@ -1,10 +1,10 @@
 """Training tokens in shuffled blocks: from a store on disk, or straight from the model without one.
 
-A block is a run of shards, in an order drawn anew for each epoch, that holds at most ``buffer_tokens`` tokens (one shard
-at least). Its tokens are shuffled and read in batches; what is left of it, less than a batch, waits for the next epoch.
-So only one block is in memory, and from disk the next one, which is read while the present one is trained on. A step's
-tokens depend on the step alone, and a resumed run makes only its own block again. Where all tokens fit into one block,
-the shuffle is perfect.
+A block is a run of shards, in an order drawn anew for each epoch, that holds at most ``buffer_tokens`` tokens (one
+shard at least). Its tokens are shuffled and read in batches; what is left of it, less than a batch, waits for the next
+epoch. So only one block is in memory, and from disk the next one, which is read while the present one is trained on. A
+step's tokens depend on the step alone, and a resumed run makes only its own block again. Where all tokens fit into one
+block, the shuffle is perfect.
 """
 
 import functools
@@ -60,9 +60,8 @@ def counts(source: Source) -> list[int]:
         return source.counts
     manifest = read_manifest(source)
     if not manifest["finished"]:
-        raise ValueError(
-            f"{source} has {len(manifest['shards'])} of {manifest['n_shards']} shards; run the harvest again to finish it"
-        )
+        shards = f"{len(manifest['shards'])} of {manifest['n_shards']} shards"
+        raise ValueError(f"{source} has {shards}; run the harvest again to finish it")
     sizes = []
     for name in sorted(manifest["shards"]):
         with safe_open(source / name, "pt") as handle:

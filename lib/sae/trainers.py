@@ -89,7 +89,8 @@ class JumpReLUTrainer:
                     f"the SAE to finetune has d_sae {len(p.threshold)}, the recipe {recipe.d_sae}; they must be equal"
                 )
         self.p = Parameters(*(torch.nn.Parameter(tensor) for tensor in p))
-        groups = [{"params": self.p[:4], "factor": 1.0}, {"params": self.p[4:], "factor": 3.0}]  # thresholds move faster
+        weights, thresholds = self.p[:4], self.p[4:]
+        groups = [{"params": weights, "factor": 1.0}, {"params": thresholds, "factor": 3.0}]
         self.optimizer = torch.optim.Adam(groups, lr=recipe.lr, fused=True)
         self.unused = x.new_zeros(recipe.d_sae)
         self.balance, self.integral, self.steps = [0.0, 0.0], 0.0, 0
@@ -136,7 +137,7 @@ class JumpReLUTrainer:
         self.p.threshold.data.add_(self.SHIFT * self.recipe.lr * lr_factor * (error + self.integral))
 
     def _help_dead(self, x: Tensor, result: StepResult) -> None:
-        """Add the gradients of the dead latents' reconstruction, by their best ``k_aux``, of ``AUX_TOKENS`` residuals."""
+        """Add the gradients with which the dead latents' best ``k_aux`` reconstruct ``AUX_TOKENS`` residuals."""
         dead = (self.unused > self.recipe.dead_after).nonzero()[:, 0]
         if not len(dead):
             return

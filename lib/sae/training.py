@@ -1,13 +1,13 @@
 """The training loop: batches from token stores, schedules, held-out evaluation, checkpoints and exact resume.
 
-An SAE's folder is named by a hash of all that decides its weights: recipe, data and code. What is trained once is found
-again, a change of the code trains anew, and an interrupted run goes on at its last checkpoint, to the same weights as an
-uninterrupted one.
+An SAE's folder is named by a hash of all that decides its weights: recipe, data and code. What is trained once is
+found again, a change of the code trains anew, and an interrupted run goes on at its last checkpoint, to the same
+weights as an uninterrupted one.
 """
 
 import dataclasses
-import inspect
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ def token_stores(
     held_out_tokens: int,
     seed: int,
 ) -> tuple[Source, Path]:
-    """Training and held-out tokens of a corpus at one layer; passages are on one side only. The held-out ones are on disk.
+    """Training and held-out tokens of a corpus at one layer. Passages are on one side only; the held-out are on disk.
 
     ``max_tokens`` and ``held_out_tokens`` bound the tokens of the two (0: all there are).
 
@@ -88,19 +88,24 @@ def lr_factor(recipe: Recipe, step: int) -> float:
 
 
 def code_paths(architecture: str) -> list[Path]:
-    """Files whose code decides an SAE: this one, its architecture's trainer, and the modules of ``lib.sae`` that they use.
+    """Files whose code decides an SAE: this one, its architecture's trainer, and what they use of ``lib.sae``.
 
-    The registry is left out, so that a new entry trains no other architecture anew; ``sae_path`` has what the entry says
-    of the trainer. The modules below ``lib.sae`` are left out because they make the tokens, and a store's parameters
-    tell its tokens from others.
+    The registry is left out, so that a new entry trains no other architecture anew; ``sae_path`` has what the entry
+    says of the trainer. The modules below ``lib.sae`` are left out because they make the tokens, and a store's
+    parameters tell its tokens from others.
 
     Raises:
         ValueError: an unknown architecture.
     """
     trainer = architectures.architecture(architecture).trainer
-    own = {Path(__file__).resolve(), Path(inspect.getsourcefile(trainer)).resolve()}
-    used = {name for path in own for name in build_graph.modules(path, without={"sae/architectures"})}
-    return sorted(own | {build_graph.LIB / f"{name}.py" for name in used if name.startswith("sae/")})
+    todo = {Path(__file__).resolve(), Path(sys.modules[trainer.__module__].__file__).resolve()}
+    paths: set[Path] = set()
+    while todo:
+        path = todo.pop()
+        paths.add(path)
+        names = build_graph.imported(path) - {"sae/architectures"}
+        todo |= {build_graph.LIB / f"{name}.py" for name in names if name.startswith("sae/")} - paths
+    return sorted(paths)
 
 
 def sae_path(
