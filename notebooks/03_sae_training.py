@@ -29,7 +29,7 @@ from IPython.display import Markdown
 from lib.base.files import relative, write_table
 from lib.model import models, rollouts
 from lib.results import figures, records, tables
-from lib.sae import comparison, folders, training
+from lib.sae import comparison, folders, harvest, token_blocks
 from lib.sae.recipes import Recipe
 from lib.texts import datasets
 
@@ -71,20 +71,20 @@ seeds = [0, 1, 2]
 run = records.start("03_sae_training", globals())
 prompts_path = records.output(run, "01_datasets", "prompts")
 prompts = datasets.load(prompts_path)
-harvest = records.read(run, "02_activations")["parameters"]
-model = harvest["model"]
-reader = models.Reader(model, device, harvest["dtype"], context, store)
+upstream = records.read(run, "02_activations")["parameters"]
+model = upstream["model"]
+reader = models.Reader(model, device, upstream["dtype"], context, store)
 
 # %%
 sampling = rollouts.Sampling(n_rollouts, rollout_tokens, rollout_temperature, split_seed)
 asked = prompts.loc[prompts["split"] == "train", "text"].tolist()
 wanted = max_tokens + held_out_tokens
 texts = rollouts.corpus(corpus, reader, sampling, asked, run.folder / "rollouts", wanted) + asked
-tokens, held_out = training.token_stores(
+tokens, held_out = harvest.token_stores(
     reader, texts, layer, run.folder / "activations",
     max_tokens=max_tokens, held_out_tokens=held_out_tokens, seed=split_seed,
 )
-x_held = training.load_tokens(held_out)
+x_held = token_blocks.load_tokens(held_out)
 print(f"{len(texts):,} passages; layer {layer} of {model}")
 print(f"held out: {tuple(x_held.shape)} (tokens, d_model)")
 

@@ -31,7 +31,7 @@ from IPython.display import Markdown
 from lib.base.files import write_table
 from lib.model import models, rollouts
 from lib.results import figures, records, tables
-from lib.sae import finetuning, folders, splice, token_blocks, training
+from lib.sae import finetuning, folders, harvest, splice, token_blocks, training
 from lib.sae.recipes import Recipe
 from lib.texts import corpora, datasets
 
@@ -84,9 +84,9 @@ split_seed = 1  # division of the passages into training and held-out ones
 run = records.start("04_chat_finetune", globals())
 prompts_path = records.output(run, "01_datasets", "prompts")
 prompts = datasets.load(prompts_path)
-harvest = records.read(run, "02_activations")["parameters"]
-model = harvest["model"]
-reader = models.Reader(model, device, harvest["dtype"], context, store)
+upstream = records.read(run, "02_activations")["parameters"]
+model = upstream["model"]
+reader = models.Reader(model, device, upstream["dtype"], context, store)
 probe_texts = prompts.loc[prompts["split"] == "train", "text"].tolist()
 
 # %%
@@ -103,21 +103,24 @@ else:
     chat_texts = rollouts.corpus(
         chat_corpus, reader, sampling, probe_texts, run.folder / "rollouts", wanted
     )
-    chat_train, chat_val = corpora.hold_out(chat_texts, 0.05, split_seed)
+    chat_train, chat_val = corpora.hold_out(chat_texts, harvest.HELD_OUT_SHARE, split_seed)
 texts = corpora.corpus(pretraining_corpus, pretraining_tokens + held_out_tokens)
+pretraining_train, pretraining_val = corpora.hold_out(texts, harvest.HELD_OUT_SHARE, split_seed)
 
 # %%
 parent = run.folder / "activations"
-chat = training.token_store(reader, chat_train, layer, parent, chat_tokens, split_seed)
-chat_held_out = training.held_out_store(
+chat = harvest.token_store(reader, chat_train, layer, parent, chat_tokens, split_seed)
+chat_held_out = harvest.held_out_store(
     reader, chat_val, layer, parent, held_out_tokens, split_seed
 )
 probe_prompts = None
 if any(prompt_repeats):
-    probe_prompts = training.token_store(reader, probe_texts, layer, parent, 0, split_seed)
-pretraining, pretraining_held_out = training.token_stores(
-    reader, texts, layer, parent,
-    max_tokens=pretraining_tokens, held_out_tokens=held_out_tokens, seed=split_seed,
+    probe_prompts = harvest.token_store(reader, probe_texts, layer, parent, 0, split_seed)
+pretraining = harvest.token_store(
+    reader, pretraining_train, layer, parent, pretraining_tokens, split_seed
+)
+pretraining_held_out = harvest.held_out_store(
+    reader, pretraining_val, layer, parent, held_out_tokens, split_seed
 )
 
 # %%
@@ -150,8 +153,8 @@ if not base_sae:
             begun, pretraining, pretraining_held_out, run.folder / "saes", **options
         )
 if not prompts_sae:
-    wrapped = corpora.as_user_prompts(corpora.hold_out(texts, 0.05, split_seed)[0])
-    as_prompts = training.token_store(
+    wrapped = corpora.as_user_prompts(pretraining_train)
+    as_prompts = harvest.token_store(
         reader, wrapped, layer, parent, pretraining_tokens, split_seed
     )
     starts["IT-formatted SAE"] = training.train(
@@ -208,7 +211,6 @@ for metric, label in labels.items():
 columns = ["metric", "variant", "text", "value", "low", "high", "n"]
 losses, bridge = pd.DataFrame(columns=columns), reader.bridge()
 if lm_loss_tokens and models.is_causal(bridge):
-    _, pretraining_val = corpora.hold_out(texts, 0.05, split_seed)
     windows = {}
     for name, part in {"chat": chat_val, pretraining_corpus: pretraining_val}.items():
         token_ids = models.split_tokens(bridge, part, context)

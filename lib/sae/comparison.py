@@ -123,7 +123,7 @@ def matched_difference(
     return estimate, differences
 
 
-def _fvu_at(curve: pd.DataFrame, l0: float) -> float:
+def _fvu_at(curve: pd.DataFrame, l0: int | float) -> float:
     return np.interp(np.log(l0), np.log(curve["l0"]), curve["fvu"])
 
 
@@ -138,7 +138,7 @@ def fvu_costs(table: pd.DataFrame, l0: list[int | float]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=OF_ESTIMATES)
 
 
-def frequent_latents(table: pd.DataFrame, least_l0: float) -> pd.DataFrame:
+def frequent_latents(table: pd.DataFrame, least_l0: int | float) -> pd.DataFrame:
     """High-frequency latents of each variant, a mean over its SAEs above ``least_l0`` with a t interval over seeds."""
     dense_enough = table[table["l0"] > least_l0]
     by_seed = dense_enough.groupby(["variant", "seed"], sort=False)["high_frequency"].mean()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lib.base.files import DATA, run_dir
 from lib.model import models
-from lib.sae import folders, training
+from lib.sae import folders, harvest, training
 from lib.sae.recipes import Recipe
 from lib.texts import corpora
 
@@ -24,7 +24,7 @@ def make(
     parent = run_dir("pretrained")
     texts = corpora.corpus("pretraining")
     texts = corpora.as_user_prompts(texts) if name == "prompts" else texts
-    store, held_out = training.token_stores(
+    store, held_out = harvest.token_stores(
         models.Reader(models.MINILM),
         texts,
         layer,
