@@ -15,8 +15,8 @@ import transformers
 from lib.model import activations, forward, models
 from lib.runs import sizing
 from lib.sae import token_blocks
+from lib.sae.architectures import make_trainer
 from lib.sae.recipes import Recipe
-from lib.sae.trainers import make_trainer
 from tests import tiny_gemma
 
 GPU = torch.cuda.is_available()

@@ -15,9 +15,9 @@ import torch
 
 from lib.base.files import run_dir
 from lib.model import models
-from lib.sae import folders, training
+from lib.sae import folders, harvest, training
+from lib.sae.architectures import make_trainer
 from lib.sae.recipes import Recipe
-from lib.sae.trainers import make_trainer
 from lib.texts import corpora
 
 PROFILE = "public"  # whose data are measured
@@ -34,22 +34,35 @@ def _saelens(x: torch.Tensor) -> Callable:
     dead = torch.zeros(RECIPE.d_sae, dtype=torch.bool)
 
     def step(batch):
-        found = sae.training_forward_pass(
-            TrainStepInput(sae_in=batch, coefficients={"l0": 1.0}, dead_neuron_mask=dead, n_training_steps=0, is_logging_step=False)
+        inputs = TrainStepInput(
+            sae_in=batch,
+            coefficients={"l0": 1.0},
+            dead_neuron_mask=dead,
+            n_training_steps=0,
+            is_logging_step=False,
         )
+        output = sae.training_forward_pass(inputs)
         optimizer.zero_grad()
-        found.loss.backward()
+        output.loss.backward()
         optimizer.step()
 
     return step
 
 
 def _dictionary_learning(x: torch.Tensor) -> Callable:
-    # the package imports nnsight for its activation buffer, which is not used here
+    # The package imports nnsight for its activation buffer, which is not used here.
     sys.modules.setdefault("nnsight", types.SimpleNamespace(LanguageModel=None))
     from dictionary_learning.trainers.jumprelu import JumpReluTrainer
 
-    trainer = JumpReluTrainer(steps=100_000, activation_dim=x.shape[1], dict_size=RECIPE.d_sae, layer=LAYER, lm_name="-", device="cpu", target_l0=30)
+    trainer = JumpReluTrainer(
+        steps=100_000,
+        activation_dim=x.shape[1],
+        dict_size=RECIPE.d_sae,
+        layer=LAYER,
+        lm_name="-",
+        device="cpu",
+        target_l0=30,
+    )
     counter = iter(range(10**6))
     return lambda batch: trainer.update(next(counter), batch)
 
@@ -83,19 +96,32 @@ def _rate(step: Callable, x: torch.Tensor) -> float:
 def measure() -> Iterator[tuple[str, str, list[float]]]:
     """Trainings first, then the rates in turn."""
     folder = run_dir("bench")
-    store, held_out = training.token_stores(
-        models.Reader(models.MINILM), corpora.corpus("pretraining"), LAYER, folder / "activations", 1_580_000, 120_000, seed=1
+    store, held_out = harvest.token_stores(
+        models.Reader(models.MINILM),
+        corpora.corpus("pretraining"),
+        LAYER,
+        folder / "activations",
+        max_tokens=1_580_000,
+        held_out_tokens=120_000,
+        seed=1,
     )
-    found = {}
+    held_out_metrics = {}
     for target, seed in [(30.0, seed) for seed in SEEDS] + [(float(target), 0) for target in (10, 20, 40, 80)]:
         recipe = dataclasses.replace(RECIPE, target_l0=target, seed=seed)
         record = folders.training_record(training.train(recipe, store, held_out, folder / "saes"))
-        found[target, seed] = record["held_out"]
+        held_out_metrics[target, seed] = record["held_out"]
     for name, key in (("fvu_at_l0_30", "fvu"), ("l0_at_l0_30", "l0"), ("dead_at_l0_30", "dead")):
-        yield name, "latents per token" if key == "l0" else "fraction", [found[30.0, seed][key] for seed in SEEDS]
-    yield "target_l0_error_max", "fraction", [max(abs(value["l0"] / target - 1) for (target, _), value in found.items())]
+        unit = "latents per token" if key == "l0" else "fraction"
+        yield name, unit, [held_out_metrics[30.0, seed][key] for seed in SEEDS]
+    errors = [abs(metrics["l0"] / target - 1) for (target, _), metrics in held_out_metrics.items()]
+    yield "target_l0_error_max", "fraction", [max(errors)]
     x = training.load_tokens(store)
-    steps = {"ours": _trained(x), "saelens_jumprelu": _saelens(x), "dictionary_learning_jumprelu": _dictionary_learning(x), "dense_gemm_floor": _floor(x)}
+    steps = {
+        "ours": _trained(x),
+        "saelens_jumprelu": _saelens(x),
+        "dictionary_learning_jumprelu": _dictionary_learning(x),
+        "dense_gemm_floor": _floor(x),
+    }
     rates = {name: [] for name in steps}
     for _ in range(ROUNDS):
         for name, step in steps.items():

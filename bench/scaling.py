@@ -1,9 +1,9 @@
 """Cost as it grows: seconds and resident memory of harvest and SAE training against the number of tokens and the width.
 
-At 1× 32,768 tokens of docstrings are harvested, and an SAE is trained on three passes over them: the size of the embedded
-profile. The store grows with the tokens; training holds at most ``BUFFER_TOKENS`` of it. Every point is a process of its own,
-forked from one that has imported the modules and holds no data, so that no point's memory hides in another's; its seconds begin
-when the model is loaded.
+At 1× 32,768 tokens of docstrings are harvested, and an SAE is trained on three passes over them: the size of the
+embedded profile. The store grows with the tokens; training holds at most ``BUFFER_TOKENS`` of it. Every point is a
+process of its own, forked from one that has imported the modules and holds no data, so that no point's memory hides in
+another's; its seconds begin when the model is loaded.
 """
 
 import dataclasses
@@ -35,8 +35,16 @@ WINDOW, WINDOWS, HELD_OUT = 128, 256, 128  # tokens of a window; windows at 1 ×
 PASSES, BUFFER_TOKENS = 3, 4 * WINDOW * WINDOWS
 RECIPE = Recipe(d_sae=768, target_l0=32.0, tokens=PASSES * WINDOW * WINDOWS, batch_tokens=1024)
 CURVES = {("harvest", "tokens"): TOKENS, ("training", "tokens"): TOKENS, ("training", "width"): WIDTHS}
-QUANTITIES = {"seconds": "s", "memory_gib": "GiB", "added_gib": "GiB"}  # resident memory at its peak: in all, and above that at the start
-LABELS = {"seconds": "wall time of {job} (s)", "memory_gib": "peak resident memory (GiB)", "added_gib": "peak above imports and model (GiB)"}
+QUANTITIES = {
+    "seconds": "s",
+    "memory_gib": "GiB",  # resident memory at its peak
+    "added_gib": "GiB",  # the same above that at the start
+}
+LABELS = {
+    "seconds": "wall time of {job} (s)",
+    "memory_gib": "peak resident memory (GiB)",
+    "added_gib": "peak above imports and model (GiB)",
+}
 
 Cost = dict[str, float]
 
@@ -51,16 +59,17 @@ def measure() -> Iterator[tuple[str, str, list[float]]]:
     windows = _windows(max(TOKENS) * WINDOWS + HELD_OUT)
     rounds = [_round(windows) for _ in range(ROUNDS)]
     for ((job, axis), scales), (quantity, unit) in itertools.product(CURVES.items(), QUANTITIES.items()):
-        found = [[costs[job, axis, scale][quantity] for scale in scales] for costs in rounds]
-        for scale, values in zip(scales, zip(*found, strict=True), strict=True):
-            yield f"{job}_{quantity}_{axis}_x{scale}", unit, list(values)
-        yield f"{job}_{quantity}_{axis}_slope", "exponent", [slope(scales, values) for values in found]
+        by_round = [[costs[job, axis, scale][quantity] for scale in scales] for costs in rounds]
+        for i, scale in enumerate(scales):
+            yield f"{job}_{quantity}_{axis}_x{scale}", unit, [values[i] for values in by_round]
+        yield f"{job}_{quantity}_{axis}_slope", "exponent", [slope(scales, values) for values in by_round]
 
 
 def _windows(n: int) -> list[list[int]]:
     """Token ids of ``n`` windows of the same length; a small corpus is repeated."""
-    split = models.split_tokens(models.load_model(models.MINILM), corpora.corpus("docstrings"), WINDOW + 2)  # [CLS] and [SEP]
-    return list(itertools.islice(itertools.cycle([ids for ids in split if len(ids) == WINDOW + 2]), n))
+    length = WINDOW + 2  # [CLS] and [SEP] stand around a window
+    split = models.split_tokens(models.load_model(models.MINILM), corpora.corpus("docstrings"), length)
+    return list(itertools.islice(itertools.cycle([ids for ids in split if len(ids) == length]), n))
 
 
 def _round(windows: list[list[int]]) -> dict[tuple[str, str, int], Cost]:
@@ -70,7 +79,8 @@ def _round(windows: list[list[int]]) -> dict[tuple[str, str, int], Cost]:
     with tempfile.TemporaryDirectory(dir=parent) as folder:
         held_out, _ = _alone(_harvest, windows[-HELD_OUT:], Path(folder))
         for scale in TOKENS:
-            stores[scale], costs["harvest", "tokens", scale] = _alone(_harvest, windows[: scale * WINDOWS], Path(folder))
+            harvested = windows[: scale * WINDOWS]
+            stores[scale], costs["harvest", "tokens", scale] = _alone(_harvest, harvested, Path(folder))
         for axis, scale in [("tokens", scale) for scale in TOKENS] + [("width", scale) for scale in WIDTHS[1:]]:
             tokens, width = (scale, 1) if axis == "tokens" else (1, scale)
             _, costs["training", axis, scale] = _alone(_train, stores[tokens], held_out, tokens, width)
@@ -79,8 +89,17 @@ def _round(windows: list[list[int]]) -> dict[tuple[str, str, int], Cost]:
 
 def _harvest(windows: list[list[int]], parent: Path) -> Path:
     content = activations.texts_hash([str(ids) for ids in windows])
-    return activations.harvest_tokens(models.load_model(models.MINILM), {"model": models.MINILM}, content, windows, LAYER, parent,
-                                      special=False, shuffle_seed=0, shard_tokens=WINDOWS * (WINDOW + 2))  # fmt: skip
+    return activations.harvest_tokens(
+        models.load_model(models.MINILM),
+        {"model": models.MINILM},
+        content,
+        windows,
+        LAYER,
+        parent,
+        special=False,
+        shuffle_seed=0,
+        shard_tokens=WINDOWS * (WINDOW + 2),
+    )
 
 
 def _train(store: Path, held_out: Path, tokens: int, width: int) -> Path:
@@ -90,7 +109,7 @@ def _train(store: Path, held_out: Path, tokens: int, width: int) -> Path:
 
 def _alone(job: Callable[..., Path], *arguments: Any) -> tuple[Path, Cost]:
     """What a job makes and what it costs, in a process of its own."""
-    context = multiprocessing.get_context("forkserver")  # a spawned process would report at least this one's peak as its own
+    context = multiprocessing.get_context("forkserver")  # a spawned process would report this one's peak as its own
     context.set_forkserver_preload([__name__])
     with ProcessPoolExecutor(1, context) as pool:
         return pool.submit(_measured, job, *arguments).result()
@@ -99,9 +118,9 @@ def _alone(job: Callable[..., Path], *arguments: Any) -> tuple[Path, Cost]:
 def _measured(job: Callable[..., Path], *arguments: Any) -> tuple[Path, Cost]:
     models.load_model(models.MINILM)  # in trainings too, as in notebook 03
     before, started = _peak(), time.perf_counter()
-    made = job(*arguments)
+    product = job(*arguments)
     seconds = time.perf_counter() - started
-    return made, {"seconds": seconds, "memory_gib": _peak(), "added_gib": _peak() - before}
+    return product, {"seconds": seconds, "memory_gib": _peak(), "added_gib": _peak() - before}
 
 
 def _peak() -> float:
@@ -111,19 +130,30 @@ def _peak() -> float:
 
 def draw(rows: list[dict[str, Any]], folder: Path = ROOT / "figures" / "bench") -> Figure:
     """``scaling.png`` from the benchmark's rows."""
-    caption = (f"1× = {WINDOW * WINDOWS:,} tokens harvested, {RECIPE.tokens:,} trained on ({PASSES} passes), d_sae {RECIPE.d_sae}; the store grows with the tokens,\n"
-               f"training holds at most {BUFFER_TOKENS:,} of them. Median and range of n = {rows[0]['n']} rounds; "
-               f"profile {rows[0]['profile']}, {rows[0]['hardware']['threads']} cores")  # fmt: skip
+    caption = (
+        f"1× = {WINDOW * WINDOWS:,} tokens harvested, {RECIPE.tokens:,} trained on ({PASSES} passes), "
+        f"d_sae {RECIPE.d_sae}; the store grows with the tokens,\n"
+        f"training holds at most {BUFFER_TOKENS:,} of them. Median and range of n = {rows[0]['n']} rounds; "
+        f"profile {rows[0]['profile']}, {rows[0]['hardware']['threads']} cores"
+    )
     return figures.save(figures.growth(_points(rows)), folder, "scaling", caption)
 
 
 def _points(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """The table of :func:`lib.results.figures.growth`."""
-    by_name, found = {row["name"]: row for row in rows}, []
+    by_name = {row["name"]: row for row in rows}
+    points = []
     for (quantity, label), ((job, axis), scales) in itertools.product(LABELS.items(), CURVES.items()):
         exponent = "{value:.2f} [{min:.2f}, {max:.2f}]".format(**by_name[f"{job}_{quantity}_{axis}_slope"])
         for scale in scales:
             row = by_name[f"{job}_{quantity}_{axis}_x{scale}"]
-            found.append({"panel": label.format(job=job), "line": f"{job}, {axis}", "slope": exponent, "scale": scale,
-                          "value": row["value"], "low": row["min"], "high": row["max"]})  # fmt: skip
-    return pd.DataFrame(found)
+            points.append({
+                "panel": label.format(job=job),
+                "line": f"{job}, {axis}",
+                "slope": exponent,
+                "scale": scale,
+                "value": row["value"],
+                "low": row["min"],
+                "high": row["max"],
+            })
+    return pd.DataFrame(points)

@@ -15,11 +15,12 @@
 #
 # Claims C10 and C11.
 #
-# **The claims** (the paper, section on high-frequency latents). SAEs trained with JumpReLU (L0 penalty) or TopK have
-# latents that fire on more than 10 % of tokens; Gated SAEs do not (C10). A quadratic-frequency (QF) penalty removes them,
-# leaves the rest of the frequency histogram alone and costs a little reconstruction at fixed L0 (C11). The paper trains on
-# chat rollouts; the embedded profile trains small SAEs on the prose of installed packages' docstrings and on the training
-# prompts, in minutes.
+# **The claims** (the paper, section on high-frequency latents). SAEs trained with JumpReLU (L0
+# penalty) or TopK have latents that fire on more than 10 % of tokens; Gated SAEs do not (C10). A
+# quadratic-frequency (QF) penalty removes them, leaves the rest of the frequency histogram alone
+# and costs a little reconstruction at fixed L0 (C11). The paper trains on chat rollouts; the
+# embedded profile trains small SAEs on the prose of installed packages' docstrings and on the
+# training prompts, in minutes.
 
 # %%
 import numpy as np
@@ -28,9 +29,8 @@ from IPython.display import Markdown
 from lib.base.files import relative, write_table
 from lib.model import models, rollouts
 from lib.results import figures, records, tables
-from lib.sae import comparison, folders, training
+from lib.sae import comparison, folders, harvest, token_blocks
 from lib.sae.recipes import Recipe
-from lib.stats import metrics
 from lib.texts import datasets
 
 # %% [markdown]
@@ -40,7 +40,7 @@ from lib.texts import datasets
 profile = "embedded"
 device = "cpu"
 layer = 2  # block whose residual stream is trained on; notebook 05 chose it on validation
-corpus = "docstrings"  # docstrings | pretraining | rollouts | hf:<data set> | own:<corpus>; the training prompts are added
+corpus = "docstrings"  # docstrings | pretraining | rollouts | hf:<data set> | own:<corpus>
 n_rollouts = 2000  # of the model's own, where a corpus is own:…
 rollout_tokens = 128  # of a rollout, at most
 rollout_temperature = 1.0  # 0: greedy
@@ -56,7 +56,7 @@ target_l0s = [8, 16, 32, 64]  # active latents per token
 gated_coefficients = [3.0, 5.0, 8.0, 14.0]  # L1 coefficients of the gated SAEs
 f0s = [0.1, 0.01]  # frequency scales of the QF penalty, fraction of tokens
 comparators = ["topk", "gated"]  # of SAELens: topk | batchtopk | matryoshka | gated
-lr = 1.6e-2  # of JumpReLU, of 4e-3, 8e-3 and 1.6e-2; chosen on another split of the passages than split_seed
+lr = 1.6e-2  # of JumpReLU, of 4e-3 to 1.6e-2; chosen on another split than split_seed
 comparator_lr = 8e-3  # of TopK, of 4e-4 to 1.6e-2; chosen in the same way
 gated_lr = 4e-3  # of Gated, of 1e-3 to 8e-3; chosen in the same way
 split_seed = 1  # division of the passages into training and held-out ones
@@ -64,125 +64,159 @@ seeds = [0, 1, 2]
 
 # %% [markdown]
 # ## Inputs: token activations
-# Passages, not windows, are held out. Special tokens are left out, and tokens are shuffled over the shards.
+# The training prompts are added to the corpus. Passages, not windows, are held out. Special tokens
+# are left out, and tokens are shuffled over the shards.
 
 # %%
 run = records.start("03_sae_training", globals())
 prompts_path = records.output(run, "01_datasets", "prompts")
 prompts = datasets.load(prompts_path)
-made = records.read(run, "02_activations")["parameters"]
-model, reader = made["model"], models.Reader(made["model"], device, made["dtype"], context, store)
+upstream = records.read(run, "02_activations")["parameters"]
+model = upstream["model"]
+reader = models.Reader(model, device, upstream["dtype"], context, store)
+
+# %%
 sampling = rollouts.Sampling(n_rollouts, rollout_tokens, rollout_temperature, split_seed)
 asked = prompts.loc[prompts["split"] == "train", "text"].tolist()
-texts = rollouts.corpus(corpus, reader, sampling, asked, run.folder / "rollouts", max_tokens + held_out_tokens) + asked
-tokens, held_out = training.token_stores(reader, texts, layer, run.folder / "activations", max_tokens, held_out_tokens, split_seed)
-x_held = training.load_tokens(held_out)
-print(f"{len(texts):,} passages; held out: {tuple(x_held.shape)} (tokens, d_model), layer {layer} of {model}")
+wanted = max_tokens + held_out_tokens
+texts = rollouts.corpus(corpus, reader, sampling, asked, run.folder / "rollouts", wanted) + asked
+tokens, held_out = harvest.token_stores(
+    reader, texts, layer, run.folder / "activations",
+    max_tokens=max_tokens, held_out_tokens=held_out_tokens, seed=split_seed,
+)
+x_held = token_blocks.load_tokens(held_out)
+print(f"{len(texts):,} passages; layer {layer} of {model}")
+print(f"held out: {tuple(x_held.shape)} (tokens, d_model)")
 
 # %% [markdown]
 # ## Method
-# With inputs $x$ scaled to unit mean square, $f = \mathrm{JumpReLU}_\theta(x W_\mathrm{enc} + b_\mathrm{enc})$ and
-# $\hat x = f W_\mathrm{dec} + b_\mathrm{dec}$, the loss is $\overline{(x-\hat x)^2} + \lambda P(\phi)$ on the firing
-# frequencies $\phi_i$ of the latents in the batch:
+# With inputs $x$ scaled to unit mean square,
+# $f = \mathrm{JumpReLU}_\theta(x W_\mathrm{enc} + b_\mathrm{enc})$ and
+# $\hat x = f W_\mathrm{dec} + b_\mathrm{dec}$, the loss is
+# $\overline{(x-\hat x)^2} + \lambda P(\phi)$ on the firing frequencies $\phi_i$ of the latents in
+# the batch:
 #
 # $$P_{L_0} = \sum_i \phi_i \qquad P_{QF} = \sum_i \phi_i\,(1 + \phi_i / f_0)$$
 #
-# Straight-through gradients reach the thresholds only (arXiv 2407.14435). L0 is held at its target: all thresholds move
-# together by the batch's error, and $\lambda$ is the multiplier at which penalty and reconstruction balance. Gated and TopK
-# are SAELens' own training classes on the same tokens, in the same loop.
+# Straight-through gradients reach the thresholds only (arXiv 2407.14435). L0 is held at its
+# target: all thresholds move together by the batch's error, and $\lambda$ is the multiplier at
+# which penalty and reconstruction balance. Gated and TopK are SAELens' own training classes on the
+# same tokens, in the same loop. `comparator_lr` is for those that are steered by a target L0,
+# `gated_lr` and `gated_coefficients` for those that are steered by a coefficient.
 
 # %%
-variants = {"JumpReLU, L0": {}}
-variants |= {f"JumpReLU, QF f₀={f0}": {"penalty": "quadratic_frequency", "f0": f0} for f0 in f0s}
-variants |= {name: {"architecture": name, "lr": gated_lr if name == "gated" else comparator_lr} for name in comparators}
+lrs = {"target_l0": comparator_lr, "coefficient": gated_lr}
+variants = comparison.variants(f0s, comparators, lrs)
+sparsities = {"target_l0": target_l0s, "coefficient": gated_coefficients}
 base = Recipe(d_sae=d_sae, tokens=train_tokens, batch_tokens=batch_tokens, lr=lr)
-grid = comparison.recipes(base, variants, {"target_l0": target_l0s, "coefficient": gated_coefficients}, seeds)
-table = comparison.train_grid(grid, tokens, held_out, run.folder / "saes", device=device, buffer_tokens=buffer_tokens)
-table.drop(columns=["folder", "seed"]).groupby(["variant", "sparsity"], sort=False).mean().round(3)
+grid = comparison.recipes(base, variants, sparsities, seeds)
+options = {"device": device, "buffer_tokens": buffer_tokens}
+table = comparison.train_grid(grid, tokens, held_out, run.folder / "saes", **options)
+by_setting = table.drop(columns="folder").groupby(["variant", "sparsity"], sort=False)
+by_setting.mean().drop(columns="seed").round(3)
 
 # %% [markdown]
 # ## Reconstruction against sparsity
-# **What to look for:** the QF curves on or just above the JumpReLU curve (a small cost), below TopK and Gated.
-# **What would refute C11:** QF curves at the level of TopK or Gated, or frequent latents left below.
+# **What to look for:** the QF curves on or just above the JumpReLU curve (a small cost), below TopK
+# and Gated. **What would refute C11:** QF curves at the level of TopK or Gated, or frequent latents
+# left below.
 
 # %%
-points = table.groupby(["variant", "sparsity"], sort=False).agg(
-    l0=("l0", "mean"), value=("fvu", "mean"), low=("fvu", "min"), high=("fvu", "max")
-).reset_index().assign(panel=f"layer {layer}, {d_sae:,} latents")
-caption = f"Profile {profile}, {corpus}, {train_tokens:,} training tokens, held-out FVU; mean of {len(seeds)} seeds, bands: their range."
-figure = figures.curves(points, "l0", "panel", "variant", "L0 (active latents per token)", "FVU (fraction of variance)", logx=True)
+points = comparison.pareto(table, f"layer {layer}, {d_sae:,} latents")
+figure = figures.curves(
+    points, "l0", "panel", "variant",
+    "L0 (active latents per token)", "FVU (fraction of variance)", logx=True,
+)
+caption = (
+    f"Profile {profile}, {corpus}, {train_tokens:,} training tokens, held-out FVU; "
+    f"mean of {len(seeds)} seeds, bands: their range."
+)
 figures.save(figure, run.figures, "03_pareto", caption)
 
 # %%
-rows = []
-for variant in variants:
-    if variant != "JumpReLU, L0":
-        cost, _ = comparison.matched_difference(table, variant, "JumpReLU, L0", target_l0s)
-        rows.append({"metric": "fvu_cost_at_matched_l0", "variant": variant} | cost._asdict() | {"unit": "fraction of variance"})
-costs = pd.DataFrame(rows)
-costs.assign(cost=[tables.text(r, 4) for r in costs.itertuples()])[["variant", "cost", "n", "n_groups"]]
+costs = comparison.fvu_costs(table, target_l0s)
+costs.assign(cost=tables.texts(costs, 4))[["variant", "cost", "n", "n_groups"]]
 
 # %% [markdown]
 # ## Firing frequencies
-# **What to look for:** latents to the right of the 10 % line for JumpReLU with the L0 penalty and TopK (C10), fewer or none
-# with QF, and otherwise equal histograms (C11).
+# **What to look for:** latents to the right of the 10 % line for JumpReLU with the L0 penalty and
+# TopK (C10), fewer or none with QF, and otherwise equal histograms (C11).
 
 # %%
-shown = table[(table["seed"] == seeds[0]) & (table["sparsity"].isin([target_l0s[2], gated_coefficients[1]]))]
-frequencies = {r.variant: np.array(folders.training_record(r.folder)["frequency"]) for r in shown.itertuples()}
-caption = f"Profile {profile}, seed {seeds[0]}, target L0 {target_l0s[2]} (gated: coefficient {gated_coefficients[1]}), {len(x_held):,} held-out tokens."
-figures.save(figures.frequency_histograms(frequencies, folders.HIGH_FREQUENCY), run.figures, "03_frequencies", caption)
+of_seed = table[table["seed"] == seeds[0]]
+shown = of_seed[of_seed["sparsity"].isin([target_l0s[2], gated_coefficients[1]])]
+frequencies = {
+    row.variant: np.array(folders.training_record(row.folder)["frequency"])
+    for row in shown.itertuples()
+}
+figure = figures.frequency_histograms(frequencies, folders.HIGH_FREQUENCY)
+caption = (
+    f"Profile {profile}, seed {seeds[0]}, target L0 {target_l0s[2]} "
+    f"(gated: coefficient {gated_coefficients[1]}), {len(x_held):,} held-out tokens."
+)
+figures.save(figure, run.figures, "03_frequencies", caption)
 
 # %%
-high = table.groupby(["variant", "sparsity"], sort=False)[["l0", "high_frequency", "above_1pct", "high_frequency_mass", "dead"]].mean()
-high.round(3)
+columns = ["l0", "high_frequency", "above_1pct", "high_frequency_mass", "dead"]
+by_setting[columns].mean().round(3)
 
 # %%
-sparse_enough = table[table["l0"] > 0.9 * target_l0s[1]]
-by_seed = sparse_enough.groupby(["variant", "seed"], sort=False)["high_frequency"].mean()
-frequent = pd.DataFrame([
-    {"metric": "high_frequency", "variant": v} | metrics.t_interval(by_seed[v].to_numpy())._asdict() | {"unit": "latents"}
-    for v in variants if v in by_seed
-])
+frequent = comparison.frequent_latents(table, 0.9 * target_l0s[1])
+frequent.assign(latents=tables.texts(frequent, 1))[["variant", "latents", "n"]]
 
 # %% [markdown]
 # ## What becomes of a frequent latent
-# For each latent that fires on more than 10 % of tokens under the L0 penalty: the largest cosine of its decoder row to a row of
-# the QF run of the same seed, and the number of rows above 0.5. A latent that QF splits has several near rows.
+# For each latent that fires on more than 10 % of tokens under the L0 penalty: the largest cosine of
+# its decoder row to a row of the QF run of the same seed, and the number of rows above 0.5. A
+# latent that QF splits has several near rows.
 
 # %%
 folder = table.set_index(["variant", "sparsity", "seed"])["folder"]
-where = [folder["JumpReLU, L0", target_l0s[2], seeds[0]], folder[f"JumpReLU, QF f₀={f0s[0]}", target_l0s[2], seeds[0]]]
-split = comparison.descendants(folders.load(where[0]), folders.load(where[1]), frequencies["JumpReLU, L0"])
+before = folders.load(folder[comparison.BASELINE, target_l0s[2], seeds[0]])
+after = folders.load(folder[comparison.quadratic_frequency(f0s[0]), target_l0s[2], seeds[0]])
+split = comparison.descendants(before, after, frequencies[comparison.BASELINE])
 split.describe().loc[["count", "mean", "min", "max"]].round(2)
 
 # %% [markdown]
 # ## Training curves
 
 # %%
-curves = {v: pd.DataFrame(folders.training_record(folder[v, target_l0s[2], seeds[0]])["curve"]) for v in frequencies if (v, target_l0s[2], seeds[0]) in folder}
-caption = f"Profile {profile}, seed {seeds[0]}, target L0 {target_l0s[2]}; values of single training batches."
+at_target = of_seed[of_seed["sparsity"] == target_l0s[2]]
+curves = {
+    row.variant: pd.DataFrame(folders.training_record(row.folder)["curve"])
+    for row in at_target.itertuples()
+}
+caption = (
+    f"Profile {profile}, seed {seeds[0]}, target L0 {target_l0s[2]}; "
+    "values of single training batches."
+)
 figures.save(figures.training_curves(curves), run.figures, "03_training", caption)
 
 # %% [markdown]
 # ## Takeaway
 
 # %%
-cost = {r.variant: tables.text(r, 4) for r in costs.itertuples()}
-lines = [
-    f"- {r.variant}: {tables.text(r, 1)} latents above 10 %" + (f", FVU cost at matched L0 {cost[r.variant]}" if r.variant in cost else "")
-    for r in frequent.itertuples()
-]
-Markdown(
-    f"Means over the SAEs of L0 about {target_l0s[1]} and more, {len(seeds)} seeds:\n\n" + "\n".join(lines)
-    + "\n\n95 % t intervals over seeds. The SAEs are small and see few tokens; learning rates were chosen for each architecture on another split. The order "
-    "of the architectures is that of such short runs."
+cost = dict(zip(costs["variant"], tables.texts(costs, 4)))
+lines = []
+for variant, latents in zip(frequent["variant"], tables.texts(frequent, 1)):
+    at_cost = f", FVU cost at matched L0 {cost[variant]}" if variant in cost else ""
+    lines.append(f"- {variant}: {latents} latents above 10 %{at_cost}")
+about = f"Means over the SAEs of L0 about {target_l0s[1]} and more, {len(seeds)} seeds:"
+caveat = (
+    "95 % t intervals over seeds. The SAEs are small and see few tokens; learning rates were "
+    "chosen for each architecture on another split. The order of the architectures is that of "
+    "such short runs."
 )
+Markdown("\n\n".join([about, "\n".join(lines), caveat]))
 
 # %%
 saes = table[["variant", "sparsity", "seed"]].assign(folder=table["folder"].map(relative))
 list_path = write_table(run.results / "architectures.parquet", saes)
+outputs = {"held_out": held_out, "saes": list_path}
+outputs |= {"tokens": tokens} if store == "disk" else {}
 tidy = table.drop(columns="folder").melt(["variant", "sparsity", "seed"], var_name="metric")
-outputs = {"held_out": held_out, "saes": list_path} | ({"tokens": tokens} if store == "disk" else {})
 headline = pd.concat([costs, frequent], ignore_index=True)
-records.write(run, pd.concat([tidy, headline], ignore_index=True), headline, inputs=[prompts_path], outputs=outputs, folders=saes["folder"]).name
+values = pd.concat([tidy, headline], ignore_index=True)
+record = records.write(run, values, headline,
+                       inputs=[prompts_path], outputs=outputs, folders=saes["folder"])
+print(record.name)

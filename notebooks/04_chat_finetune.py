@@ -15,10 +15,11 @@
 #
 # Prepares claims C4 and C8.
 #
-# **The claims** (the paper, section on chat finetuning). SAEs that saw only pretraining text may miss what matters in chat.
-# Finetuning on chat data closes about half of the gap between SAE probes and dense probes out of distribution (C4), and how
-# the chat SAE came about makes no systematic difference (C8). This notebook makes the SAEs and shows what finetuning changes;
-# notebook 05 probes with all of them.
+# **The claims** (the paper, section on chat finetuning). SAEs that saw only pretraining text may
+# miss what matters in chat. Finetuning on chat data closes about half of the gap between SAE probes
+# and dense probes out of distribution (C4), and how the chat SAE came about makes no systematic
+# difference (C8). This notebook makes the SAEs and shows what finetuning changes; notebook 05
+# probes with all of them.
 
 # %%
 import dataclasses
@@ -27,24 +28,27 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from IPython.display import Markdown
-from lib.base.files import relative, write_table
+from lib.base.files import write_table
 from lib.model import models, rollouts
 from lib.results import figures, records, tables
-from lib.sae import finetuning, folders, splice, token_blocks, training
+from lib.sae import finetuning, folders, harvest, splice, token_blocks, training
 from lib.sae.recipes import Recipe
 from lib.texts import corpora, datasets
 
 # %% [markdown]
 # ## Parameters
+# An SAE to begin with is a SAELens folder, a folder with Gemma Scope's `params.npz`, or
+# `release:sae_id`; one that is empty is trained here. `prompts_sae` saw pretraining text as user
+# prompts.
 
 # %% tags=["parameters"]
 profile = "embedded"
 device = "cpu"
 layer = 2  # block whose residual stream is trained on; notebook 05 chose it on validation
-base_sae = "data/pretrained/all-MiniLM-L6-v2-layer-2-base"  # SAELens folder, folder with params.npz, or release:sae_id; empty to train one
-prompts_sae = "data/pretrained/all-MiniLM-L6-v2-layer-2-prompts"  # of pretraining text as user prompts; empty to train one
-chat_corpus = "prompts"  # prompts (the training split in all wrappers) | rollouts | hf:<data set> | own:<corpus>
-pretraining_corpus = "docstrings"  # docstrings | pretraining | hf:<data set>; for held-out metrics, and for SAEs that are trained here
+base_sae = "data/pretrained/all-MiniLM-L6-v2-layer-2-base"  # or empty
+prompts_sae = "data/pretrained/all-MiniLM-L6-v2-layer-2-prompts"  # or empty
+chat_corpus = "prompts"  # prompts (in all wrappers) | rollouts | hf:<data set> | own:<corpus>
+pretraining_corpus = "docstrings"  # docstrings | pretraining | hf:<data set>
 n_rollouts = 2000  # of the model's own, where a corpus is own:…
 rollout_tokens = 128  # of a rollout, at most
 rollout_temperature = 1.0  # 0: greedy
@@ -63,135 +67,211 @@ sae_target_l0 = 30.0  # active latents per token
 finetune_lr = 4e-3  # of 5e-4 to 8e-3, by FVU on validation chat text
 scratch_lr = 1.6e-2  # of 4e-3 to 1.6e-2, in the same way
 resample_shares = [0.25]  # share of latents made anew before finetuning
-prompt_repeats = []  # copies of the probe's training prompts in the mix, such as [1, 4]; no test where chat text is those prompts
+prompt_repeats = []  # copies of the probe's training prompts in the mix, such as [1, 4]
 finetune_seeds = [0, 1, 2]
 n_bootstrap = 1000  # replicates over sequences, for the language-model loss
 split_seed = 1  # division of the passages into training and held-out ones
 
 # %% [markdown]
 # ## Inputs
-# Chat text for the SAEs and its held-out part, text that is no chat (public prose, or in the embedded profile docstrings), and
-# the probe's own training prompts. Validation and OOD prompts are in none of the training stores. In the embedded profile chat
-# text *is* the training prompts, in all wrappers: finetuning there means on the task's own kind of text, not on rollouts.
+# Chat text for the SAEs and its held-out part, text that is no chat (public prose, or in the
+# embedded profile docstrings), and the probe's own training prompts. Validation and OOD prompts are
+# in none of the training stores. In the embedded profile chat text *is* the training prompts, in
+# all wrappers: finetuning there means on the task's own kind of text, not on rollouts, and
+# `prompt_repeats` would test nothing.
 
 # %%
 run = records.start("04_chat_finetune", globals())
 prompts_path = records.output(run, "01_datasets", "prompts")
 prompts = datasets.load(prompts_path)
-made = records.read(run, "02_activations")["parameters"]
-model, reader = made["model"], models.Reader(made["model"], device, made["dtype"], context, store)
-sampling = rollouts.Sampling(n_rollouts, rollout_tokens, rollout_temperature, split_seed)
-parent, rng = run.folder / "activations", np.random.default_rng(split_seed)
+upstream = records.read(run, "02_activations")["parameters"]
+model = upstream["model"]
+reader = models.Reader(model, device, upstream["dtype"], context, store)
 probe_texts = prompts.loc[prompts["split"] == "train", "text"].tolist()
-if chat_corpus == "prompts":
-    templates = datasets.load_templates(records.read(run, "01_datasets")["parameters"]["dataset"])
-    chat_texts = [datasets.chat_texts(prompts, split, templates, rng) for split in ("train", "val")]
-else:
-    found = rollouts.corpus(chat_corpus, reader, sampling, probe_texts, run.folder / "rollouts", chat_tokens + held_out_tokens)
-    chat_texts = corpora.hold_out(found, 0.05, split_seed)
 
 # %%
+if chat_corpus == "prompts":
+    dataset = records.read(run, "01_datasets")["parameters"]["dataset"]
+    templates = datasets.load_templates(dataset)
+    rng = np.random.default_rng(split_seed)
+    chat_train, chat_val = (
+        datasets.chat_texts(prompts, split, templates, rng) for split in ("train", "val")
+    )
+else:
+    sampling = rollouts.Sampling(n_rollouts, rollout_tokens, rollout_temperature, split_seed)
+    wanted = chat_tokens + held_out_tokens
+    chat_texts = rollouts.corpus(
+        chat_corpus, reader, sampling, probe_texts, run.folder / "rollouts", wanted
+    )
+    chat_train, chat_val = corpora.hold_out(chat_texts, harvest.HELD_OUT_SHARE, split_seed)
 texts = corpora.corpus(pretraining_corpus, pretraining_tokens + held_out_tokens)
-chat = training.token_store(reader, chat_texts[0], layer, parent, chat_tokens, split_seed)
-chat_held_out = training.held_out_store(reader, chat_texts[1], layer, parent, held_out_tokens, split_seed)
-probe_prompts = training.token_store(reader, probe_texts, layer, parent, 0, split_seed) if any(prompt_repeats) else None
-pretraining, pretraining_held_out = training.token_stores(reader, texts, layer, parent, pretraining_tokens, held_out_tokens, split_seed)
+pretraining_train, pretraining_val = corpora.hold_out(texts, harvest.HELD_OUT_SHARE, split_seed)
+
+# %%
+parent = run.folder / "activations"
+chat = harvest.token_store(reader, chat_train, layer, parent, chat_tokens, split_seed)
+chat_held_out = harvest.held_out_store(
+    reader, chat_val, layer, parent, held_out_tokens, split_seed
+)
+probe_prompts = None
+if any(prompt_repeats):
+    probe_prompts = harvest.token_store(reader, probe_texts, layer, parent, 0, split_seed)
+pretraining = harvest.token_store(
+    reader, pretraining_train, layer, parent, pretraining_tokens, split_seed
+)
+pretraining_held_out = harvest.held_out_store(
+    reader, pretraining_val, layer, parent, held_out_tokens, split_seed
+)
+
+# %%
 held_out = {"chat": chat_held_out, pretraining_corpus: pretraining_held_out}
-sources = {"chat": chat, pretraining_corpus: pretraining} | ({"probe prompts": probe_prompts} if probe_prompts else {}) | {f"{k}, held out": v for k, v in held_out.items()}
-pd.Series({name: sum(token_blocks.counts(source)) for name, source in sources.items()}, name="tokens").to_frame()
+sources = {"chat": chat, pretraining_corpus: pretraining}
+sources |= {"probe prompts": probe_prompts} if probe_prompts else {}
+sources |= {f"{name}, held out": place for name, place in held_out.items()}
+counts = {name: sum(token_blocks.counts(source)) for name, source in sources.items()}
+pd.Series(counts, name="tokens").to_frame()
 
 # %% [markdown]
 # ## The SAEs to begin with
-# `pretraining SAE` saw pretraining text; `IT-formatted SAE` the same text wrapped as user prompts, as Gemma Scope's IT SAEs.
-# SAEs that are trained here also give an earlier checkpoint, from which finetuning ends at the base SAE's number of steps.
+# `pretraining SAE` saw pretraining text; `IT-formatted SAE` the same text wrapped as user prompts,
+# as Gemma Scope's IT SAEs. SAEs that are trained here also give an earlier checkpoint, from which
+# finetuning ends at the base SAE's number of steps.
 
 # %%
-starts = {"pretraining SAE": folders.locate(base_sae), "IT-formatted SAE": folders.locate(prompts_sae)}
+starts = {
+    "pretraining SAE": folders.locate(base_sae),
+    "IT-formatted SAE": folders.locate(prompts_sae),
+}
 options = {"device": device, "buffer_tokens": buffer_tokens}
-recipe = Recipe(d_sae=base_d_sae if not base_sae else folders.load(base_sae).cfg.d_sae, target_l0=sae_target_l0, tokens=base_train_tokens)
+d_sae = folders.load(base_sae).cfg.d_sae if base_sae else base_d_sae
+recipe = Recipe(d_sae=d_sae, target_l0=sae_target_l0, tokens=base_train_tokens)
 if not base_sae:
-    earlier = dataclasses.replace(recipe, stop_tokens=max(base_train_tokens - finetune_tokens, recipe.batch_tokens))
-    for name, trained in {"pretraining SAE": recipe, "earlier checkpoint": earlier}.items():
-        starts[name] = training.train(trained, pretraining, pretraining_held_out, run.folder / "saes", **options)
+    stop_tokens = max(base_train_tokens - finetune_tokens, recipe.batch_tokens)
+    earlier = dataclasses.replace(recipe, stop_tokens=stop_tokens)
+    for name, begun in {"pretraining SAE": recipe, "earlier checkpoint": earlier}.items():
+        starts[name] = training.train(
+            begun, pretraining, pretraining_held_out, run.folder / "saes", **options
+        )
 if not prompts_sae:
-    wrapped = corpora.as_user_prompts(corpora.hold_out(texts, 0.05, split_seed)[0])
-    as_prompts = training.token_store(reader, wrapped, layer, parent, pretraining_tokens, split_seed)
-    starts["IT-formatted SAE"] = training.train(recipe, as_prompts, pretraining_held_out, run.folder / "saes", **options)
+    wrapped = corpora.as_user_prompts(pretraining_train)
+    as_prompts = harvest.token_store(
+        reader, wrapped, layer, parent, pretraining_tokens, split_seed
+    )
+    starts["IT-formatted SAE"] = training.train(
+        recipe, as_prompts, pretraining_held_out, run.folder / "saes", **options
+    )
 {name: Path(place).name for name, place in starts.items()}
 
 # %% [markdown]
 # ## Method
-# All SAEs are JumpReLU with the L0 penalty at one target L0 (notebook 03). Finetuning starts at the given weights with a new
-# optimiser, and rescales to the chat activations. *Resampling* replaces the latents that fire least on chat tokens by unit
-# residuals of badly reconstructed tokens. *prompts ×n* mixes n copies of the probe's training prompts into the chat tokens.
+# All SAEs are JumpReLU with the L0 penalty at one target L0 (notebook 03). Finetuning starts at the
+# given weights with a new optimiser, and rescales to the chat activations. *Resampling* replaces
+# the latents that fire least on chat tokens by unit residuals of badly reconstructed tokens.
+# *prompts ×n* mixes n copies of the probe's training prompts into the chat tokens.
 
 # %%
 d_sae_start = folders.load(starts["pretraining SAE"]).cfg.d_sae
-recipe = Recipe(d_sae=d_sae_start, target_l0=sae_target_l0, tokens=finetune_tokens, lr=finetune_lr)
-ways = finetuning.variants(starts, {"tokens": scratch_tokens, "lr": scratch_lr}, resample_shares, prompt_repeats)
-trained = finetuning.train_variants(ways, recipe, finetune_seeds, chat, probe_prompts, chat_held_out, run.folder / "saes", **options)
-before = pd.DataFrame([{"variant": name, "seed": None, "start": None, "folder": relative(path)} for name, path in starts.items()])
-saes = pd.concat([before, trained], ignore_index=True)
+recipe = Recipe(
+    d_sae=d_sae_start, target_l0=sae_target_l0, tokens=finetune_tokens, lr=finetune_lr
+)
+scratch = {"tokens": scratch_tokens, "lr": scratch_lr}
+ways = finetuning.variants(starts, scratch, resample_shares, prompt_repeats)
+tokens = finetuning.Tokens(chat, probe_prompts, chat_held_out)
+trained = finetuning.train_variants(
+    ways, recipe, finetune_seeds, tokens, run.folder / "saes", **options
+)
+saes = pd.concat([finetuning.untrained(starts), trained], ignore_index=True)
 measured = finetuning.measure(saes, held_out, device)
 summary = finetuning.over_seeds(measured)
 
 # %% [markdown]
 # ## Reconstruction before and after
-# **What to look for:** finetuning lowers FVU on chat and raises it on the other text. **What would speak against finetuning
-# having worked:** chat FVU at the level of the SAEs it began with, or far above the SAE from scratch.
+# **What to look for:** finetuning lowers FVU on chat and raises it on the other text. **What would
+# speak against finetuning having worked:** chat FVU at the level of the SAEs it began with, or far
+# above the SAE from scratch.
 
 # %%
-caption = f"Profile {profile}, layer {layer}, {d_sae_start:,} latents, held-out tokens. Bars: 95 % t interval over {len(finetune_seeds)} seeds (none for the first SAEs)."
-for metric, label in (("fvu", "FVU (fraction of variance)"), ("l0", "L0 (active latents per token)")):
+caption = (
+    f"Profile {profile}, layer {layer}, {d_sae_start:,} latents, held-out tokens. "
+    f"Bars: 95 % t interval over {len(finetune_seeds)} seeds (none for the first SAEs)."
+)
+labels = {"fvu": "FVU (fraction of variance)", "l0": "L0 (active latents per token)"}
+for metric, label in labels.items():
     figure = figures.points(summary[summary["metric"] == metric], "variant", "text", xlabel=label)
     display(figures.save(figure, run.figures, f"04_{metric}", caption))
 
 # %% [markdown]
 # ## Language-model loss with the SAE spliced in
-# The reconstruction takes the place of the residual stream, and the model goes on from there: `delta_lm_loss` is what its loss per
-# token rises by, and the loss recovered is 1 for a perfect SAE and 0 for one no better than zeros. Only a causal model has such a loss.
-# **What to look for:** finetuning lowers the delta on chat. **What would speak against it:** a delta on chat that stays.
+# The reconstruction takes the place of the residual stream, and the model goes on from there:
+# `delta_lm_loss` is what its loss per token rises by, and the loss recovered is 1 for a perfect SAE
+# and 0 for one no better than zeros. Only a causal model has such a loss. **What to look for:**
+# finetuning lowers the delta on chat. **What would speak against it:** a delta on chat that stays.
 
 # %%
-losses, bridge = pd.DataFrame(columns=["metric", "variant", "text", "value", "low", "high", "n"]), reader.bridge()
+columns = ["metric", "variant", "text", "value", "low", "high", "n"]
+losses, bridge = pd.DataFrame(columns=columns), reader.bridge()
 if lm_loss_tokens and models.is_causal(bridge):
-    held_texts = {"chat": chat_texts[1], pretraining_corpus: corpora.hold_out(texts, 0.05, split_seed)[1]}
-    windows = {name: corpora.first_tokens(models.split_tokens(bridge, part, context), lm_loss_tokens, split_seed) for name, part in held_texts.items()}
+    windows = {}
+    for name, part in {"chat": chat_val, pretraining_corpus: pretraining_val}.items():
+        token_ids = models.split_tokens(bridge, part, context)
+        windows[name] = corpora.first_tokens(token_ids, lm_loss_tokens, split_seed)
     losses = splice.measure(bridge, saes, windows, layer, n_bootstrap, split_seed)
-    caption = f"Profile {profile}, {model}, layer {layer}, {', '.join(f'{n:,.0f} tokens of {text}' for text, n in losses.groupby('text')['n'].first().items())}; 95 % bootstrap over sequences."
+    sizes = losses.groupby("text")["n"].first()
+    counted = ", ".join(f"{n:,.0f} tokens of {text}" for text, n in sizes.items())
+    caption = (
+        f"Profile {profile}, {model}, layer {layer}, {counted}; 95 % bootstrap over sequences."
+    )
     delta = losses[losses["metric"] == "delta_lm_loss"]
-    display(figures.save(figures.points(delta, "variant", "text", xlabel="rise of the loss (nats per token)"), run.figures, "04_lm_loss", caption))
-shown = losses.assign(shown=[tables.text(row) for row in losses.itertuples()], column=losses["metric"] + " (" + losses["text"] + ")")
-shown.pivot(index="variant", columns="column", values="shown") if len(losses) else Markdown(f"Not applicable: {model} is no causal language model.")
+    label = "rise of the loss (nats per token)"
+    figure = figures.points(delta, "variant", "text", xlabel=label)
+    display(figures.save(figure, run.figures, "04_lm_loss", caption))
+
+# %%
+if len(losses):
+    display(tables.in_columns(finetuning.with_text(losses), "variant", "measure"))
+else:
+    display(Markdown(f"Not applicable: {model} is no causal language model."))
 
 # %% [markdown]
 # ## Drift, dead and high-frequency latents
-# Cosine of each decoder row with its own row before, and the share of latents below 0.9. Latents are counted on held-out
-# tokens; dead is the share that never fires there.
+# Cosine of each decoder row with its own row before, and the share of latents below 0.9. Latents
+# are counted on held-out tokens; dead is the share that never fires there.
 
 # %%
-summary.assign(
-    shown=[tables.text(row) for row in summary.itertuples()], column=summary["metric"] + " (" + summary["text"] + ")"
-).query("metric != 'fvu' and metric != 'l0'").pivot(index="variant", columns="column", values="shown").reindex(summary["variant"].unique())
+others = summary[~summary["metric"].isin(list(labels))]
+tables.in_columns(finetuning.with_text(others), "variant", "measure")
 
 # %% [markdown]
 # ## Takeaway
 
 # %%
-value = {(row.variant, row.text, row.metric): tables.text(row) for row in summary.itertuples()}
+fvu = tables.in_columns(summary[summary["metric"] == "fvu"], "variant", "text")
+moved = tables.in_columns(summary[summary["text"] == finetuning.DECODER], "variant", "metric")
 first = "finetuned from pretraining SAE"
-delta = {row.variant: tables.text(row) for row in losses.itertuples() if row.metric == "delta_lm_loss" and row.text == "chat"}
-spliced = f" Spliced in, it adds {delta['pretraining SAE']} nats per token of chat before, {delta[first]} after." if delta else ""
+spliced = ""
+if len(losses):
+    on_chat = losses[(losses["metric"] == "delta_lm_loss") & (losses["text"] == "chat")]
+    delta = dict(zip(on_chat["variant"], tables.texts(on_chat)))
+    spliced = (
+        f" Spliced in, it adds {delta['pretraining SAE']} nats per token of chat before, "
+        f"{delta[first]} after."
+    )
 Markdown(
-    f"FVU on chat: {value['pretraining SAE', 'chat', 'fvu']} before, {value[first, 'chat', 'fvu']} after finetuning, "
-    f"{value['from scratch', 'chat', 'fvu']} from scratch. On {pretraining_corpus}: {value['pretraining SAE', pretraining_corpus, 'fvu']} before, "
-    f"{value[first, pretraining_corpus, 'fvu']} after.{spliced} Decoder rows keep a mean cosine of {value[first, finetuning.DECODER, 'cosine']}; "
-    f"{value[first, finetuning.DECODER, 'moved']} of the latents moved. Tokens seen: {finetune_tokens:,} in finetuning, {scratch_tokens:,} from "
-    "scratch. Intervals are over seeds of finetuning; there is one SAE of each kind to begin with, and its noise is in no interval."
+    f"FVU on chat: {fvu.loc['pretraining SAE', 'chat']} before, {fvu.loc[first, 'chat']} after "
+    f"finetuning, {fvu.loc['from scratch', 'chat']} from scratch. On {pretraining_corpus}: "
+    f"{fvu.loc['pretraining SAE', pretraining_corpus]} before, "
+    f"{fvu.loc[first, pretraining_corpus]} after.{spliced} Decoder rows keep a mean cosine of "
+    f"{moved.loc[first, 'cosine']}; {moved.loc[first, 'moved']} of the latents moved. Tokens seen: "
+    f"{finetune_tokens:,} in finetuning, {scratch_tokens:,} from scratch. Intervals are over seeds "
+    "of finetuning; there is one SAE of each kind to begin with, and its noise is in no interval."
 )
 
 # %%
-list_path = write_table(run.results / "chat_saes.parquet", saes.assign(seed=saes["seed"].astype("Int64")))
+chat_saes = saes.assign(seed=saes["seed"].astype("Int64"))
+list_path = write_table(run.results / "chat_saes.parquet", chat_saes)
 headline = pd.concat([summary, losses], ignore_index=True) if len(losses) else summary
-table, kept = pd.concat([measured, headline], ignore_index=True), [source for source in sources.values() if isinstance(source, Path)]
-records.write(run, table, headline, inputs=[prompts_path, *kept], outputs={"saes": list_path}, folders=saes["folder"]).name
+values = pd.concat([measured, headline], ignore_index=True)
+inputs = [prompts_path, *(source for source in sources.values() if isinstance(source, Path))]
+record = records.write(run, values, headline,
+                       inputs=inputs, outputs={"saes": list_path}, folders=saes["folder"])
+print(record.name)

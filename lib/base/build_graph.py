@@ -6,8 +6,10 @@ library only; run as ``python -m lib.base.build_graph PROFILE``.
 """
 
 import ast
+import functools
 import hashlib
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,25 @@ SHIPPED = {  # module -> shipped files that it reads
 def text_hash(text: str) -> str:
     """SHA-256 of a text."""
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def code_hash(paths: Iterable[Path]) -> str:
+    """SHA-256 of what Python files do, in the order given: docstrings, comments and the layout of lines do not count.
+
+    Raises:
+        SyntaxError: a file that is no Python.
+    """
+    return text_hash("\n\n".join(_bare_code(path.read_text(encoding="utf-8")) for path in paths))
+
+
+@functools.lru_cache(maxsize=64)  # a grid of trainings asks for the same files again and again
+def _bare_code(source: str) -> str:
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        may_have_one = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        if may_have_one and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return ast.unparse(tree)
 
 
 def notebooks() -> list[Path]:

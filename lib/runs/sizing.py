@@ -16,6 +16,7 @@ from huggingface_hub import try_to_load_from_cache
 from lib.base import build_graph
 from lib.base.files import DATA
 from lib.model import chat, models
+from lib.sae import architectures
 from lib.sae.folders import locate
 
 TOKENS_PER_PROMPT = 80
@@ -113,8 +114,15 @@ def _prompts(v: dict[str, Any]) -> int:
 
 
 def _architectures(v: dict[str, Any]) -> int:
-    gated = "gated" in v["comparators"]
-    return len(v["seeds"]) * ((1 + len(v["f0s"]) + len(v["comparators"]) - gated) * len(v["target_l0s"]) + gated * len(v["gated_coefficients"]))
+    """SAEs that notebook 03 trains.
+
+    Raises:
+        ValueError: an unknown architecture among the comparators.
+    """
+    by_field = {"target_l0": v["target_l0s"], "coefficient": v["gated_coefficients"]}
+    jumprelu = (1 + len(v["f0s"])) * len(architectures.sparsities("jumprelu", by_field))
+    compared = sum(len(architectures.sparsities(name, by_field)) for name in dict.fromkeys(v["comparators"]))
+    return len(v["seeds"]) * (jumprelu + compared)
 
 
 def _bytes(shape: dict[str, Any], d_sae: int) -> int:

@@ -1,4 +1,4 @@
-"""SAELens' own training classes as comparators: Gated, TopK, BatchTopK and Matryoshka on the same inputs and in the same loop."""
+"""SAELens' own training classes as comparators, on the same inputs and in our loop: Gated, TopK and its kin."""
 
 from typing import Any
 
@@ -6,15 +6,50 @@ import torch
 from jaxtyping import Float
 from sae_lens import SAE
 from sae_lens.saes import batchtopk_sae, gated_sae, matryoshka_batchtopk_sae, topk_sae
-from sae_lens.saes.sae import SAEMetadata, TrainStepInput
+from sae_lens.saes.sae import SAEMetadata, TrainingSAE, TrainingSAEConfig, TrainStepInput
 from torch import Tensor
 
 from lib.sae.recipes import Recipe, batch_metrics, scaling
 
 
+def gated(recipe: Recipe, calibration: Float[Tensor, "tokens d_model"]) -> "SAELensTrainer":
+    """Gated SAE (arXiv 2404.16014); ``recipe.coefficient`` is that of its L1 penalty."""
+    config = gated_sae.GatedTrainingSAEConfig(**_sizes(recipe, calibration), l1_coefficient=recipe.coefficient)
+    return SAELensTrainer(recipe, calibration, gated_sae.GatedTrainingSAE, config)
+
+
+def topk(recipe: Recipe, calibration: Float[Tensor, "tokens d_model"]) -> "SAELensTrainer":
+    """TopK SAE (arXiv 2406.04093); k is ``recipe.target_l0``, rounded."""
+    config = topk_sae.TopKTrainingSAEConfig(**_sizes(recipe, calibration), k=round(recipe.target_l0))
+    return SAELensTrainer(recipe, calibration, topk_sae.TopKTrainingSAE, config)
+
+
+def batchtopk(recipe: Recipe, calibration: Float[Tensor, "tokens d_model"]) -> "SAELensTrainer":
+    """BatchTopK SAE (arXiv 2412.06410); k is ``recipe.target_l0``, a mean over the batch."""
+    config = batchtopk_sae.BatchTopKTrainingSAEConfig(**_sizes(recipe, calibration), k=recipe.target_l0)
+    return SAELensTrainer(recipe, calibration, batchtopk_sae.BatchTopKTrainingSAE, config)
+
+
+def matryoshka(recipe: Recipe, calibration: Float[Tensor, "tokens d_model"]) -> "SAELensTrainer":
+    """Matryoshka BatchTopK SAE (arXiv 2503.17547), nested at a sixteenth and a quarter of the latents, and all."""
+    config = matryoshka_batchtopk_sae.MatryoshkaBatchTopKTrainingSAEConfig(
+        **_sizes(recipe, calibration),
+        k=recipe.target_l0,
+        matryoshka_widths=[recipe.d_sae // 16, recipe.d_sae // 4, recipe.d_sae],
+    )
+    return SAELensTrainer(recipe, calibration, matryoshka_batchtopk_sae.MatryoshkaBatchTopKTrainingSAE, config)
+
+
+def _sizes(recipe: Recipe, calibration: Tensor) -> dict[str, int]:
+    return {"d_in": calibration.shape[1], "d_sae": recipe.d_sae}
+
+
 def _fold_scaling(sae: SAE, mean: Tensor, scale: float) -> SAE:
-    """Make an SAE on (x − mean) / scale one on x: with b_dec' = mean + scale·b_dec taken off the input, every
-    pre-activation is scale times the old one, so biases and thresholds are scaled too."""
+    """Make an SAE on (x − mean) / scale one on x.
+
+    With b_dec' = mean + scale·b_dec taken off the input, every pre-activation is scale times the old one, so biases
+    and thresholds are scaled too.
+    """
     if not sae.cfg.apply_b_dec_to_input:
         raise ValueError(f"{type(sae).__name__} without apply_b_dec_to_input cannot be rescaled here")
     for name, parameter in sae.named_parameters():
@@ -25,53 +60,54 @@ def _fold_scaling(sae: SAE, mean: Tensor, scale: float) -> SAE:
 
 
 class SAELensTrainer:
-    """Gated, TopK, BatchTopK and Matryoshka from SAELens' training classes, on the same normalised inputs.
+    """The trainer of one of SAELens' training classes, on the same normalised inputs as JumpReLU's.
 
-    SAELens' defaults, but for what the recipe sets: k, the sparsity coefficient of gated, the learning rate and its
-    schedule. Dead latents (unused for ``dead_after`` steps) are passed on to the classes' own auxiliary losses.
+    SAELens' defaults, but for what ``config`` sets, and the learning rate and its schedule. Dead latents (unused for
+    ``dead_after`` steps) are passed on to the classes' own auxiliary losses.
     """
 
-    def __init__(self, recipe: Recipe, calibration: Float[Tensor, "tokens d_model"]):
+    def __init__(
+        self,
+        recipe: Recipe,
+        calibration: Float[Tensor, "tokens d_model"],
+        sae_class: type[TrainingSAE],
+        config: TrainingSAEConfig,
+    ):
         self.recipe = recipe
         self.mean, self.scale = scaling(calibration)
         torch.manual_seed(recipe.seed)
-        config, build = self._config(calibration.shape[1])
-        self.sae = build(config).to(calibration.device)
+        self.sae = sae_class(config).to(calibration.device)
         self.optimizer = torch.optim.Adam(self.sae.parameters(), lr=recipe.lr, fused=True)
         self.unused = calibration.new_zeros(recipe.d_sae)
         self.steps = 0
-
-    def _config(self, d_model: int):
-        r = self.recipe
-        common = {"d_in": d_model, "d_sae": r.d_sae}
-        if r.architecture == "gated":
-            return gated_sae.GatedTrainingSAEConfig(**common, l1_coefficient=r.coefficient), gated_sae.GatedTrainingSAE
-        if r.architecture == "topk":
-            return topk_sae.TopKTrainingSAEConfig(**common, k=round(r.target_l0)), topk_sae.TopKTrainingSAE
-        if r.architecture == "batchtopk":
-            return batchtopk_sae.BatchTopKTrainingSAEConfig(**common, k=r.target_l0), batchtopk_sae.BatchTopKTrainingSAE
-        module = matryoshka_batchtopk_sae
-        widths = [r.d_sae // 16, r.d_sae // 4, r.d_sae]
-        config = module.MatryoshkaBatchTopKTrainingSAEConfig(**common, k=r.target_l0, matryoshka_widths=widths)
-        return config, module.MatryoshkaBatchTopKTrainingSAE
 
     def step(self, x: Float[Tensor, "tokens d_model"], lr_factor: float) -> dict[str, float]:
         """See ``Trainer``."""
         x = (x - self.mean) / self.scale
         self.sae.train()
-        coefficients = {name: c if isinstance(c, float | int) else c.value for name, c in self.sae.get_coefficients().items()}
         dead = self.unused > self.recipe.dead_after
-        given = TrainStepInput(sae_in=x, coefficients=coefficients, dead_neuron_mask=dead, n_training_steps=self.steps, is_logging_step=False)
-        found = self.sae.training_forward_pass(given)
+        inputs = TrainStepInput(
+            sae_in=x,
+            coefficients=self._coefficients(),
+            dead_neuron_mask=dead,
+            n_training_steps=self.steps,
+            is_logging_step=False,
+        )
+        output = self.sae.training_forward_pass(inputs)
         self.optimizer.zero_grad()
-        found.loss.backward()
+        output.loss.backward()
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.lr * lr_factor
         self.optimizer.step()
         self.steps += 1
-        frequency = (found.feature_acts.detach() > 0).float().mean(0)
+        frequency = (output.feature_acts.detach() > 0).float().mean(0)
         self.unused = torch.where(frequency > 0, 0.0, self.unused + 1)
-        return batch_metrics(found.sae_out.detach() - x, x, frequency, int(dead.sum()))
+        return batch_metrics(output.sae_out.detach() - x, x, frequency, int(dead.sum()))
+
+    def _coefficients(self) -> dict[str, float]:
+        """SAELens gives a coefficient as a number, or as a schedule that holds one."""
+        coefficients = self.sae.get_coefficients()
+        return {name: c if isinstance(c, float | int) else c.value for name, c in coefficients.items()}
 
     def finish(self, x: Float[Tensor, "tokens d_model"]) -> None:
         """Nothing to do: SAELens' classes hold their own L0."""
@@ -89,7 +125,12 @@ class SAELensTrainer:
 
     def state(self) -> dict[str, Any]:
         """See ``Trainer``."""
-        return {"sae": self.sae.state_dict(), "optimizer": self.optimizer.state_dict(), "unused": self.unused, "steps": self.steps}
+        return {
+            "sae": self.sae.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "unused": self.unused,
+            "steps": self.steps,
+        }
 
     def load_state(self, state: dict[str, Any]) -> None:
         """See ``Trainer``."""

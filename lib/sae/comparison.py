@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -9,38 +10,94 @@ import torch
 from jaxtyping import Float
 from sae_lens import SAE
 
-from lib.sae import folders
+from lib.sae import architectures, folders
 from lib.sae.recipes import Recipe
 from lib.sae.token_blocks import Source
 from lib.sae.training import train
 from lib.stats.metrics import Estimate, t_interval
 
+BASELINE = "JumpReLU, L0"
+OF_ESTIMATES = ["metric", "variant", *Estimate._fields, "unit"]
 
-def recipes(base: Recipe, variants: dict[str, dict], sparsities: dict[str, list[int | float]], seeds: list[int]) -> dict[tuple[str, int | float, int], Recipe]:
-    """Recipes of a grid, by (variant, sparsity, seed). ``variants`` holds what differs from ``base``; a gated SAE's
-    sparsity is its coefficient, every other one's is ``target_l0``."""
+
+class Cell(NamedTuple):
+    """The place of an SAE in a grid of trainings."""
+
+    variant: str
+    sparsity: int | float
+    seed: int
+
+
+def quadratic_frequency(f0: float) -> str:
+    """The variant's name of JumpReLU with the quadratic-frequency penalty."""
+    return f"JumpReLU, QF f₀={f0}"
+
+
+def variants(f0s: list[float], comparators: list[str], lrs: dict[str, float]) -> dict[str, dict[str, Any]]:
+    """What the variants of a comparison change in a recipe, by name: ``BASELINE`` first, QF penalties, comparators.
+
+    ``lrs`` holds the comparators' learning rates by the field that steers them, for those whose entry in
+    ``ARCHITECTURES`` has none of its own.
+
+    Raises:
+        ValueError: an unknown architecture.
+    """
+    changes: dict[str, dict[str, Any]] = {BASELINE: {}}
+    for f0 in f0s:
+        changes[quadratic_frequency(f0)] = {"penalty": "quadratic_frequency", "f0": f0}
+    for name in comparators:
+        entry = architectures.architecture(name)
+        lr = lrs[entry.steered_by] if entry.lr is None else entry.lr
+        changes[name] = {"architecture": name, "lr": lr}
+    return changes
+
+
+def recipes(
+    base: Recipe, variants: dict[str, dict[str, Any]], sparsities: dict[str, list[int | float]], seeds: list[int]
+) -> dict[Cell, Recipe]:
+    """Recipes of a grid, by cell. ``variants`` holds what differs from ``base``, ``sparsities`` the values of each
+    field that steers an architecture: ``target_l0`` and ``coefficient``.
+
+    Raises:
+        ValueError: an unknown architecture, or an impossible recipe.
+    """
     grid = {}
     for variant, change in variants.items():
-        architecture = change.get("architecture", base.architecture)
-        name = "coefficient" if architecture == "gated" else "target_l0"
-        for sparsity in sparsities[name]:
+        changed = dataclasses.replace(base, **change)
+        field = architectures.architecture(changed.architecture).steered_by
+        for sparsity in architectures.sparsities(changed.architecture, sparsities):
             for seed in seeds:
-                grid[variant, sparsity, seed] = dataclasses.replace(base, **change, **{name: sparsity}, seed=seed).check()
+                recipe = dataclasses.replace(changed, **{field: sparsity}, seed=seed)
+                grid[Cell(variant, sparsity, seed)] = architectures.check(recipe)
     return grid
 
 
-def train_grid(grid: dict[tuple[str, int | float, int], Recipe], store: Source, held_out: Path, parent: Path, **options) -> pd.DataFrame:
-    """Train (or find) every SAE of a grid, with ``options`` of ``train``; a row each with its held-out metrics, speed and folder."""
+def train_grid(
+    grid: dict[Cell, Recipe], store: Source, held_out: Path, parent: Path, **options: Any
+) -> pd.DataFrame:
+    """Train (or find) every SAE of a grid, with ``options`` of ``train``.
+
+    A row each: variant, sparsity, seed, tokens_per_s, folder, and the held-out metrics.
+    """
     rows = []
-    for (variant, sparsity, seed), recipe in grid.items():
+    for cell, recipe in grid.items():
         folder = train(recipe, store, held_out, parent, **options)
         record = folders.training_record(folder)
-        row = {"variant": variant, "sparsity": sparsity, "seed": seed, "tokens_per_s": record["tokens_per_s"], "folder": folder}
+        row = cell._asdict() | {"tokens_per_s": record["tokens_per_s"], "folder": folder}
         rows.append(row | record["held_out"])
     return pd.DataFrame(rows)
 
 
-def matched_difference(table: pd.DataFrame, variant: str, baseline: str, l0: list[int | float]) -> tuple[Estimate, pd.DataFrame]:
+def pareto(table: pd.DataFrame, panel: str) -> pd.DataFrame:
+    """Mean L0 and FVU over the seeds of each variant and sparsity, and the range of FVU, for ``figures.curves``."""
+    by_setting = table.groupby(["variant", "sparsity"], sort=False)
+    points = by_setting.agg(l0=("l0", "mean"), value=("fvu", "mean"), low=("fvu", "min"), high=("fvu", "max"))
+    return points.reset_index().assign(panel=panel)
+
+
+def matched_difference(
+    table: pd.DataFrame, variant: str, baseline: str, l0: list[int | float]
+) -> tuple[Estimate, pd.DataFrame]:
     """FVU of ``variant`` minus ``baseline`` at equal L0, with a 95 % t interval, and the single differences.
 
     FVU is interpolated linearly in log L0 within each seed; an L0 that one of the two curves does not span is left
@@ -49,29 +106,61 @@ def matched_difference(table: pd.DataFrame, variant: str, baseline: str, l0: lis
     """
     rows = []
     for seed in sorted(set(table["seed"])):
-        curves = [table[(table["variant"] == name) & (table["seed"] == seed)].sort_values("l0") for name in (variant, baseline)]
-        if any(curve.empty for curve in curves):
+        of_seed = table[table["seed"] == seed]
+        ours, theirs = (of_seed[of_seed["variant"] == name].sort_values("l0") for name in (variant, baseline))
+        if ours.empty or theirs.empty:
             continue
-        low, high = max(curve["l0"].min() for curve in curves), min(curve["l0"].max() for curve in curves)
-        for value in (v for v in l0 if low <= v <= high):
-            ours, theirs = (np.interp(np.log(value), np.log(curve["l0"]), curve["fvu"]) for curve in curves)
-            rows.append({"seed": seed, "l0": value, "difference": ours - theirs})
-    found = pd.DataFrame(rows, columns=["seed", "l0", "difference"])
-    found["difference"] = found["difference"].astype(float)
-    by_seed = found.groupby("seed")["difference"].mean()
-    return t_interval(by_seed.to_numpy())._replace(n=len(found), n_groups=len(by_seed)), found
+        low = max(ours["l0"].min(), theirs["l0"].min())
+        high = min(ours["l0"].max(), theirs["l0"].max())
+        for value in l0:
+            if low <= value <= high:
+                difference = _fvu_at(ours, value) - _fvu_at(theirs, value)
+                rows.append({"seed": seed, "l0": value, "difference": difference})
+    differences = pd.DataFrame(rows, columns=["seed", "l0", "difference"])
+    differences["difference"] = differences["difference"].astype(float)
+    by_seed = differences.groupby("seed")["difference"].mean()
+    estimate = t_interval(by_seed.to_numpy())._replace(n=len(differences), n_groups=len(by_seed))
+    return estimate, differences
+
+
+def _fvu_at(curve: pd.DataFrame, l0: int | float) -> float:
+    return np.interp(np.log(l0), np.log(curve["l0"]), curve["fvu"])
+
+
+def fvu_costs(table: pd.DataFrame, l0: list[int | float]) -> pd.DataFrame:
+    """:func:`matched_difference` of every variant from ``BASELINE``: rows of ``fvu_cost_at_matched_l0``."""
+    rows = []
+    for variant in table["variant"].unique():
+        if variant != BASELINE:
+            cost, _ = matched_difference(table, variant, BASELINE, l0)
+            about = {"metric": "fvu_cost_at_matched_l0", "variant": variant, "unit": "fraction of variance"}
+            rows.append(about | cost._asdict())
+    return pd.DataFrame(rows, columns=OF_ESTIMATES)
+
+
+def frequent_latents(table: pd.DataFrame, least_l0: int | float) -> pd.DataFrame:
+    """High-frequency latents of each variant, a mean over its SAEs above ``least_l0`` with a t interval over seeds."""
+    dense_enough = table[table["l0"] > least_l0]
+    by_seed = dense_enough.groupby(["variant", "seed"], sort=False)["high_frequency"].mean()
+    rows = []
+    for variant in dense_enough["variant"].unique():
+        estimate = t_interval(by_seed[variant].to_numpy())
+        rows.append({"metric": "high_frequency", "variant": variant, "unit": "latents"} | estimate._asdict())
+    return pd.DataFrame(rows, columns=OF_ESTIMATES)
 
 
 @torch.no_grad()
-def descendants(before: SAE, after: SAE, frequency: Float[np.ndarray, " d_sae"], cosine: float = 0.5) -> pd.DataFrame:
+def descendants(
+    before: SAE, after: SAE, frequency: Float[np.ndarray, " d_sae"], cosine: float = 0.5
+) -> pd.DataFrame:
     """For each high-frequency latent of ``before``: its nearest decoder row in ``after`` and how many are near.
 
     Columns: latent, frequency, best (largest cosine), near (number of rows with a cosine above ``cosine``). A
     latent that was split has several near rows.
     """
     latents = np.flatnonzero(frequency > folders.HIGH_FREQUENCY)
-    rows = [torch.nn.functional.normalize(sae.W_dec.float(), dim=1) for sae in (before, after)]
-    similarity = rows[0][latents] @ rows[1].T
+    rows_before, rows_after = (torch.nn.functional.normalize(sae.W_dec.float(), dim=1) for sae in (before, after))
+    similarity = rows_before[latents] @ rows_after.T
     best = similarity.amax(1).numpy() if len(latents) else np.zeros(0)
     near = (similarity > cosine).sum(1).numpy()
     return pd.DataFrame({"latent": latents, "frequency": frequency[latents], "best": best, "near": near})

@@ -14,10 +14,11 @@ from lib.sae import folders
 from lib.sae.recipes import Recipe
 from lib.sae.token_blocks import Source, load_tokens
 from lib.sae.training import train
-from lib.stats.metrics import Estimate, t_interval
+from lib.stats.metrics import t_interval
 
 DECODER = "decoder rows"  # stands for a text where a metric needs none
 MOVED = 0.9  # a latent has moved if the cosine of its decoder row before and after is below this
+METRICS = ("fvu", "l0", "dead", "high_frequency")  # of :func:`lib.sae.folders.evaluate`
 
 
 class Variant(NamedTuple):
@@ -29,32 +30,50 @@ class Variant(NamedTuple):
     repeats: int = 0
 
 
+class Tokens(NamedTuple):
+    """What chat SAEs are trained and measured on. ``prompts`` are the probe's training prompts, None where no variant
+    repeats them."""
+
+    chat: Source
+    prompts: Source | None
+    held_out: Path
+
+
 def variants(
     starts: dict[str, Path | str], scratch: dict, resample_shares: list[float], prompt_repeats: list[int]
 ) -> dict[str, Variant]:
     """The paper's ways to a chat SAE: finetuned from each of ``starts`` (the first is the base SAE, which the other
     changes begin from), with latents resampled, with probe prompts in the mixture, and from scratch."""
     base = next(iter(starts.values()))
-    found = {f"finetuned from {name}": Variant(path, {}) for name, path in starts.items()}
-    found |= {f"resampled {share:.0%}": Variant(base, {"resample": share}) for share in resample_shares}
-    found |= {f"prompts ×{n}": Variant(base, {}, n) for n in prompt_repeats}
-    return found | {"from scratch": Variant(None, scratch)}
+    ways = {f"finetuned from {name}": Variant(path, {}) for name, path in starts.items()}
+    ways |= {f"resampled {share:.0%}": Variant(base, {"resample": share}) for share in resample_shares}
+    ways |= {f"prompts ×{n}": Variant(base, {}, n) for n in prompt_repeats}
+    return ways | {"from scratch": Variant(None, scratch)}
+
+
+def untrained(starts: dict[str, Path | str]) -> pd.DataFrame:
+    """The rows of :func:`train_variants` for the SAEs to begin with: they have no seed and no start."""
+    rows = [
+        {"variant": name, "seed": None, "start": None, "folder": relative(place)} for name, place in starts.items()
+    ]
+    return pd.DataFrame(rows)
 
 
 def train_variants(
-    found: dict[str, Variant], recipe: Recipe, seeds: list[int], chat: Source, prompts: Source | None, held_out: Path, parent: Path, **options: Any
+    ways: dict[str, Variant], recipe: Recipe, seeds: list[int], tokens: Tokens, parent: Path, **options: Any
 ) -> pd.DataFrame:
-    """Train (or find) every variant with every seed, with ``options`` of ``train``: columns variant, seed, start (folder or None), folder.
+    """Train (or find) every variant with every seed, with ``options`` of ``train``.
 
-    ``prompts`` are the probe's training prompts, None where no variant repeats them.
+    Columns variant, seed, start (folder or None), folder.
     """
     rows = []
-    for name, variant in found.items():
-        stores = [chat] + [prompts] * variant.repeats
+    for name, variant in ways.items():
+        stores = [tokens.chat] + [tokens.prompts] * variant.repeats
         for seed in seeds:
             changed = dataclasses.replace(recipe, **variant.changes, seed=seed)
-            folder = train(changed, stores, held_out, parent, variant.start, **options)
-            rows.append({"variant": name, "seed": seed, "start": variant.start and relative(variant.start), "folder": relative(folder)})
+            folder = train(changed, stores, tokens.held_out, parent, variant.start, **options)
+            start = variant.start and relative(variant.start)
+            rows.append({"variant": name, "seed": seed, "start": start, "folder": relative(folder)})
     return pd.DataFrame(rows)
 
 
@@ -66,32 +85,42 @@ def drift(before: SAE, after: SAE) -> dict[str, float]:
         ValueError: SAEs of different sizes.
     """
     if before.W_dec.shape != after.W_dec.shape:
-        raise ValueError(f"decoders of shapes {tuple(before.W_dec.shape)} and {tuple(after.W_dec.shape)} cannot be compared")
+        shapes = f"{tuple(before.W_dec.shape)} and {tuple(after.W_dec.shape)}"
+        raise ValueError(f"decoders of shapes {shapes} cannot be compared")
     cosine = torch.nn.functional.cosine_similarity(before.W_dec.float(), after.W_dec.float(), dim=1)
     return {"cosine": cosine.mean().item(), "moved": (cosine < MOVED).float().mean().item()}
 
 
-def measure(table: pd.DataFrame, held_out: dict[str, Path], device: str = "cpu") -> pd.DataFrame:
-    """Held-out metrics of every SAE of ``table`` on each text (columns variant, seed, text, metric, value), and its drift."""
+def measure(saes: pd.DataFrame, held_out: dict[str, Path], device: str = "cpu") -> pd.DataFrame:
+    """Held-out metrics of every SAE of a table on each text, and its drift from where it began.
+
+    Columns text, metric, value, variant, seed.
+    """
     rows = []
-    for row in table.itertuples():
+
+    def add(text: str, values: dict[str, float], row: Any) -> None:
+        for metric, value in values.items():
+            rows.append({"text": text, "metric": metric, "value": value, "variant": row.variant, "seed": row.seed})
+
+    for row in saes.itertuples():
         sae = folders.load(row.folder, device)
         for text, store in held_out.items():
-            found = folders.evaluate(sae, load_tokens(store).float())
-            rows += [{"text": text, "metric": name, "value": found[name]} | _key(row) for name in ("fvu", "l0", "dead", "high_frequency")]
+            metrics = folders.evaluate(sae, load_tokens(store).float())
+            add(text, {name: metrics[name] for name in METRICS}, row)
         if isinstance(row.start, str):
-            rows += [{"text": DECODER, "metric": name, "value": value} | _key(row) for name, value in drift(folders.load(row.start, device), sae).items()]
+            add(DECODER, drift(folders.load(row.start, device), sae), row)
     return pd.DataFrame(rows)
-
-
-def _key(row) -> dict:
-    return {"variant": row.variant, "seed": row.seed}
 
 
 def over_seeds(measured: pd.DataFrame) -> pd.DataFrame:
     """Mean over seeds of each variant, text and metric, with a 95 % t interval (null with one seed)."""
     rows = []
     for (variant, text, metric), part in measured.groupby(["variant", "text", "metric"], sort=False):
-        found: Estimate = t_interval(part["value"].to_numpy(dtype=np.float64))
-        rows.append({"variant": variant, "text": text, "metric": metric} | found._asdict())
+        estimate = t_interval(part["value"].to_numpy(dtype=np.float64))
+        rows.append({"variant": variant, "text": text, "metric": metric} | estimate._asdict())
     return pd.DataFrame(rows)
+
+
+def with_text(estimates: pd.DataFrame) -> pd.DataFrame:
+    """The table with a column ``measure``, ``metric (text)``, to be shown as columns of texts."""
+    return estimates.assign(measure=estimates["metric"] + " (" + estimates["text"] + ")")

@@ -39,16 +39,20 @@ def from_parameters(
     d_sae, d_model = p.enc.shape
     config = JumpReLUSAEConfig(d_in=d_model, d_sae=d_sae, apply_b_dec_to_input=False, metadata=SAEMetadata(**metadata))
     sae = JumpReLUSAE(config)
-    sae.load_state_dict({
-        "W_enc": p.enc.T.contiguous(), "W_dec": p.dec, "threshold": scale * p.threshold,
-        "b_enc": scale * p.b_enc - p.enc @ mean, "b_dec": mean + scale * p.b_dec,
-    })  # fmt: skip
+    weights = {
+        "W_enc": p.enc.T.contiguous(),
+        "W_dec": p.dec,
+        "threshold": scale * p.threshold,
+        "b_enc": scale * p.b_enc - p.enc @ mean,
+        "b_dec": mean + scale * p.b_dec,
+    }
+    sae.load_state_dict(weights)
     return sae
 
 
 @torch.no_grad()
 def to_parameters(sae: SAE, mean: Float[Tensor, " d_model"], scale: float) -> Parameters:
-    """The inverse of :func:`from_parameters`: a JumpReLU SAE on unscaled activations as parameters on (x − mean) / scale.
+    """A JumpReLU SAE on unscaled activations as parameters on (x − mean) / scale: inverse of :func:`from_parameters`.
 
     Decoder rows become unit ones first; a bias that is taken off the input is folded into b_enc.
 
@@ -61,8 +65,13 @@ def to_parameters(sae: SAE, mean: Float[Tensor, " d_model"], scale: float) -> Pa
     enc, b_enc = (sae.W_enc * norm).T.contiguous(), sae.b_enc * norm
     if sae.cfg.apply_b_dec_to_input:
         b_enc = b_enc - enc @ sae.b_dec
-    return Parameters(enc=enc, dec=(sae.W_dec / norm[:, None]).clone(), b_enc=(b_enc + enc @ mean) / scale,
-                      b_dec=(sae.b_dec - mean) / scale, threshold=sae.threshold * norm / scale)  # fmt: skip
+    return Parameters(
+        enc=enc,
+        dec=(sae.W_dec / norm[:, None]).clone(),
+        b_enc=(b_enc + enc @ mean) / scale,
+        b_dec=(sae.b_dec - mean) / scale,
+        threshold=sae.threshold * norm / scale,
+    )
 
 
 def save(sae: SAE, folder: Path, training: dict[str, Any], dtype: str = "float32") -> Path:
@@ -95,11 +104,12 @@ def _not_finite(sae: SAE) -> list[str]:
 
 
 def load(place: str | Path, device: str = "cpu") -> SAE:
-    """An SAE in float32 from a SAELens folder, a folder with Gemma Scope's ``params.npz``, or ``release:sae_id`` from the
-    registry of ``SAE.from_pretrained``.
+    """An SAE in float32 from a SAELens folder, a folder with Gemma Scope's ``params.npz``, or ``release:sae_id`` from
+    the registry of ``SAE.from_pretrained``.
 
     Raises:
-        ValueError: no such folder or release, or a folder that is damaged or whose SAE cannot encode, named in the message.
+        ValueError: no such folder or release, or a folder that is damaged or whose SAE cannot encode; the sentence
+            names it.
     """
     if ":" in str(place) and not Path(place).exists():
         release, sae_id = str(place).split(":", 1)
@@ -109,17 +119,24 @@ def load(place: str | Path, device: str = "cpu") -> SAE:
             raise ValueError(f"the SAE {place!r} cannot be had from the registry or its hub: {cause(error)}") from error
     folder = Path(locate(str(place)))
     if not any((folder / name).exists() for name in ("cfg.json", NPZ)):
-        raise ValueError(f"{folder} is no SAE folder (cfg.json, sae_weights.safetensors; or {NPZ}), nor 'release:sae_id'")
+        raise ValueError(
+            f"{folder} is no SAE folder (cfg.json, sae_weights.safetensors; or {NPZ}), nor 'release:sae_id'"
+        )
     try:
-        sae = SAE.load_from_disk(folder, device=device, dtype="float32") if (folder / "cfg.json").exists() else _load_npz(folder).to(device)
-        return _working(sae)
-    except Exception as error:  # of JSON, safetensors, NumPy, SAELens or torch: each has its own for a damaged file
+        if (folder / "cfg.json").exists():
+            return _working(SAE.load_from_disk(folder, device=device, dtype="float32"))
+        return _working(_load_npz(folder).to(device))
+    except Exception as error:  # JSON, safetensors, NumPy, SAELens and torch each have their own for a damaged file
         raise ValueError(f"{folder} is damaged or not an SAE folder: {cause(error)}") from error
 
 
 @torch.no_grad()
 def _working(sae: SAE) -> SAE:
-    """The SAE, if its weights are finite and two tokens can be encoded and decoded: SAELens accepts any weights and settings."""
+    """The SAE, if its weights are finite and it encodes and decodes two tokens.
+
+    Raises:
+        ValueError: it does not; SAELens accepts any weights and settings.
+    """
     bad = _not_finite(sae)
     if bad:
         raise ValueError(f"{bad} has values that are not finite")
@@ -127,21 +144,27 @@ def _working(sae: SAE) -> SAE:
     latents = sae.encode(x)
     decoded = sae.decode(latents)
     if latents.shape != (2, sae.cfg.d_sae) or decoded.shape != x.shape or not torch.isfinite(decoded).all():
-        raise ValueError(f"tokens {tuple(x.shape)} are encoded as {tuple(latents.shape)} and decoded as {tuple(decoded.shape)}, or not finite")
+        raise ValueError(
+            f"tokens {tuple(x.shape)} are encoded as {tuple(latents.shape)} and "
+            f"decoded as {tuple(decoded.shape)}, or not finite"
+        )
     return sae
 
 
 def _load_npz(folder: Path) -> JumpReLUSAE:
-    """Gemma Scope's format: ``W_enc`` (d_model, d_sae), ``W_dec`` (d_sae, d_model), ``b_enc``, ``threshold``, ``b_dec``; no
-    bias is taken off the input. The layer is read from the folder's path, ``…/layer_12/width_16k/average_l0_82``."""
+    """The SAE of Gemma Scope's format: ``W_enc`` (d_model, d_sae), ``W_dec`` (d_sae, d_model) and three vectors.
+
+    No bias is taken off the input. The layer is read from the folder's path, ``…/layer_12/width_16k/average_l0_82``.
+    """
+    names = ("W_enc", "W_dec", "b_enc", "threshold", "b_dec")
     with np.load(folder / NPZ, allow_pickle=False) as file:
-        weights = {name: torch.from_numpy(file[name]).float() for name in ("W_enc", "W_dec", "b_enc", "threshold", "b_dec")}
+        weights = {name: torch.from_numpy(file[name]).float() for name in names}
     shape = tuple(weights["W_enc"].shape)
     if len(shape) != 2:
         raise ValueError(f"W_enc has shape {shape}, needed is (d_model, d_sae)")
     d_model, d_sae = shape
-    layer = next((part.removeprefix("layer_") for part in folder.parts if re.fullmatch(r"layer_\d+", part)), None)
-    metadata = SAEMetadata(**({} if layer is None else {"hook_name": f"blocks.{layer}.hook_resid_post"}))
+    layers = [part.removeprefix("layer_") for part in folder.parts if re.fullmatch(r"layer_\d+", part)]
+    metadata = SAEMetadata(hook_name=f"blocks.{layers[0]}.hook_resid_post") if layers else SAEMetadata()
     sae = JumpReLUSAE(JumpReLUSAEConfig(d_in=d_model, d_sae=d_sae, apply_b_dec_to_input=False, metadata=metadata))
     sae.load_state_dict(weights)
     return sae
@@ -154,8 +177,11 @@ def locate(place: str) -> str:
 
 def identity(place: str | Path) -> str:
     """What tells one SAE from another: the SHA-256 of a folder's weights, or ``release:sae_id``."""
-    found = [Path(locate(str(place))) / name for name in ("sae_weights.safetensors", NPZ)]
-    return next((file_hash(weights) for weights in found if weights.exists()), str(place))
+    for name in ("sae_weights.safetensors", NPZ):
+        weights = Path(locate(str(place))) / name
+        if weights.exists():
+            return file_hash(weights)
+    return str(place)
 
 
 def training_record(folder: Path) -> dict[str, Any]:
@@ -170,11 +196,14 @@ def check_fits(sae: SAE, d_model: int, hook_name: str | None = None, model: str 
     for name, ours in (("hook_name", hook_name), ("model_name", model)):
         theirs = sae.cfg.metadata[name]  # whatever cfg.json says, None if nothing
         if ours and theirs and _family(str(theirs)) != _family(ours):
-            raise ValueError(f"the SAE was trained on {name} {theirs!r}, the activations are of {ours!r}; give an SAE of theirs, or none")
+            raise ValueError(
+                f"the SAE was trained on {name} {theirs!r}, the activations are of {ours!r}; "
+                "give an SAE of theirs, or none"
+            )
 
 
 def _family(name: str) -> str:
-    """A model's name without organisation and without -it or -pt: an SAE of the base model may be used on its chat model."""
+    """A model's name without organisation, -it and -pt: an SAE of a base model may be used on its chat model."""
     return name.split("/")[-1].removesuffix("-it").removesuffix("-pt")
 
 
@@ -203,8 +232,9 @@ def evaluate(sae: SAE, x: Float[Tensor, "tokens d_model"]) -> dict[str, Any]:
 
 def held_out_record(sae: SAE, x: Float[Tensor, "tokens d_model"]) -> dict[str, Any]:
     """:func:`evaluate` as it stands in ``training.json``: ``held_out`` metrics, and ``frequency`` as a list."""
-    found = evaluate(sae, x)
-    return {"frequency": found.pop("frequency").round(7).tolist(), "held_out": found}
+    metrics = evaluate(sae, x)
+    frequency = metrics.pop("frequency")
+    return {"frequency": frequency.round(7).tolist(), "held_out": metrics}
 
 
 def frequency_summary(frequency: Float[np.ndarray, " d_sae"]) -> dict[str, float]:

@@ -20,8 +20,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lib.base.registry import lookup
+
 DENSE_ABOVE = 0.12  # share of entries above which dense products are faster
-PENALTIES = ("l0", "quadratic_frequency", "squared_frequency")
 
 
 class Parameters(NamedTuple):
@@ -56,26 +57,51 @@ class StepResult(NamedTuple):
     balance: tuple[float, float]  # Σ of the threshold gradients: reconstruction, and penalty per unit coefficient
 
 
-def penalty(frequency: Float[Tensor, " d_sae"], kind: str, f0: float) -> Float[Tensor, ""]:
-    """Sparsity penalty of the firing frequencies f (fractions of the batch's tokens).
+class Penalty(NamedTuple):
+    """A sparsity penalty: its value P(f, f₀), and its derivative ∂P/∂f by each firing frequency f.
 
-    ``l0``: Σ f. ``quadratic_frequency``: Σ f (1 + f / f₀), linear below the frequency scale f₀ and quadratic above
-    (the paper, section on high-frequency latents). ``squared_frequency``: Σ f² / f₀.
+    Frequencies are fractions of the batch's tokens, and f₀ is the frequency scale of the penalties that have one.
     """
-    return {
-        "l0": frequency.sum(),
-        "quadratic_frequency": (frequency * (1 + frequency / f0)).sum(),
-        "squared_frequency": (frequency**2 / f0).sum(),
-    }[kind]
+
+    value: Callable[[Tensor, float], Tensor]
+    slope: Callable[[Tensor, float], Tensor]
+
+
+PENALTIES = {
+    # P = Σ f is the mean number of active latents per token.
+    "l0": Penalty(
+        value=lambda f, f0: f.sum(),
+        slope=lambda f, f0: torch.ones_like(f),
+    ),
+    # P = Σ f (1 + f / f₀) is linear below f₀ and quadratic above (the paper, section on high-frequency latents).
+    "quadratic_frequency": Penalty(
+        value=lambda f, f0: (f * (1 + f / f0)).sum(),
+        slope=lambda f, f0: 1 + 2 * f / f0,
+    ),
+    # P = Σ f² / f₀ is the quadratic part alone.
+    "squared_frequency": Penalty(
+        value=lambda f, f0: (f**2 / f0).sum(),
+        slope=lambda f, f0: 2 * f / f0,
+    ),
+}
+
+
+def penalty(frequency: Float[Tensor, " d_sae"], kind: str, f0: float) -> Float[Tensor, ""]:
+    """Sparsity penalty P of the firing frequencies f (fractions of the batch's tokens): an entry of ``PENALTIES``.
+
+    Raises:
+        ValueError: an unknown penalty.
+    """
+    return lookup(PENALTIES, "penalty", kind).value(frequency, f0)
 
 
 def penalty_slope(frequency: Float[Tensor, " d_sae"], kind: str, f0: float) -> Float[Tensor, " d_sae"]:
-    """Derivative of :func:`penalty` by each frequency: 1, 1 + 2 f / f₀, or 2 f / f₀."""
-    return {
-        "l0": torch.ones_like(frequency),
-        "quadratic_frequency": 1 + 2 * frequency / f0,
-        "squared_frequency": 2 * frequency / f0,
-    }[kind]
+    """Derivative of :func:`penalty` by each frequency.
+
+    Raises:
+        ValueError: an unknown penalty.
+    """
+    return lookup(PENALTIES, "penalty", kind).slope(frequency, f0)
 
 
 def find_entries(
@@ -83,7 +109,10 @@ def find_entries(
 ) -> Entries:
     """Entries above their threshold, or at most half a bandwidth below it."""
     mask = pre > threshold - bandwidth / 2
-    flat = torch.from_numpy(np.flatnonzero(mask.numpy())) if pre.device.type == "cpu" else mask.flatten().nonzero()[:, 0]
+    if pre.device.type == "cpu":
+        flat = torch.from_numpy(np.flatnonzero(mask.numpy()))  # NumPy is faster here than torch on the CPU
+    else:
+        flat = mask.flatten().nonzero()[:, 0]
     row, col = flat // pre.shape[1], flat % pre.shape[1]
     values = pre.take(flat)
     over = values - threshold[col]
@@ -91,7 +120,12 @@ def find_entries(
 
 
 def sparse_step(
-    x: Float[Tensor, "tokens d_model"], p: Parameters, coefficient: float, bandwidth: float, kind: str = "l0", f0: float = 0.1
+    x: Float[Tensor, "tokens d_model"],
+    p: Parameters,
+    coefficient: float,
+    bandwidth: float,
+    kind: str = "l0",
+    f0: float = 0.1,
 ) -> StepResult:
     """Loss and exact straight-through gradients of one batch, computed on the candidate entries.
 
@@ -109,7 +143,8 @@ def sparse_step(
     frequency = torch.bincount(col, minlength=len(p.threshold)).to(x.dtype) / len(x)
     slope = penalty_slope(frequency, kind, f0) / len(x)
     kernel = entries.in_band / bandwidth
-    by_reconstruction, by_penalty = -p.threshold[entries.col] * on_latent * kernel, -slope[entries.col] * kernel
+    by_reconstruction = -p.threshold[entries.col] * on_latent * kernel
+    by_penalty = -slope[entries.col] * kernel
     gradients = Parameters(
         enc=transposed(on_active, x),
         dec=transposed(activation, upstream),
@@ -126,11 +161,16 @@ def _sum_by(index: Tensor, values: Tensor, length: int) -> Tensor:
     return torch.zeros(length, dtype=values.dtype, device=values.device).index_add_(0, index, values)
 
 
-Products = tuple[Callable, Callable, Callable]
+class Products(NamedTuple):
+    """The three products of a step, of the entries' values with dense matrices."""
+
+    recon: Callable[[Tensor], Tensor]  # active → active W_dec
+    sampled: Callable[[Tensor], Tensor]  # upstream → upstream W_decᵀ at all entries
+    transposed: Callable[[Tensor, Tensor], Tensor]  # (active, x) → activeᵀ x
 
 
 def _sparse_products(e: Entries, dec: Tensor, n: int) -> Products:
-    """On sparse matrices: (active → active W_dec, upstream → upstream W_decᵀ at all entries, (active, x) → activeᵀ x)."""
+    """The products on sparse matrices."""
     row, col = e.row[e.active], e.col[e.active].int()
     crow, ccol = _offsets(row, n), _offsets(col, len(dec))
     order = torch.argsort(col, stable=True)
@@ -139,7 +179,11 @@ def _sparse_products(e: Entries, dec: Tensor, n: int) -> Products:
 
     def times(crow, col, values, shape, dense):
         matrix = torch.sparse_csr_tensor(crow, col, values, shape, check_invariants=False)
-        return dense.new_empty(shape[0], dense.shape[1]).addmm_(matrix, dense, beta=0)  # `matrix @ dense` fills and copies
+        # `matrix @ dense` would fill its output with zeros first, and copy it.
+        return dense.new_empty(shape[0], dense.shape[1]).addmm_(matrix, dense, beta=0)
+
+    def recon(values):
+        return times(crow, col, values, (n, len(dec)), dec)
 
     def sampled(upstream):
         zeros = torch.zeros(len(all_col), dtype=upstream.dtype, device=col.device)
@@ -149,7 +193,7 @@ def _sparse_products(e: Entries, dec: Tensor, n: int) -> Products:
     def transposed(values, x):
         return times(ccol, row_of, values[order], (len(dec), n), x)
 
-    return lambda values: times(crow, col, values, (n, len(dec)), dec), sampled, transposed
+    return Products(recon, sampled, transposed)
 
 
 def _offsets(index: Tensor, length: int) -> Int[Tensor, " length_plus_1"]:
@@ -159,7 +203,7 @@ def _offsets(index: Tensor, length: int) -> Int[Tensor, " length_plus_1"]:
 
 
 def _dense_products(e: Entries, dec: Tensor, n: int) -> Products:
-    """The same three products, dense."""
+    """The products on dense matrices."""
     row, col = e.row[e.active], e.col[e.active]
 
     def matrix(values):
@@ -167,4 +211,8 @@ def _dense_products(e: Entries, dec: Tensor, n: int) -> Products:
         out[row, col] = values
         return out
 
-    return lambda values: matrix(values) @ dec, lambda upstream: (upstream @ dec.T)[e.row, e.col], lambda values, x: matrix(values).T @ x
+    return Products(
+        recon=lambda values: matrix(values) @ dec,
+        sampled=lambda upstream: (upstream @ dec.T)[e.row, e.col],
+        transposed=lambda values, x: matrix(values).T @ x,
+    )

@@ -3,24 +3,20 @@
 import dataclasses
 from typing import Any, Protocol, runtime_checkable
 
-import torch
 from jaxtyping import Float
 from sae_lens import SAE
 from torch import Tensor
 
 from lib.sae import folders
-from lib.sae.jumprelu import PENALTIES
-
-ARCHITECTURES = ("jumprelu", "gated", "topk", "batchtopk", "matryoshka")
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """Everything that decides an SAE's training; the defaults suit runs of 0.5 to 5 million tokens.
 
-    ``target_l0`` (active latents per token) holds for every architecture but gated, which is steered by
-    ``coefficient`` (its L1 coefficient). JumpReLU with ``target_l0=0`` uses the fixed ``coefficient`` λ, reached linearly
-    over ``sparsity_warmup_steps``.
+    ``architecture`` is a name of ``lib.sae.architectures.ARCHITECTURES``, whose entry says what sets the sparsity:
+    ``target_l0`` (active latents per token) or ``coefficient`` (of a penalty). JumpReLU with ``target_l0=0`` uses the
+    fixed ``coefficient`` λ, reached linearly over ``sparsity_warmup_steps``.
     ``bandwidth`` is in units of the normalised input. Peak learning rate ``lr``, linear warm-up over
     ``warmup_steps``, linear decay to 0 over the last ``decay_share`` of the steps.
     """
@@ -40,28 +36,9 @@ class Recipe:
     decay_share: float = 0.3
     dead_after: int = 20  # steps without firing after which a latent is helped
     k_aux: int = 8  # dead latents per token that reconstruct the residual
-    resample: float = 0.0  # share of a given SAE's latents, the least frequent here, that are made anew before finetuning
+    resample: float = 0.0  # share of a given SAE's latents, the least frequent here, made anew before finetuning
     stop_tokens: int = 0  # end at this many of ``tokens``, as an earlier checkpoint of the same schedule; 0: at the end
     seed: int = 0
-
-    def check(self) -> "Recipe":
-        """Return the recipe if its values are possible.
-
-        Raises:
-            ValueError: names the value and what is allowed.
-        """
-        if self.architecture not in ARCHITECTURES:
-            raise ValueError(f"unknown architecture {self.architecture!r}; allowed are {ARCHITECTURES}")
-        if self.penalty not in PENALTIES:
-            raise ValueError(f"unknown penalty {self.penalty!r}; allowed are {PENALTIES}")
-        steered = self.architecture != "gated" and not (self.architecture == "jumprelu" and self.target_l0 == 0)
-        if steered and not 0 < self.target_l0 < self.d_sae:
-            raise ValueError(f"target_l0 {self.target_l0} must lie between 0 and d_sae {self.d_sae}")
-        if self.tokens < self.batch_tokens or self.f0 <= 0 or self.bandwidth <= 0:
-            raise ValueError(f"tokens {self.tokens} (at least batch_tokens {self.batch_tokens}), f0 {self.f0} and bandwidth {self.bandwidth} must be positive")
-        if not 0 <= self.resample < 1 or not 0 <= self.stop_tokens <= self.tokens:
-            raise ValueError(f"resample {self.resample} must be a share below 1, stop_tokens {self.stop_tokens} at most tokens {self.tokens}")
-        return self
 
     @property
     def steps(self) -> int:
@@ -100,7 +77,16 @@ def scaling(x: Float[Tensor, "tokens d_model"]) -> tuple[Float[Tensor, " d_model
     return mean, (x - mean).square().mean().sqrt().item()
 
 
-def batch_metrics(residual: Float[Tensor, "tokens d_model"], x: Float[Tensor, "tokens d_model"], frequency: Float[Tensor, " d_sae"], dead: int) -> dict[str, float]:
+def batch_metrics(
+    residual: Float[Tensor, "tokens d_model"],
+    x: Float[Tensor, "tokens d_model"],
+    frequency: Float[Tensor, " d_sae"],
+    dead: int,
+) -> dict[str, float]:
     """What the progress bar and the training curve show of one batch."""
-    fvu = ((residual.norm() / (x - x.mean(0)).norm()) ** 2).item()
-    return {"l0": frequency.sum().item(), "fvu": fvu, "dead": dead, "high_frequency": int((frequency > folders.HIGH_FREQUENCY).sum())}
+    return {
+        "l0": frequency.sum().item(),
+        "fvu": ((residual.norm() / (x - x.mean(0)).norm()) ** 2).item(),
+        "dead": dead,
+        "high_frequency": int((frequency > folders.HIGH_FREQUENCY).sum()),
+    }

@@ -1,15 +1,16 @@
 """Training tokens in shuffled blocks: from a store on disk, or straight from the model without one.
 
-A block is a run of shards, in an order drawn anew for each epoch, that holds at most ``buffer_tokens`` tokens (one shard at
-least). Its tokens are shuffled and read in batches; what is left of it, less than a batch, waits for the next epoch. So only
-one block is in memory, and from disk the next one, which is read while the present one is trained on; a step's tokens depend on the step alone, and a resumed run makes only its own block again. Where all
-tokens fit into one block, the shuffle is perfect.
+A block is a run of shards, in an order drawn anew for each epoch, that holds at most ``buffer_tokens`` tokens (one
+shard at least). Its tokens are shuffled and read in batches; what is left of it, less than a batch, waits for the next
+epoch. So only one block is in memory, and from disk the next one, which is read while the present one is trained on. A
+step's tokens depend on the step alone, and a resumed run makes only its own block again. Where all tokens fit into one
+block, the shuffle is perfect.
 """
 
 import functools
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -59,12 +60,30 @@ def counts(source: Source) -> list[int]:
         return source.counts
     manifest = read_manifest(source)
     if not manifest["finished"]:
-        raise ValueError(f"{source} has {len(manifest['shards'])} of {manifest['n_shards']} shards; run the harvest again to finish it")
-    found = []
+        shards = f"{len(manifest['shards'])} of {manifest['n_shards']} shards"
+        raise ValueError(f"{source} has {shards}; run the harvest again to finish it")
+    sizes = []
     for name in sorted(manifest["shards"]):
         with safe_open(source / name, "pt") as handle:
-            found.append(handle.get_slice("activations").get_shape()[0])
-    return found
+            sizes.append(handle.get_slice("activations").get_shape()[0])
+    return sizes
+
+
+def deciding_buffer(sources: list[Source], buffer_tokens: int) -> int | None:
+    """``buffer_tokens`` where it decides the order of the tokens; None where one block holds them all.
+
+    Raises:
+        ValueError: a store that is not finished.
+    """
+    tokens = sum(sum(counts(source)) for source in sources)
+    return buffer_tokens if tokens > buffer_tokens else None
+
+
+class Block(NamedTuple):
+    """Shards that are in memory together: their places in ``Blocks.shards``, and the tokens that they hold."""
+
+    shards: tuple[int, ...]
+    tokens: int
 
 
 class Blocks:
@@ -77,8 +96,8 @@ class Blocks:
     def __init__(self, sources: list[Source], buffer_tokens: int = BUFFER_TOKENS):
         self.sources, self.buffer_tokens = sources, buffer_tokens
         self.shards = [(source, i, n) for source in sources for i, n in enumerate(counts(source))]
-        self._held: tuple[tuple[int, ...], Tensor] | None = None
-        self._ahead: tuple[tuple[int, ...], Future] | None = None
+        self._held: tuple[Block, Tensor] | None = None
+        self._ahead: tuple[Block, Future] | None = None
         self._reader = ThreadPoolExecutor(1)
 
     def __len__(self) -> int:
@@ -93,61 +112,66 @@ class Blocks:
         epoch = 0
         while True:
             plan = self._plan(epoch, seed)
-            for i, (block, n) in enumerate(plan):
-                if step < n // batch_tokens:
-                    rows = _order(n, seed, epoch)[step * batch_tokens :][:batch_tokens]
-                    found = self._read(block)
-                    self._read_ahead(plan[i + 1][0] if i + 1 < len(plan) else self._plan(epoch + 1, seed)[0][0])
-                    return found[rows]
-                step -= n // batch_tokens
-            if all(n < batch_tokens for _, n in plan):
-                raise ValueError(f"blocks of {max(n for _, n in plan)} tokens at most have no batch of {batch_tokens}; raise buffer_tokens {self.buffer_tokens}")
+            for i, block in enumerate(plan):
+                if step < block.tokens // batch_tokens:
+                    rows = _order(block.tokens, seed, epoch)[step * batch_tokens :][:batch_tokens]
+                    x = self._read(block)
+                    self._read_ahead(plan[i + 1] if i + 1 < len(plan) else self._plan(epoch + 1, seed)[0])
+                    return x[rows]
+                step -= block.tokens // batch_tokens
+            if all(block.tokens < batch_tokens for block in plan):
+                largest = max(block.tokens for block in plan)
+                raise ValueError(
+                    f"blocks of {largest} tokens at most have no batch of {batch_tokens}; "
+                    f"raise buffer_tokens {self.buffer_tokens}"
+                )
             epoch += 1
 
     def sample(self, n: int, seed: int) -> Float[Tensor, "tokens d_model"]:
         """Random tokens of the first epoch's first block."""
-        x = self._read(self._plan(0, seed)[0][0])
+        x = self._read(self._plan(0, seed)[0])
         return x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:n]]
 
-    def _plan(self, epoch: int, seed: int) -> list[tuple[tuple[int, ...], int]]:
-        """Blocks of an epoch: their shards, and how many tokens they hold."""
+    def _plan(self, epoch: int, seed: int) -> list[Block]:
         return _blocks(tuple(n for *_, n in self.shards), self.buffer_tokens, seed, epoch)
 
-    def _read(self, block: tuple[int, ...]) -> Tensor:
+    def _read(self, block: Block) -> Tensor:
         if self._held is None or self._held[0] != block:
-            self._held, ahead = None, self._ahead  # let go before the next one is made
+            self._held, ahead = None, self._ahead  # the old block is let go before the next one is made
             self._ahead = None
             self._held = block, ahead[1].result() if ahead and ahead[0] == block else self._make(block)
         return self._held[1]
 
-    def _read_ahead(self, block: tuple[int, ...]) -> None:
+    def _read_ahead(self, block: Block) -> None:
         """Begin to read a block from disk; one from the model has to wait, as the training needs the device."""
-        if self._ahead is None and self._held and self._held[0] != block and all(isinstance(self.shards[j][0], Path) for j in block):
+        wanted = self._ahead is None and self._held and self._held[0] != block
+        if wanted and all(isinstance(self.shards[j][0], Path) for j in block.shards):
             self._ahead = block, self._reader.submit(self._make, block)
 
-    def _make(self, block: tuple[int, ...]) -> Tensor:
-        if len(block) == len(self.shards) and all(isinstance(source, Path) for source in self.sources):
+    def _make(self, block: Block) -> Tensor:
+        if len(block.shards) == len(self.shards) and all(isinstance(source, Path) for source in self.sources):
             return load_tokens(*self.sources)
         parts = []
-        for source, i, _ in (self.shards[j] for j in block):
-            shard = read_shard(source, i) if isinstance(source, Path) else source.make(i)
-            parts.append(_checked(shard["activations"], source if isinstance(source, Path) else "the stream"))
+        for source, i, _ in (self.shards[j] for j in block.shards):
+            on_disk = isinstance(source, Path)
+            shard = read_shard(source, i) if on_disk else source.make(i)
+            parts.append(_checked(shard["activations"], source if on_disk else "the stream"))
         return torch.cat(parts)
 
 
 @functools.lru_cache(maxsize=4)
-def _blocks(sizes: tuple[int, ...], buffer_tokens: int, seed: int, epoch: int) -> list[tuple[tuple[int, ...], int]]:
+def _blocks(sizes: tuple[int, ...], buffer_tokens: int, seed: int, epoch: int) -> list[Block]:
+    """The blocks of an epoch."""
     if sum(sizes) <= buffer_tokens:
-        return [(tuple(range(len(sizes))), sum(sizes))]
+        return [Block(tuple(range(len(sizes))), sum(sizes))]
     order = torch.randperm(len(sizes), generator=torch.Generator().manual_seed(1_000_003 * seed + epoch)).tolist()
-    found: list[tuple[tuple[int, ...], int]] = []
+    blocks: list[Block] = []
     for shard in order:
-        block, n = found[-1] if found else ((), buffer_tokens)
-        if n + sizes[shard] > buffer_tokens:
-            found.append(((shard,), sizes[shard]))
+        if blocks and blocks[-1].tokens + sizes[shard] <= buffer_tokens:
+            blocks[-1] = Block((*blocks[-1].shards, shard), blocks[-1].tokens + sizes[shard])
         else:
-            found[-1] = (*block, shard), n + sizes[shard]
-    return found
+            blocks.append(Block((shard,), sizes[shard]))
+    return blocks
 
 
 @functools.lru_cache(maxsize=1)

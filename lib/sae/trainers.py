@@ -1,4 +1,4 @@
-"""The JumpReLU trainer, and the trainer of any recipe."""
+"""The JumpReLU trainer: initial weights, resampled latents, the optimiser's step and the controller of L0."""
 
 from typing import Any
 
@@ -8,24 +8,10 @@ from sae_lens import SAE
 from torch import Tensor
 
 from lib.sae import folders
-from lib.sae.comparators import SAELensTrainer
-from lib.sae.jumprelu import Parameters, sparse_step
-from lib.sae.recipes import Recipe, Trainer, batch_metrics, scaling
+from lib.sae.jumprelu import Parameters, StepResult, sparse_step
+from lib.sae.recipes import Recipe, batch_metrics, scaling
 
 QUANTILE_ROWS = 8192  # latents at a time: 131,072 of them on 8,192 tokens would take 4 GiB
-
-
-def make_trainer(recipe: Recipe, calibration: Float[Tensor, "tokens d_model"], start: SAE | None = None) -> Trainer:
-    """The trainer of a recipe, initialised on a sample of training activations, or from an SAE that is finetuned.
-
-    Raises:
-        ValueError: finetuning of another architecture than JumpReLU, or an SAE of another width than the recipe's.
-    """
-    if recipe.architecture == "jumprelu":
-        return JumpReLUTrainer(recipe, calibration, start)
-    if start is not None:
-        raise ValueError(f"finetuning is for jumprelu, the recipe says {recipe.architecture!r}")
-    return SAELensTrainer(recipe, calibration)
 
 
 def fresh(recipe: Recipe, x: Float[Tensor, "tokens d_model"], generator: torch.Generator) -> Parameters:
@@ -39,15 +25,17 @@ def _quantile(recipe: Recipe, dec: Tensor, x: Tensor) -> Tensor:
     """``torch.quantile`` of each latent's pre-activation, of which only the largest are sorted."""
     rate = (recipe.target_l0 or 0.02 * recipe.d_sae) / recipe.d_sae
     rank = torch.tensor(1 - rate) * (len(x) - 1)
-    found = []
+    quantiles = []
     for rows in dec.split(QUANTILE_ROWS):
-        over = (rows @ x.T).topk(len(x) - int(rank), dim=1, sorted=False).values
-        two = over.topk(min(2, over.shape[1]), dim=1, largest=False).values
-        found.append(torch.lerp(two[:, 0], two[:, -1], rank.frac().to(two)))
-    return torch.cat(found)
+        largest = (rows @ x.T).topk(len(x) - int(rank), dim=1, sorted=False).values
+        around = largest.topk(min(2, largest.shape[1]), dim=1, largest=False).values
+        quantiles.append(torch.lerp(around[:, 0], around[:, -1], rank.frac().to(around)))
+    return torch.cat(quantiles)
 
 
-def resampled(p: Parameters, recipe: Recipe, x: Float[Tensor, "tokens d_model"], generator: torch.Generator) -> Parameters:
+def resampled(
+    p: Parameters, recipe: Recipe, x: Float[Tensor, "tokens d_model"], generator: torch.Generator
+) -> Parameters:
     """``p`` with the share ``recipe.resample`` of latents that fire least on ``x`` made anew.
 
     After Bricken et al. 2023: tokens are drawn with probability ∝ their squared error; a new decoder row is the unit
@@ -59,10 +47,14 @@ def resampled(p: Parameters, recipe: Recipe, x: Float[Tensor, "tokens d_model"],
     if not len(worst):
         return p
     residual = x - torch.addmm(p.b_dec, latents, p.dec)
-    tokens = torch.multinomial(residual.square().sum(1).cpu(), len(worst), replacement=len(worst) > len(x), generator=generator).to(x.device)
+    error = residual.square().sum(1).cpu()
+    tokens = torch.multinomial(error, len(worst), replacement=len(worst) > len(x), generator=generator).to(x.device)
     rows = torch.nn.functional.normalize(residual[tokens], dim=1)
     p = Parameters(*(tensor.clone() for tensor in p))
-    p.enc[worst], p.dec[worst], p.b_enc[worst], p.threshold[worst] = rows, rows, 0.0, _quantile(recipe, rows, x)
+    p.enc[worst] = rows
+    p.dec[worst] = rows
+    p.b_enc[worst] = 0.0
+    p.threshold[worst] = _quantile(recipe, rows, x)
     return p
 
 
@@ -93,11 +85,13 @@ class JumpReLUTrainer:
             folders.check_fits(start, x.shape[1])
             p = resampled(folders.to_parameters(start.to(x.device), self.mean, self.scale), recipe, x, generator)
             if len(p.threshold) != recipe.d_sae:
-                raise ValueError(f"the SAE to finetune has d_sae {len(p.threshold)}, the recipe {recipe.d_sae}; they must be equal")
+                raise ValueError(
+                    f"the SAE to finetune has d_sae {len(p.threshold)}, the recipe {recipe.d_sae}; they must be equal"
+                )
         self.p = Parameters(*(torch.nn.Parameter(tensor) for tensor in p))
-        self.optimizer = torch.optim.Adam([
-            {"params": self.p[:4], "factor": 1.0}, {"params": self.p[4:], "factor": 3.0},
-        ], lr=recipe.lr, fused=True)  # fmt: skip
+        weights, thresholds = self.p[:4], self.p[4:]
+        groups = [{"params": weights, "factor": 1.0}, {"params": thresholds, "factor": 3.0}]
+        self.optimizer = torch.optim.Adam(groups, lr=recipe.lr, fused=True)
         self.unused = x.new_zeros(recipe.d_sae)
         self.balance, self.integral, self.steps = [0.0, 0.0], 0.0, 0
 
@@ -116,40 +110,47 @@ class JumpReLUTrainer:
     def step(self, x: Float[Tensor, "tokens d_model"], lr_factor: float) -> dict[str, float]:
         """See ``Trainer``."""
         recipe, x = self.recipe, self._normalise(x)
-        found = sparse_step(x, Parameters(*(p.data for p in self.p)), self.coefficient, recipe.bandwidth, recipe.penalty, recipe.f0)
-        self.unused = torch.where(found.frequency > 0, 0.0, self.unused + 1)
-        self._help_dead(x, found)
-        dec = self.p.dec.data
-        found.gradients.dec.sub_((found.gradients.dec * dec).sum(1, keepdim=True) * dec)
-        for parameter, gradient in zip(self.p, found.gradients, strict=True):
+        p = Parameters(*(parameter.data for parameter in self.p))
+        result = sparse_step(x, p, self.coefficient, recipe.bandwidth, recipe.penalty, recipe.f0)
+        self.unused = torch.where(result.frequency > 0, 0.0, self.unused + 1)
+        self._help_dead(x, result)
+        dec, on_dec = self.p.dec.data, result.gradients.dec
+        on_dec.sub_((on_dec * dec).sum(1, keepdim=True) * dec)  # rows stay unit: what points along them is taken off
+        for parameter, gradient in zip(self.p, result.gradients, strict=True):
             parameter.grad = gradient
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.lr * group["factor"] * lr_factor
         self.optimizer.step()
         dec.div_(dec.norm(dim=1, keepdim=True))
         if recipe.target_l0:
-            self.balance = [self.MEMORY * old + (1 - self.MEMORY) * new for old, new in zip(self.balance, found.balance, strict=True)]
-            error = max(-1.0, min(1.0, found.l0 / recipe.target_l0 - 1))
-            self.integral = max(-1.0, min(1.0, self.integral + self.INTEGRAL * error))
-            self.p.threshold.data.add_(self.SHIFT * recipe.lr * lr_factor * (error + self.integral))
+            self._steer(result, lr_factor)
         self.p.threshold.data.clamp_(min=0.0)
         self.steps += 1
-        return batch_metrics(found.residual, x, found.frequency, int((self.unused > recipe.dead_after).sum()))
+        return batch_metrics(result.residual, x, result.frequency, int((self.unused > recipe.dead_after).sum()))
 
-    def _help_dead(self, x: Tensor, found) -> None:
-        """Add to the gradients: the dead latents' best ``k_aux`` per token reconstruct the residual of ``AUX_TOKENS`` tokens."""
+    def _steer(self, result: StepResult, lr_factor: float) -> None:
+        """Move all thresholds towards ``target_l0``, and update the means that give λ."""
+        means = zip(self.balance, result.balance, strict=True)
+        self.balance = [self.MEMORY * old + (1 - self.MEMORY) * new for old, new in means]
+        error = max(-1.0, min(1.0, result.l0 / self.recipe.target_l0 - 1))
+        self.integral = max(-1.0, min(1.0, self.integral + self.INTEGRAL * error))
+        self.p.threshold.data.add_(self.SHIFT * self.recipe.lr * lr_factor * (error + self.integral))
+
+    def _help_dead(self, x: Tensor, result: StepResult) -> None:
+        """Add the gradients with which the dead latents' best ``k_aux`` reconstruct ``AUX_TOKENS`` residuals."""
         dead = (self.unused > self.recipe.dead_after).nonzero()[:, 0]
         if not len(dead):
             return
-        x, residual, pre = x[: self.AUX_TOKENS], found.residual[: self.AUX_TOKENS], found.pre[: self.AUX_TOKENS].index_select(1, dead)
+        x, residual = x[: self.AUX_TOKENS], result.residual[: self.AUX_TOKENS]
+        pre = result.pre[: self.AUX_TOKENS].index_select(1, dead)
         dec, scale = self.p.dec.data[dead], 2 / residual.numel()
         best, index = pre.topk(min(self.recipe.k_aux, len(dead)), dim=1)
         latents = torch.zeros_like(pre).scatter_(1, index, best.relu_())
         error = torch.addmm(residual, latents, dec)
         on_pre = (error @ dec.T) * (latents > 0)
-        found.gradients.dec[dead] += scale * (latents.T @ error)
-        found.gradients.enc[dead] += scale * (on_pre.T @ x)
-        found.gradients.b_enc[dead] += scale * on_pre.sum(0)
+        result.gradients.dec[dead] += scale * (latents.T @ error)
+        result.gradients.enc[dead] += scale * (on_pre.T @ x)
+        result.gradients.b_enc[dead] += scale * on_pre.sum(0)
         above = (self.p.threshold.data[dead] - pre.amax(0)).clamp(min=0)
         self.p.threshold.data[dead] -= 0.03 * above
 
@@ -169,8 +170,14 @@ class JumpReLUTrainer:
 
     def state(self) -> dict[str, Any]:
         """See ``Trainer``."""
-        return {"parameters": [p.data for p in self.p], "optimizer": self.optimizer.state_dict(), "unused": self.unused,
-                "balance": self.balance, "integral": self.integral, "steps": self.steps}  # fmt: skip
+        return {
+            "parameters": [p.data for p in self.p],
+            "optimizer": self.optimizer.state_dict(),
+            "unused": self.unused,
+            "balance": self.balance,
+            "integral": self.integral,
+            "steps": self.steps,
+        }
 
     def load_state(self, state: dict[str, Any]) -> None:
         """See ``Trainer``."""

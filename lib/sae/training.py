@@ -1,11 +1,13 @@
 """The training loop: batches from token stores, schedules, held-out evaluation, checkpoints and exact resume.
 
-An SAE's folder is named by a hash of its recipe, its data and the training code: what is trained once is found again, and an interrupted
-run goes on at its last checkpoint, to the same weights as an uninterrupted one.
+An SAE's folder is named by a hash of all that decides its weights: recipe, data and code. What is trained once is
+found again, a change of the code trains anew, and an interrupted run goes on at its last checkpoint, to the same
+weights as an uninterrupted one.
 """
 
 import dataclasses
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,48 +18,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from lib.base.files import file_hash, locked, replacing, value_hash
-from lib.model import activations, models
-from lib.sae import comparators, folders, jumprelu, recipes, trainers
+from lib.base import build_graph
+from lib.base.files import locked, replacing, value_hash
+from lib.sae import architectures, folders
+from lib.sae.architectures import make_trainer
 from lib.sae.recipes import Recipe, Trainer
-from lib.sae.token_blocks import BUFFER_TOKENS, Blocks, Source, load_tokens, parameters
-from lib.sae.trainers import make_trainer
-from lib.texts import corpora
+from lib.sae.token_blocks import BUFFER_TOKENS, Blocks, Source, deciding_buffer, load_tokens, parameters
 
 CALIBRATION_TOKENS = 16_384
+FINISH_TOKENS = 4096  # of the calibration, from which the trainer sets what it holds at the end
 CHECKPOINT_SECONDS = 60.0
-
-
-def token_stores(reader: models.Reader, texts: list[str], layer: int, parent: Path, max_tokens: int, held_out_tokens: int, seed: int) -> tuple[Source, Path]:
-    """Training and held-out tokens of a corpus at one layer; passages are on one side only. The held-out ones are on disk.
-
-    ``max_tokens`` and ``held_out_tokens`` bound the tokens of the two (0: all there are).
-
-    Raises:
-        ValueError: fewer than two passages, or a layer out of range.
-    """
-    training, held_out = corpora.hold_out(texts, 0.05, seed)
-    return token_store(reader, training, layer, parent, max_tokens, seed), held_out_store(reader, held_out, layer, parent, held_out_tokens, seed)
-
-
-def held_out_store(reader: models.Reader, texts: list[str], layer: int, parent: Path, max_tokens: int, seed: int) -> Path:
-    """:func:`token_store` on disk."""
-    return token_store(reader._replace(store="disk"), texts, layer, parent, max_tokens, seed)
-
-
-def token_store(reader: models.Reader, texts: list[str], layer: int, parent: Path, max_tokens: int, seed: int) -> Source:
-    """The shuffled tokens of texts at one layer, ``max_tokens`` of them (0: all), special tokens left out.
-
-    Raises:
-        ValueError: unknown ``store``, or a layer out of range.
-    """
-    bridge = reader.bridge()
-    token_ids = corpora.first_tokens(models.split_tokens(bridge, texts, reader.context), max_tokens, seed)
-    content = activations.texts_hash([str(ids) for ids in token_ids])
-    given = (bridge, models.identity(reader.model), content, token_ids, layer)
-    if reader.store == "stream":
-        return activations.token_shards(*given, special=False, shuffle_seed=seed)
-    return activations.harvest_tokens(*given, parent, special=False, shuffle_seed=seed)
 
 
 def lr_factor(recipe: Recipe, step: int) -> float:
@@ -67,57 +37,125 @@ def lr_factor(recipe: Recipe, step: int) -> float:
     return min(1.0, warm, decay)
 
 
-def sae_path(parent: Path, recipe: Recipe, stores: list[Source], held_out: Path, start: Path | str | None = None) -> Path:
-    """``parent/<architecture>-<hash of recipe, data, SAE to start from and training code>``."""
-    code = [file_hash(Path(module.__file__)) for module in (jumprelu, folders, recipes, comparators, trainers)]
-    data = [parameters(store) for store in [*stores, held_out]]
-    first = folders.identity(start) if start else None
-    return parent / f"{recipe.architecture}-{value_hash([dataclasses.asdict(recipe), data, first, code])}"
+def code_paths(architecture: str) -> list[Path]:
+    """Files whose code decides an SAE: this one, its architecture's trainer, and what they use of ``lib.sae``.
+
+    The registry is left out, so that a new entry trains no other architecture anew; ``sae_path`` has what the entry
+    says of the trainer. The modules below ``lib.sae`` are left out because they make the tokens, and a store's
+    parameters tell its tokens from others.
+
+    Raises:
+        ValueError: an unknown architecture.
+    """
+    trainer = architectures.architecture(architecture).trainer
+    todo = {Path(__file__).resolve(), Path(sys.modules[trainer.__module__].__file__).resolve()}
+    paths: set[Path] = set()
+    while todo:
+        path = todo.pop()
+        paths.add(path)
+        names = build_graph.imported(path) - {"sae/architectures"}
+        todo |= {build_graph.LIB / f"{name}.py" for name in names if name.startswith("sae/")} - paths
+    return sorted(paths)
+
+
+def sae_path(
+    parent: Path,
+    recipe: Recipe,
+    stores: list[Source],
+    held_out: Path,
+    start: Path | str | None = None,
+    *,
+    buffer_tokens: int = BUFFER_TOKENS,
+) -> Path:
+    """``parent/<architecture>-<hash of recipe, data and their order, SAE to start from and code>``.
+
+    Raises:
+        ValueError: an unknown architecture, or a store that is not finished.
+    """
+    trainer = architectures.architecture(recipe.architecture).trainer
+    decides = {
+        "recipe": dataclasses.asdict(recipe),
+        "data": [parameters(store) for store in [*stores, held_out]],
+        "buffer_tokens": deciding_buffer(stores, buffer_tokens),
+        "start": folders.identity(start) if start else None,
+        "trainer": f"{trainer.__module__}.{trainer.__qualname__}",
+        "code": build_graph.code_hash(code_paths(recipe.architecture)),
+    }
+    return parent / f"{recipe.architecture}-{value_hash(decides)}"
 
 
 def train(
-    recipe: Recipe, store: Source | list[Source], held_out: Path, parent: Path, start: Path | str | None = None, progress: bool = True,
-    device: str = "cpu", buffer_tokens: int = BUFFER_TOKENS,
-) -> Path:  # fmt: skip
-    """Train an SAE on tokens, or finetune ``start`` (see :func:`lib.sae.folders.load`); measure it, return its SAELens folder.
+    recipe: Recipe,
+    store: Source | list[Source],
+    held_out: Path,
+    parent: Path,
+    start: Path | str | None = None,
+    *,
+    progress: bool = True,
+    device: str = "cpu",
+    buffer_tokens: int = BUFFER_TOKENS,
+) -> Path:
+    """Train an SAE on tokens, or finetune ``start`` (see :func:`lib.sae.folders.load`); measure it, return its folder.
 
-    Several stores are one mixture; a store that stands n times is repeated n times. Of more than ``buffer_tokens`` tokens,
-    blocks of so many are shuffled (see ``lib.sae.token_blocks``). Weights are float32 on ``device``.
+    Several stores are one mixture; a store that stands n times is repeated n times. Of more than ``buffer_tokens``
+    tokens, blocks of so many are shuffled (see ``lib.sae.token_blocks``). Weights are float32 on ``device``. The folder
+    is one of SAELens with a ``training.json``; it is found again where the same training was done before.
 
     Raises:
-        ValueError: an impossible recipe, too few tokens, stores of different layers, a foreign checkpoint, an SAE to start
-            from that does not fit, or too little memory.
+        ValueError: an impossible recipe, too few tokens, stores of different layers, a foreign checkpoint, an SAE to
+            start from that does not fit, or too little memory.
     """
     stores = store if isinstance(store, list) else [store]
-    folder = sae_path(parent, recipe.check(), stores, held_out, start)
+    architectures.check(recipe)
+    folder = sae_path(parent, recipe, stores, held_out, start, buffer_tokens=buffer_tokens)
     with locked(folder):
-        return _train(recipe, stores, held_out, folder, start, progress, device, buffer_tokens)
+        if not (folder / "training.json").exists():
+            blocks = Blocks(stores, buffer_tokens)
+            _train(recipe, blocks, held_out, folder, start, progress=progress, device=device)
+    return folder
 
 
-def _train(recipe: Recipe, stores: list[Source], held_out: Path, folder: Path, start: Path | str | None, progress: bool, device: str, buffer_tokens: int) -> Path:
-    if (folder / "training.json").exists():
-        return folder
-    x, metadata = Blocks(stores, buffer_tokens), _metadata([*stores, held_out])
-    if len(x) < recipe.batch_tokens or recipe.d_sae < 1:
-        raise ValueError(f"{stores} have {len(x)} tokens, fewer than one batch of {recipe.batch_tokens}")
-    calibration = x.sample(CALIBRATION_TOKENS, recipe.seed).to(device).float()
+def _train(
+    recipe: Recipe,
+    blocks: Blocks,
+    held_out: Path,
+    folder: Path,
+    start: Path | str | None,
+    *,
+    progress: bool,
+    device: str,
+) -> None:
+    metadata = _metadata([*blocks.sources, held_out])
+    if len(blocks) < recipe.batch_tokens or recipe.d_sae < 1:
+        raise ValueError(
+            f"{blocks.sources} have {len(blocks)} tokens, fewer than one batch of {recipe.batch_tokens}"
+        )
+    calibration = blocks.sample(CALIBRATION_TOKENS, recipe.seed).to(device).float()
     first = folders.load(start) if start else None
     if first is not None:
         folders.check_fits(first, calibration.shape[1], metadata["hook_name"], metadata["model_name"])
+    checkpoint = folder.with_suffix(".checkpoint")
     try:
         trainer = make_trainer(recipe, calibration, first)
-        curve, seconds = _run(trainer, recipe, x, folder.with_suffix(".checkpoint"), progress, device)
+        curve, seconds = _run(trainer, recipe, blocks, checkpoint, progress, device)
     except torch.OutOfMemoryError as error:
-        raise ValueError(f"the memory of {device} does not suffice for d_sae {recipe.d_sae} with batches of {recipe.batch_tokens} tokens; lower batch_tokens") from error
-    trainer.finish(calibration[:4096])
+        raise ValueError(
+            f"the memory of {device} does not suffice for d_sae {recipe.d_sae} with batches of {recipe.batch_tokens} "
+            "tokens; lower batch_tokens"
+        ) from error
+    trainer.finish(calibration[:FINISH_TOKENS])
     sae = trainer.export(metadata)
-    record = {"recipe": dataclasses.asdict(recipe), "data": [parameters(store) for store in stores],
-              "start": Path(start).name if start else None, "tokens_per_s": recipe.last_step * recipe.batch_tokens / seconds,
-              "seconds": seconds, "curve": curve}  # fmt: skip
+    record = {
+        "recipe": dataclasses.asdict(recipe),
+        "data": [parameters(store) for store in blocks.sources],
+        "start": Path(start).name if start else None,
+        "tokens_per_s": recipe.last_step * recipe.batch_tokens / seconds,
+        "seconds": seconds,
+        "curve": curve,
+    }
     measured = folders.held_out_record(sae.to(device), load_tokens(held_out))
     folders.save(sae.cpu(), folder, record | measured)
-    folder.with_suffix(".checkpoint").unlink(missing_ok=True)
-    return folder
+    checkpoint.unlink(missing_ok=True)
 
 
 def _metadata(stores: list[Source]) -> dict[str, Any]:
@@ -130,12 +168,17 @@ def _metadata(stores: list[Source]) -> dict[str, Any]:
     for other in others:
         for key in ("model", "revision", "hook_name"):
             if first.get(key) != other.get(key):
-                raise ValueError(f"the training store has {key} {first.get(key)!r}, another or the held-out store {other.get(key)!r}")
+                raise ValueError(
+                    f"the training store has {key} {first.get(key)!r}, "
+                    f"another or the held-out store {other.get(key)!r}"
+                )
     return {"model_name": first.get("model"), "hook_name": first.get("hook_name"), "revision": first.get("revision")}
 
 
-def _run(trainer: Trainer, recipe: Recipe, x: Blocks, checkpoint: Path, progress: bool, device: str) -> tuple[list[dict], float]:
-    """All steps that a checkpoint has not done yet; returns the training curve and the seconds of all steps."""
+def _run(
+    trainer: Trainer, recipe: Recipe, blocks: Blocks, checkpoint: Path, progress: bool, device: str
+) -> tuple[list[dict], float]:
+    """Do all steps that a checkpoint has not done yet; returns the training curve and the seconds of all steps."""
     start, curve, seconds = _resume(trainer, recipe, checkpoint)
     every = max(1, recipe.steps // 50)
     saved = time.perf_counter()
@@ -143,18 +186,21 @@ def _run(trainer: Trainer, recipe: Recipe, x: Blocks, checkpoint: Path, progress
     bar = tqdm(range(start, last), initial=start, total=last, desc=checkpoint.stem, unit="step", disable=not progress)
     for step in bar:
         began = time.perf_counter()
-        found = trainer.step(x.batch(step, recipe.batch_tokens, recipe.seed).to(device).float(), lr_factor(recipe, step))
+        x = blocks.batch(step, recipe.batch_tokens, recipe.seed).to(device).float()
+        metrics = trainer.step(x, lr_factor(recipe, step))
         seconds += time.perf_counter() - began
         if step % every == 0 or step == last - 1:
-            curve.append({"tokens": (step + 1) * recipe.batch_tokens} | found)
-            bar.set_postfix_str("fvu {fvu:.3f} l0 {l0:.1f} dead {dead} >10% {high_frequency}".format(**found))
+            curve.append({"tokens": (step + 1) * recipe.batch_tokens} | metrics)
+            bar.set_postfix_str("fvu {fvu:.3f} l0 {l0:.1f} dead {dead} >10% {high_frequency}".format(**metrics))
         if time.perf_counter() - saved > CHECKPOINT_SECONDS:
             _save_checkpoint(trainer, recipe, checkpoint, step + 1, curve, seconds)
             saved = time.perf_counter()
     return curve, seconds
 
 
-def _save_checkpoint(trainer: Trainer, recipe: Recipe, path: Path, step: int, curve: list, seconds: float) -> None:
+def _save_checkpoint(
+    trainer: Trainer, recipe: Recipe, path: Path, step: int, curve: list, seconds: float
+) -> None:
     """One safetensors file: the tensors of the state, and everything else as JSON in its header."""
     tensors: dict[str, Tensor] = {}
 
@@ -169,7 +215,13 @@ def _save_checkpoint(trainer: Trainer, recipe: Recipe, path: Path, step: int, cu
         return value
 
     state = flatten(trainer.state(), "state")
-    header = {"recipe": dataclasses.asdict(recipe), "step": step, "curve": curve, "seconds": seconds, "state": state}
+    header = {
+        "recipe": dataclasses.asdict(recipe),
+        "step": step,
+        "curve": curve,
+        "seconds": seconds,
+        "state": state,
+    }
     with replacing(path) as temporary:
         save_file(tensors, temporary, {"checkpoint": json.dumps(header)})
 
@@ -189,12 +241,18 @@ def _resume(trainer: Trainer, recipe: Recipe, path: Path) -> tuple[int, list, fl
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is a damaged checkpoint ({error}); delete it to train from the start") from error
     if header["recipe"] != dataclasses.asdict(recipe):
-        raise ValueError(f"{path} is the checkpoint of another recipe, {header['recipe']}; delete it or change the folder")
+        raise ValueError(
+            f"{path} is the checkpoint of another recipe, {header['recipe']}; delete it or change the folder"
+        )
 
     def restore(value: Any) -> Any:
-        if isinstance(value, dict):
-            return tensors[value["tensor"]] if "tensor" in value else {key: restore(item) for key, item in value["dict"]}
-        return [restore(item) for item in value] if isinstance(value, list) else value
+        if isinstance(value, list):
+            return [restore(item) for item in value]
+        if not isinstance(value, dict):
+            return value
+        if "tensor" in value:
+            return tensors[value["tensor"]]
+        return {key: restore(item) for key, item in value["dict"]}
 
     trainer.load_state(restore(header["state"]))
     return header["step"], header["curve"], header["seconds"]

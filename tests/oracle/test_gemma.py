@@ -1,4 +1,4 @@
-"""The tiny Gemma 2 beside plain Hugging Face computations: hidden states, positions, pooling, losses, and a Gemma Scope SAE."""
+"""The tiny Gemma 2 beside plain Hugging Face computations, and a Gemma Scope SAE beside a forward written by hand."""
 
 import functools
 
@@ -13,7 +13,12 @@ from lib.model import activations, forward, models, rollouts, shards
 from lib.sae import folders, latents, splice
 from tests.tiny_gemma import D_MODEL, D_SAE, LAYER
 
-PROMPTS = ["Write a poem", "Tell me how a lighthouse works, and who keeps it", "Why?", "Name three ships that sail at night in winter"]
+PROMPTS = [
+    "Write a poem",
+    "Tell me how a lighthouse works, and who keeps it",
+    "Why?",
+    "Name three ships that sail at night in winter",
+]
 SCOPE = f"gemma-scope/layer_{LAYER}/width_{D_SAE}/average_l0_10"
 
 
@@ -29,7 +34,9 @@ def alone(reference, ids):
 
 def test_hidden_states_positions_and_pooling_equal_hugging_faces(gemma, reference, tmp_path):
     store = activations.harvest_pooled(gemma, {"model": "m"}, PROMPTS, [0, 1], tmp_path)
-    pooled, tokens = activations.load_pooled(store), activations.prompt_tokens(gemma, {"model": "m"}, PROMPTS, 1, tmp_path)
+    pooled = activations.load_pooled(store)
+    tokens = activations.prompt_tokens(gemma, {"model": "m"}, PROMPTS, 1, tmp_path)
+    end_of_turn = gemma.tokenizer.convert_tokens_to_ids("<end_of_turn>")
     for row, text in enumerate(PROMPTS):
         ids = reference_ids(gemma, text)
         for layer in (0, 1):
@@ -37,7 +44,7 @@ def test_hidden_states_positions_and_pooling_equal_hugging_faces(gemma, referenc
             seen = hidden[1:]  # all but BOS, which is the same in every prompt
             np.testing.assert_allclose(pooled[layer, "max"][row], seen.amax(0), atol=1e-4)
             np.testing.assert_allclose(pooled[layer, "mean"][row], seen.mean(0), atol=1e-4)
-            np.testing.assert_allclose(pooled[layer, "fixed"][row], hidden[ids.index(gemma.tokenizer.convert_tokens_to_ids("<end_of_turn>"))], atol=1e-4)
+            np.testing.assert_allclose(pooled[layer, "fixed"][row], hidden[ids.index(end_of_turn)], atol=1e-4)
         own = tokens.activations[tokens.starts[row] : tokens.starts[row + 1]].float()
         torch.testing.assert_close(own, alone(reference, ids)[2][0, 1:], atol=2e-2, rtol=1e-2)
     sae = folders.load(gemma.tokenizer.name_or_path + "/" + SCOPE)
@@ -47,27 +54,28 @@ def test_hidden_states_positions_and_pooling_equal_hugging_faces(gemma, referenc
 
 
 def reference_ids(gemma, text):
-    return gemma.tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False)
+    turns = [{"role": "user", "content": text}]
+    return gemma.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
 
 
 def test_left_and_right_padding_give_equal_results(gemma):
     token_ids = models.tokenise(gemma, PROMPTS)
-    found = []
+    pooled = []
     for left in (False, True):
         ids, mask = forward.padded(token_ids, gemma.tokenizer.pad_token_id, left=left)
         resid = forward.resid_post_at(gemma, ids, mask, [1])[1]
         counted = mask.bool() & models.seeing(gemma, ids)
-        found.append({pooling: activations.pool(resid, counted, pooling, -5) for pooling in activations.POOLINGS})
+        pooled.append({pooling: activations.pool(resid, counted, pooling, -5) for pooling in activations.POOLINGS})
     for pooling in activations.POOLINGS:
-        torch.testing.assert_close(found[0][pooling], found[1][pooling], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(pooled[0][pooling], pooled[1][pooling], atol=1e-4, rtol=1e-4)
 
 
 def test_training_tokens_hold_neither_bos_nor_turn_markers(gemma, tmp_path):
     ids = models.split_tokens(gemma, ["User: tell me of ships\n\nAssistant: they sail"] * 3, 16)
     store = activations.harvest_tokens(gemma, {"model": "m"}, "h", ids, 1, tmp_path, special=False)
     kept = torch.cat([shard["token_id"] for shard in shards.read_all(store)]).unique().tolist()
-    found = set(gemma.tokenizer.convert_ids_to_tokens(kept))
-    assert not found & {"<bos>", "<start_of_turn>", "<end_of_turn>", "<pad>"} and "user" in found
+    strings = set(gemma.tokenizer.convert_ids_to_tokens(kept))
+    assert not strings & {"<bos>", "<start_of_turn>", "<end_of_turn>", "<pad>"} and "user" in strings
 
 
 def test_a_gemma_scope_npz_equals_a_hand_written_forward(tiny_gemma):
@@ -84,7 +92,7 @@ def test_a_gemma_scope_npz_equals_a_hand_written_forward(tiny_gemma):
 
 
 def test_the_registrys_loader_reads_the_same_file(tiny_gemma, tmp_path, monkeypatch):
-    """``release:sae_id`` goes through SAELens' loader for Gemma Scope, here with the hub's cache holding the small file."""
+    """``release:sae_id`` goes through SAELens' loader for Gemma Scope; here the hub's cache holds the small file."""
     release, sae_id = "gemma-scope-2b-pt-res", "layer_12/width_16k/average_l0_82"
     commit = "0" * 40
     snapshot = tmp_path / "models--google--gemma-scope-2b-pt-res" / "snapshots" / commit / sae_id
@@ -98,18 +106,21 @@ def test_the_registrys_loader_reads_the_same_file(tiny_gemma, tmp_path, monkeypa
     download = pretrained_sae_loaders.hf_hub_download
     cached = functools.partial(download, cache_dir=tmp_path, local_files_only=True)
     monkeypatch.setattr(pretrained_sae_loaders, "hf_hub_download", cached)
-    found = folders.load(f"{release}:{sae_id}")
-    assert isinstance(found, SAE) and found.cfg.metadata.hook_name == "blocks.12.hook_resid_post" and not found.cfg.apply_b_dec_to_input
+    sae = folders.load(f"{release}:{sae_id}")
+    assert isinstance(sae, SAE) and not sae.cfg.apply_b_dec_to_input
+    assert sae.cfg.metadata.hook_name == "blocks.12.hook_resid_post"
     ours, x = folders.load(tiny_gemma / SCOPE), torch.randn(9, D_MODEL, generator=torch.Generator().manual_seed(1))
-    assert all(torch.equal(tensor, ours.state_dict()[name]) for name, tensor in found.state_dict().items())
-    torch.testing.assert_close(found.encode(x), ours.encode(x), atol=1e-5, rtol=1e-5)
-    with pytest.raises(ValueError, match="blocks.12.hook_resid_post', the activations are of 'blocks.1.hook_resid_post'"):
-        folders.check_fits(found, D_MODEL, "blocks.1.hook_resid_post")
+    assert all(torch.equal(tensor, ours.state_dict()[name]) for name, tensor in sae.state_dict().items())
+    torch.testing.assert_close(sae.encode(x), ours.encode(x), atol=1e-5, rtol=1e-5)
+    message = "blocks.12.hook_resid_post', the activations are of 'blocks.1.hook_resid_post'"
+    with pytest.raises(ValueError, match=message):
+        folders.check_fits(sae, D_MODEL, "blocks.1.hook_resid_post")
 
 
 def test_spliced_losses_equal_a_plain_hook_on_hugging_faces_model(gemma, reference, tiny_gemma):
     sae = folders.load(tiny_gemma / SCOPE)
-    token_ids = models.split_tokens(gemma, ["User: tell me of ships\n\nAssistant: they sail at night", "a lighthouse keeper"], 64)
+    texts = ["User: tell me of ships\n\nAssistant: they sail at night", "a lighthouse keeper"]
+    token_ids = models.split_tokens(gemma, texts, 64)
     special = models.special_ids(gemma)
 
     def by_hand(ids, change):
@@ -129,8 +140,8 @@ def test_spliced_losses_equal_a_plain_hook_on_hugging_faces_model(gemma, referen
         return each[plain[1:]].sum().item()
 
     for change, expected in ((None, None), (splice.reconstruction(sae), sae), (torch.zeros_like, torch.zeros_like)):
-        found, counted = splice.losses(gemma, token_ids, LAYER, change)
-        np.testing.assert_allclose(found, [by_hand(ids, expected) for ids in token_ids], rtol=1e-4)
+        losses, counted = splice.losses(gemma, token_ids, LAYER, change)
+        np.testing.assert_allclose(losses, [by_hand(ids, expected) for ids in token_ids], rtol=1e-4)
     assert counted.tolist() == [sum(token not in special for token in ids[1:]) for ids in token_ids]
     with torch.inference_mode():
         ids = token_ids[1]  # no turn tokens: Hugging Face's own loss
@@ -139,9 +150,11 @@ def test_spliced_losses_equal_a_plain_hook_on_hugging_faces_model(gemma, referen
 
 
 def test_greedy_rollouts_equal_generate_on_each_prompt_alone(gemma, reference, tmp_path):
-    found = rollouts.generate(gemma, {"model": "m"}, PROMPTS, tmp_path, 12, temperature=0.0)
+    generated = rollouts.generate(gemma, {"model": "m"}, PROMPTS, tmp_path, 12, temperature=0.0)
     ends = [gemma.tokenizer.eos_token_id, gemma.tokenizer.convert_tokens_to_ids("<end_of_turn>")]
-    for text, response in zip(PROMPTS, found["response"], strict=True):
+    options = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": ends, "pad_token_id": 0}
+    for text, response in zip(PROMPTS, generated["response"], strict=True):
         ids = torch.tensor([reference_ids(gemma, text)])
-        out = reference.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False, eos_token_id=ends, pad_token_id=0)[0, ids.shape[1] :]
-        assert response == gemma.tokenizer.decode(out, skip_special_tokens=True).strip()
+        sequence = reference.generate(ids, attention_mask=torch.ones_like(ids), **options)[0]
+        new = sequence[ids.shape[1] :]
+        assert response == gemma.tokenizer.decode(new, skip_special_tokens=True).strip()

@@ -56,15 +56,15 @@ def test_every_gradient_equals_dense_autograd(kind, bandwidth, dense, monkeypatc
     monkeypatch.setattr(jumprelu, "DENSE_ABOVE", -1.0 if dense else 2.0)
     x = torch.randn(TOKENS, D_MODEL, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     p = parameters()
-    found = sparse_step(x, p, 0.01, bandwidth, kind, 0.1)
+    result = sparse_step(x, p, 0.01, bandwidth, kind, 0.1)
     q = Parameters(*(tensor.clone().requires_grad_() for tensor in p))
     pre = x @ q.enc.T + q.b_enc
     recon = DenseJumpReLU.apply(pre, q.threshold, bandwidth) @ q.dec + q.b_dec
     frequency = DenseStep.apply(pre, q.threshold, bandwidth).mean(0)
     loss = (recon - x).square().mean() + 0.01 * penalty(frequency, kind, 0.1)
     loss.backward()
-    assert abs(found.loss - loss.item()) < 1e-10 and found.l0 > 1
-    for name, ours, theirs in zip(Parameters._fields, found.gradients, q, strict=True):
+    assert abs(result.loss - loss.item()) < 1e-10 and result.l0 > 1
+    for name, ours, theirs in zip(Parameters._fields, result.gradients, q, strict=True):
         error = (ours - theirs.grad).norm() / theirs.grad.norm()
         assert theirs.grad.norm() > 0 and error < 1e-5, f"{name}: relative error {error:.1e}"
 
@@ -82,13 +82,12 @@ def test_reconstruction_gradients_equal_finite_differences():
     """The smooth part: moving W_enc, W_dec and the biases a little, with the active set as it is."""
     x = torch.randn(20, D_MODEL, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     p = parameters()
-    found = sparse_step(x, p, 0.0, 0.1)
+    gradients = sparse_step(x, p, 0.0, 0.1).gradients
     for name in ("enc", "dec", "b_enc", "b_dec"):
         direction = torch.randn_like(getattr(p, name))
-        ahead, behind = (
-            sparse_step(x, p._replace(**{name: getattr(p, name) + step * direction}), 0.0, 0.1).loss for step in (1e-7, -1e-7)
-        )
-        expected = (getattr(found.gradients, name) * direction).sum().item()
+        moved = (p._replace(**{name: getattr(p, name) + step * direction}) for step in (1e-7, -1e-7))
+        ahead, behind = (sparse_step(x, other, 0.0, 0.1).loss for other in moved)
+        expected = (getattr(gradients, name) * direction).sum().item()
         assert abs((ahead - behind) / 2e-7 - expected) < 1e-5 * max(1.0, abs(expected)), name
 
 
@@ -107,18 +106,18 @@ def test_penalty_by_hand():
 def test_threshold_gradient_by_hand():
     """One latent, four tokens with pre 0.9, 1.05, 1.2 and 3, θ = 1, ε = 0.4: the first three are within the band."""
     x = torch.tensor([[0.9], [1.05], [1.2 - 1e-9], [3.0]], dtype=torch.float64)
-    one = torch.ones(1, 1, dtype=torch.float64)
+    row = torch.ones(1, 1, dtype=torch.float64)
     zero = torch.zeros(1, dtype=torch.float64)
-    p = Parameters(one, one, zero, zero, torch.ones(1, dtype=torch.float64))
-    found = sparse_step(x, p, 0.5, 0.4, "quadratic_frequency", 0.1)
+    p = Parameters(row, row, zero, zero, torch.ones(1, dtype=torch.float64))
+    result = sparse_step(x, p, 0.5, 0.4, "quadratic_frequency", 0.1)
     frequency = 0.75
     in_band = [0.9, 1.05, 1.2 - 1e-9]
     residual = [-0.9, 0.0, 0.0]  # only the first token is not reconstructed
     by_reconstruction = sum(-(1 / 0.4) * 2 * r / 4 for r in residual)
     by_penalty = -0.5 * (1 + 2 * frequency / 0.1) / 4 / 0.4 * len(in_band)
-    assert found.frequency.item() == frequency
-    assert found.gradients.threshold.item() == pytest.approx(by_reconstruction + by_penalty)
-    assert found.balance == pytest.approx((by_reconstruction, by_penalty / 0.5))
+    assert result.frequency.item() == frequency
+    assert result.gradients.threshold.item() == pytest.approx(by_reconstruction + by_penalty)
+    assert result.balance == pytest.approx((by_reconstruction, by_penalty / 0.5))
 
 
 def test_entries_are_the_active_and_the_band():

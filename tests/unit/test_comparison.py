@@ -9,7 +9,8 @@ from lib.sae.recipes import Recipe
 
 
 def curve(variant, seed, shift=0.0, l0=(8, 16, 32, 64)):
-    return pd.DataFrame({"variant": variant, "seed": seed, "l0": l0, "fvu": [0.5 - 0.1 * np.log2(v / 8) + shift for v in l0]})
+    fvu = [0.5 - 0.1 * np.log2(v / 8) + shift for v in l0]
+    return pd.DataFrame({"variant": variant, "seed": seed, "l0": l0, "fvu": fvu})
 
 
 def test_matched_difference_by_hand():
@@ -17,20 +18,54 @@ def test_matched_difference_by_hand():
         curve("a", 0), curve("a", 1), curve("a", 2),
         curve("b", 0, 0.01, (10, 20, 40)), curve("b", 1, 0.02, (10, 20, 40)), curve("b", 2, 0.03, (10, 20, 40)),
     ])  # fmt: skip
-    found, single = comparison.matched_difference(table, "b", "a", [8, 16, 32, 64])
-    assert sorted(set(single["l0"])) == [16, 32], "8 and 64 lie outside b's range: nothing is extrapolated"
-    assert found.value == pytest.approx(0.02) and (found.n, found.n_groups) == (6, 3)
-    assert found.high - found.value == pytest.approx(4.3027 * 0.01 / 3**0.5, rel=1e-3)
+    estimate, differences = comparison.matched_difference(table, "b", "a", [8, 16, 32, 64])
+    assert sorted(set(differences["l0"])) == [16, 32], "8 and 64 lie outside b's range: nothing is extrapolated"
+    assert estimate.value == pytest.approx(0.02) and (estimate.n, estimate.n_groups) == (6, 3)
+    assert estimate.high - estimate.value == pytest.approx(4.3027 * 0.01 / 3**0.5, rel=1e-3)
     nothing, _ = comparison.matched_difference(table, "c", "a", [16])
     assert nothing.value is None and nothing.n == 0
 
 
 def test_recipes_of_a_grid():
-    grid = comparison.recipes(
-        Recipe(tokens=10_000), {"j": {}, "g": {"architecture": "gated"}}, {"target_l0": [8, 16], "coefficient": [0.5]}, [0, 1]
-    )
+    variants = {"j": {}, "g": {"architecture": "gated"}}
+    sparsities = {"target_l0": [8, 16], "coefficient": [0.5]}
+    grid = comparison.recipes(Recipe(tokens=10_000), variants, sparsities, [0, 1])
     assert len(grid) == 6 and grid["j", 16, 1].target_l0 == 16 and grid["g", 0.5, 1].coefficient == 0.5
     assert grid["j", 8, 1].seed == 1
+
+
+def test_variants_take_their_learning_rates_by_what_steers_them():
+    lrs = {"target_l0": 8e-3, "coefficient": 4e-3}
+    variants = comparison.variants([0.1], ["topk", "gated"], lrs)
+    assert variants == {
+        "JumpReLU, L0": {},
+        "JumpReLU, QF f₀=0.1": {"penalty": "quadratic_frequency", "f0": 0.1},
+        "topk": {"architecture": "topk", "lr": 8e-3},
+        "gated": {"architecture": "gated", "lr": 4e-3},
+    }
+    with pytest.raises(ValueError, match="unknown architecture 'relu'; allowed are jumprelu, gated, topk"):
+        comparison.variants([], ["relu"], lrs)
+    with pytest.raises(ValueError, match="unknown architecture 'relu'"):
+        comparison.recipes(Recipe(), {"r": {"architecture": "relu"}}, {"target_l0": [8]}, [0])
+
+
+def test_costs_and_frequent_latents_are_rows_of_a_record():
+    table = pd.concat([
+        curve(comparison.BASELINE, 0),
+        curve(comparison.BASELINE, 1),
+        curve("b", 0, 0.01),
+        curve("b", 1, 0.03),
+    ])
+    table = table.assign(sparsity=table["l0"], high_frequency=[4, 3, 2, 1] * 2 + [0] * 8)
+    (cost,) = comparison.fvu_costs(table, [16, 32]).itertuples()
+    assert (cost.metric, cost.variant, cost.unit) == ("fvu_cost_at_matched_l0", "b", "fraction of variance")
+    assert cost.value == pytest.approx(0.02) and (cost.n, cost.n_groups) == (4, 2)
+    frequent = comparison.frequent_latents(table, 8).set_index("variant")
+    assert frequent["value"].to_dict() == {comparison.BASELINE: 2.0, "b": 0.0}
+    points = comparison.pareto(table, "layer 1")
+    assert points["value"].tolist()[4:] == pytest.approx([0.52, 0.42, 0.32, 0.22])
+    assert points["high"].tolist()[4:] == pytest.approx([0.53, 0.43, 0.33, 0.23])
+    assert comparison.fvu_costs(table[table["variant"] != "b"], [16]).empty, "without variants there is no cost"
 
 
 def test_a_split_latent_has_two_descendants():
@@ -41,7 +76,7 @@ def test_a_split_latent_has_two_descendants():
         return folders.from_parameters(p, torch.zeros(4), 1.0, {})
 
     halves = torch.nn.functional.normalize(torch.stack([eye[0] + 0.5 * eye[2], eye[0] - 0.5 * eye[2], eye[1]]), dim=1)
-    found = comparison.descendants(sae(eye[:3]), sae(halves), np.array([0.5, 0.01, 0.2]))
-    assert found["latent"].tolist() == [0, 2] and found["near"].tolist() == [2, 0]
-    assert found["best"][0] == pytest.approx(1 / 1.25**0.5) and found["best"][1] == pytest.approx(0.5 / 1.25**0.5)
+    split = comparison.descendants(sae(eye[:3]), sae(halves), np.array([0.5, 0.01, 0.2]))
+    assert split["latent"].tolist() == [0, 2] and split["near"].tolist() == [2, 0]
+    assert split["best"][0] == pytest.approx(1 / 1.25**0.5) and split["best"][1] == pytest.approx(0.5 / 1.25**0.5)
     assert comparison.descendants(sae(eye[:3]), sae(halves), np.zeros(3)).empty

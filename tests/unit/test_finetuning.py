@@ -5,11 +5,12 @@ import pytest
 import torch
 from sae_lens import SAE
 from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
-from test_sae_training import D_MODEL, D_SAE, RECIPE, activations, store
+from test_training import D_MODEL, D_SAE, RECIPE, activations, store
 
 from lib.base.files import DATA
+from lib.model import shards
 from lib.sae import finetuning, folders, training
-from lib.sae.trainers import make_trainer
+from lib.sae.architectures import make_trainer
 
 
 @pytest.fixture(scope="module")
@@ -47,15 +48,14 @@ def test_finetuning_adapts_to_the_new_data_and_keeps_the_rest(base, tmp_path):
             path.unlink()
         (folder / "manifest.json").unlink()
     shifted = torch.linspace(-1, 1, D_MODEL)
-    from lib.model import shards
-
+    about = {"model": "m", "revision": "r", "hook_name": "blocks.1.hook_resid_post", "shifted": True}
     for folder, n, seed in ((chat, 20_000, 2), (chat_held, 3_000, 3)):
         x = activations(n, seed) + shifted
-        parameters = {"model": "m", "revision": "r", "hook_name": "blocks.1.hook_resid_post", "n": n, "seed": seed, "shifted": True}
-        shards.build(folder, parameters, 1, lambda i, x=x: {"activations": x}, "shard")
+        shards.build(folder, about | {"n": n, "seed": seed}, 1, lambda i, x=x: {"activations": x}, "shard")
     recipe = dataclasses.replace(RECIPE, tokens=40_000, lr=5e-3)
     ways = finetuning.variants({"base": start}, {"tokens": 40_000}, [0.5], [2])
-    table = finetuning.train_variants(ways, recipe, [0, 1], chat, train, chat_held, tmp_path / "saes")
+    tokens = finetuning.Tokens(chat, train, chat_held)
+    table = finetuning.train_variants(ways, recipe, [0, 1], tokens, tmp_path / "saes")
     assert table["variant"].unique().tolist() == ["finetuned from base", "resampled 50%", "prompts ×2", "from scratch"]
     measured = finetuning.measure(table, {"chat": chat_held})
     mean = measured.groupby(["variant", "metric"])["value"].mean()
@@ -79,15 +79,13 @@ def test_resampling_replaces_the_latents_that_fire_least(base):
     torch.testing.assert_close(after.p.enc[changed], after.p.dec[changed])
 
 
-def test_an_earlier_checkpoint_is_the_same_schedule_ended_early(base, tmp_path, monkeypatch):
+def test_an_earlier_checkpoint_is_the_same_schedule_ended_early(base, tmp_path):
     _, train, held, _ = base
-    seen = []
-    step = training.make_trainer
-    monkeypatch.setattr(training, "make_trainer", lambda *given: seen.append(step(*given)) or seen[-1])
     recipe = dataclasses.replace(RECIPE, tokens=10_000, stop_tokens=4_000)
     record = folders.training_record(training.train(recipe, train, held, tmp_path, progress=False))
     assert record["curve"][-1]["tokens"] == 4_000
-    whole = folders.training_record(training.train(dataclasses.replace(recipe, stop_tokens=0), train, held, tmp_path, progress=False))
+    to_the_end = dataclasses.replace(recipe, stop_tokens=0)
+    whole = folders.training_record(training.train(to_the_end, train, held, tmp_path, progress=False))
     assert whole["curve"][: len(record["curve"])] == record["curve"] and whole["curve"][-1]["tokens"] == 10_000
 
 
@@ -102,7 +100,8 @@ def test_a_start_that_does_not_fit_is_named(base, tmp_path):
         training.train(RECIPE, *elsewhere, tmp_path, start, progress=False)
     with pytest.raises(ValueError, match="hook_name"):
         training.train(RECIPE, [train, elsewhere[0]], held, tmp_path, progress=False)
-    topk = training.train(dataclasses.replace(RECIPE, architecture="topk", tokens=1_000), train, held, tmp_path, progress=False)
+    short = dataclasses.replace(RECIPE, architecture="topk", tokens=1_000)
+    topk = training.train(short, train, held, tmp_path, progress=False)
     with pytest.raises(ValueError, match="only a jumprelu SAE can be finetuned here, this one is 'topk'"):
         training.train(RECIPE, train, held, tmp_path, topk, progress=False)
 

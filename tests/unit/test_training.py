@@ -1,23 +1,26 @@
 import dataclasses
 import json
+from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from sae_lens import SAE
 
+from lib.base import build_graph
 from lib.model import shards
-from lib.sae import folders, training
+from lib.sae import architectures, comparators, comparison, folders, training
+from lib.sae.architectures import ARCHITECTURES, make_trainer
 from lib.sae.jumprelu import Parameters
-from lib.sae.recipes import ARCHITECTURES, Recipe
-from lib.sae.trainers import fresh, make_trainer
+from lib.sae.recipes import Recipe
+from lib.sae.trainers import fresh
 
 D_MODEL, D_SAE = 16, 48
 RECIPE = Recipe(d_sae=D_SAE, target_l0=3, tokens=60_000, batch_tokens=500, lr=2e-3)
 
 
 def dictionary(seed=0):
-    return torch.nn.functional.normalize(torch.randn(D_SAE // 2, D_MODEL, generator=torch.Generator().manual_seed(seed)), dim=1)
+    rows = torch.randn(D_SAE // 2, D_MODEL, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.normalize(rows, dim=1)
 
 
 def activations(n, seed):
@@ -40,7 +43,8 @@ def data(tmp_path):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_architecture_learns_the_planted_dictionary(data, architecture):
-    recipe = dataclasses.replace(RECIPE, architecture=architecture, coefficient=2.0 if architecture == "gated" else 1e-3)
+    coefficient = 2.0 if ARCHITECTURES[architecture].steered_by == "coefficient" else 1e-3
+    recipe = dataclasses.replace(RECIPE, architecture=architecture, coefficient=coefficient)
     folder = training.train(recipe, *data, progress=False)
     record = folders.training_record(folder)
     assert record["held_out"]["fvu"] < 0.35 and 1 < record["held_out"]["l0"] < 16
@@ -56,8 +60,8 @@ def test_every_architecture_learns_the_planted_dictionary(data, architecture):
 @pytest.mark.parametrize("penalty", ["l0", "quadratic_frequency", "squared_frequency"])
 def test_target_l0_is_reached(data, target, penalty):
     recipe = dataclasses.replace(RECIPE, target_l0=target, penalty=penalty)
-    found = folders.training_record(training.train(recipe, *data, progress=False))["held_out"]
-    assert abs(found["l0"] / target - 1) < 0.1
+    metrics = folders.training_record(training.train(recipe, *data, progress=False))["held_out"]
+    assert abs(metrics["l0"] / target - 1) < 0.1
 
 
 def test_export_equals_the_normalised_model_by_hand(data):
@@ -120,13 +124,119 @@ def test_damaged_and_foreign_checkpoints_are_named(data):
         training.train(RECIPE, *data, progress=False)
 
 
+def with_edits(monkeypatch, folder, *edits):
+    """The training code as copies in which texts are replaced: (module, old text, new text)."""
+    real = training.code_paths
+
+    def copies(architecture):
+        paths = []
+        for path in real(architecture):
+            text = path.read_text()
+            for module, old, new in edits:
+                if path.stem == module:
+                    assert old in text
+                    text = text.replace(old, new)
+            paths.append(folder / path.name)
+            paths[-1].write_text(text)
+        return paths
+
+    folder.mkdir()
+    monkeypatch.setattr(training, "code_paths", copies)
+
+
+SCHEDULE = ("training", "decay = (recipe.steps - step)", "decay = (recipe.steps - step) ** 2")
+CALIBRATION = ("training", "CALIBRATION_TOKENS = 16_384", "CALIBRATION_TOKENS = 8_192")
+SHUFFLE = ("token_blocks", "1_000_003 * seed", "1_000_033 * seed")
+STEP = ("jumprelu", "bandwidth / 2\n", "bandwidth / 3\n")
+CONTROLLER = ("trainers", "SHIFT = 7.5", "SHIFT = 7.0")
+EXPORT = ("folders", "mean + scale * p.b_dec", "mean - scale * p.b_dec")
+DOCSTRING = ("training", "Linear warm-up over", "A linear rise over")
+MODULE_DOCSTRING = ("trainers", '"""The JumpReLU trainer:', '"""JumpReLU\'s trainer:')
+COMMENT = ("jumprelu", "# share of entries above which", "# part of the entries above which")
+LINES = ("training", "decay = (recipe.steps - step) /", "decay = (\n        (recipe.steps - step)\n    ) /")
+OTHER_TRAINER = ("comparators", "k=round(recipe.target_l0)", "k=int(recipe.target_l0)")
+
+
+@pytest.mark.parametrize("edit", [SCHEDULE, CALIBRATION, SHUFFLE, STEP, CONTROLLER, EXPORT])
+def test_changed_code_names_another_folder(data, tmp_path, monkeypatch, edit):
+    before = training.sae_path(data[2], RECIPE, [data[0]], data[1])
+    with_edits(monkeypatch, tmp_path / "code", edit)
+    assert training.sae_path(data[2], RECIPE, [data[0]], data[1]) != before
+
+
+@pytest.mark.parametrize("edits", [[], [DOCSTRING, MODULE_DOCSTRING, COMMENT, LINES], [OTHER_TRAINER]])
+def test_what_decides_nothing_keeps_the_name(data, tmp_path, monkeypatch, edits):
+    """Docstrings, comments, line breaks, and the trainers of other architectures."""
+    before = training.sae_path(data[2], RECIPE, [data[0]], data[1])
+    with_edits(monkeypatch, tmp_path / "code", *edits)
+    assert training.sae_path(data[2], RECIPE, [data[0]], data[1]) == before
+    if edits == [OTHER_TRAINER]:
+        topk = dataclasses.replace(RECIPE, architecture="topk")
+        edited = training.sae_path(data[2], topk, [data[0]], data[1])
+        monkeypatch.undo()
+        assert training.sae_path(data[2], topk, [data[0]], data[1]) != edited
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_no_module_that_a_training_uses_is_left_out_of_the_name(architecture):
+    """All of ``lib.sae`` that the loop and the trainer import is hashed, but for the registry and other trainers."""
+    hashed = {path.stem for path in training.code_paths(architecture)}
+    loop = {"training", "token_blocks", "recipes", "folders", "jumprelu"}
+    trainer = {"trainers"} if architecture == "jumprelu" else {"comparators"}
+    assert hashed == loop | trainer
+    imported = build_graph.modules(Path(training.__file__))
+    used = {name.removeprefix("sae/") for name in imported if name.startswith("sae/")}
+    assert used - hashed == {"architectures"} | {"trainers", "comparators"} - trainer
+
+
+def test_the_buffer_is_in_the_name_where_it_decides_the_order_of_tokens(data):
+    def name(**options):
+        return training.sae_path(data[2], RECIPE, [data[0]], data[1], **options)
+
+    assert name(buffer_tokens=20_000) == name(buffer_tokens=50_000) == name(), "one block holds all 20,000 tokens"
+    assert len({name(), name(buffer_tokens=19_999), name(buffer_tokens=10_000)}) == 3
+
+
+def test_a_changed_schedule_trains_anew_and_leaves_the_old_checkpoint_alone(data, tmp_path, monkeypatch):
+    recipe = dataclasses.replace(RECIPE, tokens=5_000)
+    old = training.train(recipe, *data, progress=False)
+    checkpoint = old.with_suffix(".checkpoint")
+    training._save_checkpoint(make_trainer(recipe, activations(4000, 0)), recipe, checkpoint, 9, [], 1.0)
+    with_edits(monkeypatch, tmp_path / "code", SCHEDULE)
+    monkeypatch.setattr(training, "lr_factor", lambda recipe, step: 0.5)
+    new = training.train(recipe, *data, progress=False)
+    assert new != old and checkpoint.exists()
+    record = folders.training_record(new)
+    assert record["curve"][0]["tokens"] == recipe.batch_tokens, "it began at the first step"
+    assert (new / "sae_weights.safetensors").read_bytes() != (old / "sae_weights.safetensors").read_bytes()
+
+
+def half(recipe, calibration):
+    """A toy architecture: TopK with half of k."""
+    return comparators.topk(dataclasses.replace(recipe, target_l0=recipe.target_l0 / 2), calibration)
+
+
+def test_one_entry_makes_an_architecture(data, monkeypatch):
+    monkeypatch.setitem(ARCHITECTURES, "half", architectures.Architecture(half, lr=5e-3, sparsities=(4, 8)))
+    changes = comparison.variants([], ["half"], {"target_l0": 1.0, "coefficient": 1.0})
+    assert changes["half"] == {"architecture": "half", "lr": 5e-3}
+    sparsities = {"target_l0": [16], "coefficient": []}
+    grid = comparison.recipes(RECIPE, {"half": changes["half"]}, sparsities, [0])
+    assert [recipe.target_l0 for recipe in grid.values()] == [4, 8]
+    table = comparison.train_grid(grid, *data, progress=False)
+    assert table["l0"].round(3).tolist() == [2, 4] and (table["fvu"] < 0.6).all()
+    assert table["folder"][0].name.startswith("half-")
+    with pytest.raises(ValueError, match="finetuning is for jumprelu, the recipe says 'half'"):
+        training.train(grid["half", 4, 0], *data, table["folder"][0], progress=False)
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
         ({"target_l0": D_SAE}, f"target_l0 {D_SAE} must lie between 0 and d_sae {D_SAE}"),
         ({"target_l0": -1}, "target_l0 -1 must lie"),
-        ({"architecture": "relu"}, "unknown architecture 'relu'"),
-        ({"penalty": "l1"}, "unknown penalty 'l1'"),
+        ({"architecture": "relu"}, "unknown architecture 'relu'; allowed are jumprelu, gated, topk"),
+        ({"penalty": "l1"}, "unknown penalty 'l1'; allowed are l0, quadratic_frequency, squared_frequency"),
         ({"tokens": 10}, "tokens 10 "),
     ],
 )
@@ -140,7 +250,8 @@ def test_bad_stores_are_refused(data, tmp_path):
     with pytest.raises(ValueError, match="100 tokens, fewer than one batch of 500"):
         training.train(RECIPE, small, data[1], data[2])
     other = store(tmp_path / "other", 100, 2, hook="blocks.2.hook_resid_post")
-    with pytest.raises(ValueError, match="hook_name 'blocks.1.hook_resid_post', another or the held-out store 'blocks.2"):
+    message = "hook_name 'blocks.1.hook_resid_post', another or the held-out store 'blocks.2"
+    with pytest.raises(ValueError, match=message):
         training.train(RECIPE, data[0], other, data[2])
 
 
@@ -175,11 +286,11 @@ def test_metrics_by_hand():
     p = Parameters(eye, eye, torch.zeros(2), torch.zeros(2), torch.tensor([0.5, 10.0]))
     sae = folders.from_parameters(p, torch.zeros(2), 1.0, {})
     x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 0.0], [0.2, 0.0]])
-    found = folders.evaluate(sae, x)
+    metrics = folders.evaluate(sae, x)
     error, total = 1 + 0.04, ((x - x.mean(0)) ** 2).sum().item()
-    assert found["fvu"] == pytest.approx(error / total)
-    assert (found["l0"], found["dead"], found["high_frequency"]) == (0.5, 0.5, 1)
-    assert found["high_frequency_mass"] == 1.0 and found["frequency"].tolist() == [0.5, 0.0]
+    assert metrics["fvu"] == pytest.approx(error / total)
+    assert (metrics["l0"], metrics["dead"], metrics["high_frequency"]) == (0.5, 0.5, 1)
+    assert metrics["high_frequency_mass"] == 1.0 and metrics["frequency"].tolist() == [0.5, 0.0]
 
 
 def test_a_saelens_sae_is_usable_as_ours(tmp_path):
