@@ -32,7 +32,7 @@ from lib.interp.ngram import NgramJudge
 from lib.model import models
 from lib.results import figures, records, tables
 from lib.sae import folders
-from lib.stats import draws, metrics
+from lib.stats import metrics
 from lib.texts import artefacts, datasets
 
 # %% [markdown]
@@ -195,8 +195,8 @@ debugging.median_ranks(ranks, show_share)
 
 # %%
 auroc_draws = debugging.cleaning(raw, clean, base, prompts, show_k, weights)
-aurocs = draws.estimates(auroc_draws)
-gains = draws.estimates(draws.paired(auroc_draws, "trained", "raw"))
+aurocs = auroc_draws.estimates()
+gains = auroc_draws.against("trained", "raw").estimates()
 
 # %%
 sizes = ", ".join(f"{n:,} {split}" for split, n in prompts["split"].value_counts().items())

@@ -37,9 +37,11 @@ from lib.interp.examples import Encoded
 from lib.interp.judges import Judge
 from lib.interp.readings import Matrix, Peaks, Reading, coordinate_peaks, inside, latent_peaks, token_means
 from lib.probing import dense as dense_probes
-from lib.probing import on_saes
+from lib.probing import ksparse, on_saes
+from lib.probing.tasks import Task
 from lib.results import tables
-from lib.stats import draws, metrics
+from lib.stats import metrics
+from lib.stats.draws import Draws
 from lib.texts import datasets
 from lib.texts.artefacts import WORD, changed
 
@@ -352,10 +354,22 @@ def marked(top: pd.DataFrame, latents: pd.DataFrame) -> pd.DataFrame:
     return top.assign(latent=top["latent"].map(names), order=order).sort_values("order", kind="stable")
 
 
+class Tested(NamedTuple):
+    """The key of a probe by the form of the texts, raw or clean, that it is trained and tested on."""
+
+    probe: str
+    trained: str
+    tested: str
+
+    def columns(self) -> dict[str, str]:
+        """Its dimensions in a table of results."""
+        return self._asdict()
+
+
 def cleaning(
     raw: Reading, clean: Reading, sae: SAE, prompts: pd.DataFrame, k: int, weights: metrics.SplitWeights
-) -> pd.DataFrame:
-    """Draws (``lib.stats.draws``) of AUROC by probe, form trained on and form tested on, of the same prompts.
+) -> Draws:
+    """Draws of AUROC by probe, form trained on and form tested on, of the same prompts (keys: :class:`Tested`).
 
     Probes: dense logistic regression on the mean over tokens; k latents (max over tokens) chosen by mean difference.
     """
@@ -368,8 +382,8 @@ def cleaning(
         train = np.zeros(len(labels), dtype=bool)
         train[place * n : (place + 1) * n] = (prompts["split"] == "train").to_numpy()
         probe = dense_probes.fit_logistic(means[train], labels[train], ids[train])
-        [(_, _, k_scores)] = on_saes.k_sparse(peaks, on_saes.Task(labels, train, ids), [k], "mean difference")
-        for name, of_both in (("dense", probe.decision_function(means)), (f"{k} latents", k_scores)):
+        [fit] = on_saes.k_sparse(peaks, Task(labels, train, ids), [k], ksparse.MEAN_DIFFERENCE)
+        for name, of_both in (("dense", probe.decision_function(means)), (f"{k} latents", fit.scores)):
             for i, tested in enumerate(FORMS):
-                scores[name, trained, tested] = of_both[i * n : (i + 1) * n]
-    return draws.table(prompts, scores, ["probe", "trained", "tested"], weights)
+                scores[Tested(name, trained, tested)] = of_both[i * n : (i + 1) * n]
+    return Draws.of(prompts, scores, weights)

@@ -234,5 +234,5 @@ def test_cleaning_helps_where_formatting_told_the_label():
     prompts = pd.DataFrame({"label": y, "split": split, "base_id": np.arange(240).astype(str)})
     sae = example(d_model=3)[0]
     drawn = debugging.cleaning(raw, clean, sae, prompts, 2, metrics.split_weights(prompts, 50, 0))
-    value = drawn[0].xs("ood", level="split")
+    value = drawn.where(split="ood").estimates().set_index(["probe", "trained", "tested"])["value"]
     assert value["dense", "raw", "raw"] < 0.4 < 0.6 < value["dense", "clean", "clean"]
