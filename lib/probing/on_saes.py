@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from lib.base import processes
 from lib.model.activations import PromptTokens
+from lib.model.poolings import named
 from lib.probing import ksparse
 from lib.probing.dense import search
 from lib.sae import folders, latents
@@ -99,8 +100,9 @@ def probe_saes(
     chosen on the first SAE and kept for all others.
 
     Raises:
-        ValueError: an SAE of another width, layer or model than the activations, or no k that is possible.
+        ValueError: an SAE of another width, layer or model than the activations, an unknown pooling, or no k that is possible.
     """
+    named(poolings)
     first = folders.load(table["folder"].iloc[0], device)
     folders.check_fits(first, tokens.activations.shape[1], hook_name, model)
     pooled = latents.pool_latents(first, tokens) if resid else {}
