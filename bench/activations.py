@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import torch
 import transformers
 
-from lib.model import activations, forward, models
+from lib.model import forward, models, poolings
 from lib.texts import sources
 
 PROFILE = "embedded"  # whose data are measured
@@ -31,16 +31,16 @@ def _rate(step: Callable, work: list, n_tokens: int) -> float:
 
 
 def measure() -> Iterator[tuple[str, str, list[float]]]:
-    """Rates on the same batches, in turn; a ratio is taken within a round. Ours includes all three poolings."""
+    """Rates on the same batches, in turn; a ratio is taken within a round. Ours includes all poolings."""
     bridge, hf = models.load_model(models.MINILM), _cut_model(models.MINILM, LAYER)
     token_ids = sorted(models.tokenise(bridge, sources.base_prompts("embedded")["text"].tolist()[:N_TEXTS]), key=len)
     lengths = [len(ids) for ids in token_ids]
-    work = [forward.padded([token_ids[i] for i in rows], bridge.tokenizer.pad_token_id)
-            for rows in forward.batches(lengths)]  # fmt: skip
+    pad = bridge.tokenizer.pad_token_id
+    work = [forward.padded([token_ids[i] for i in rows], pad) for rows in forward.batches(lengths)]
 
     def ours(ids, mask):
         resid = forward.resid_post_at(bridge, ids, mask, [LAYER])[LAYER]
-        return [activations.pool(resid, mask.bool(), pooling) for pooling in activations.POOLINGS]
+        return [poolings.pool(resid, mask.bool(), name) for name in poolings.POOLINGS]
 
     steps = {
         "ours": ours,

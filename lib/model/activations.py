@@ -11,40 +11,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from lib.base.registry import lookup
 from lib.model.forward import run
 from lib.model.models import check_layers, fixed_position, resid_post, seeing, special_ids, tokenise
+from lib.model.poolings import ALL_POOLINGS, named, pool
 from lib.model.shards import Shard, build, build_together, read_all, read_manifest, store_path
 
-POOLINGS = ("max", "mean", "fixed")
 SHARD_TOKENS = 65_536
 STORED = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
-def pool(
-    resid: Float[Tensor, "batch pos d_model"], mask: Bool[Tensor, "batch pos"], pooling: str, fixed: int = -1
-) -> Float[Tensor, "batch d_model"]:
-    """Aggregate over a prompt's own tokens: per-coordinate max, mean, or the fixed position.
-
-    The fixed position is counted from the end of the prompt, on whichever side it is padded: its last token (MiniLM: the
-    closing [SEP]), or ``models.fixed_position`` of a chat model.
-
-    Raises:
-        ValueError: unknown pooling.
-    """
-    if pooling == "max":
-        return resid.masked_fill(~mask[..., None], -torch.inf).amax(1)
-    if pooling == "mean":
-        weights = mask.to(resid.dtype)[..., None]
-        return (resid * weights).sum(1) / weights.sum(1)
-    if pooling == "fixed":
-        last = torch.arange(mask.shape[1], device=mask.device).masked_fill(~mask, -1).amax(1)
-        position = (last + 1 + fixed).clamp(min=0)
-        return resid[torch.arange(len(resid), device=resid.device), position]
-    raise ValueError(f"unknown pooling {pooling!r}; allowed are {POOLINGS}")
 
 
 def texts_hash(texts: list[str]) -> str:
@@ -55,85 +33,138 @@ def texts_hash(texts: list[str]) -> str:
 class _PooledShard:
     """Collects the pooled residual stream of the prompts ``chunk``."""
 
-    def __init__(self, bridge: TransformerBridge, token_ids: list[list[int]], chunk: list[int], layers: list[int], poolings: tuple[str, ...]):
-        self.layers, self.poolings, self.fixed = layers, poolings, fixed_position(bridge)
-        names = [f"resid_post.{layer}.{pooling}" for layer in layers for pooling in poolings]
-        self.out = {name: torch.empty(len(chunk), bridge.cfg.d_model) for name in names}
-        self.out |= {f"norm.{layer}": torch.empty(len(chunk)) for layer in layers}
-        self.out |= {"index": torch.tensor(chunk), "length": torch.tensor([len(token_ids[i]) for i in chunk])}
+    def __init__(
+        self,
+        bridge: TransformerBridge,
+        token_ids: list[list[int]],
+        chunk: list[int],
+        layers: list[int],
+        poolings: tuple[str, ...],
+    ):
+        self.layers, self.poolings, self.fixed = layers, named(poolings), fixed_position(bridge)
+        self.tensors: Shard = {}
+        for layer in layers:
+            for pooling in poolings:
+                self.tensors[f"resid_post.{layer}.{pooling}"] = torch.empty(len(chunk), bridge.cfg.d_model)
+        for layer in layers:
+            self.tensors[f"norm.{layer}"] = torch.empty(len(chunk))
+        self.tensors["index"] = torch.tensor(chunk)
+        self.tensors["length"] = torch.tensor([len(token_ids[i]) for i in chunk])
 
     def add(self, rows: list[int], mask: Tensor, resid: dict[int, Tensor]) -> None:
-        """What ``lib.model.forward.run`` yields: rows of the chunk, the tokens that count, and the layers' residual streams."""
+        """Take what ``lib.model.forward.run`` yields: rows of the chunk, the tokens that count, and the layers'
+        residual streams."""
         for layer in self.layers:
-            values = resid[layer].float()  # sums in bfloat16 keep three digits
-            for pooling in self.poolings:
-                self.out[f"resid_post.{layer}.{pooling}"][rows] = pool(values, mask, pooling, self.fixed).cpu()
-            self.out[f"norm.{layer}"][rows] = pool(values.norm(dim=-1, keepdim=True), mask, "mean")[:, 0].cpu()
+            values = resid[layer].float()  # Sums in bfloat16 keep three digits.
+            for name, pooling in self.poolings.items():
+                self.tensors[f"resid_post.{layer}.{name}"][rows] = pooling.dense(values, mask, self.fixed).cpu()
+            norms = pool(values.norm(dim=-1, keepdim=True), mask, "mean")
+            self.tensors[f"norm.{layer}"][rows] = norms[:, 0].cpu()
 
     def shard(self) -> Shard:
         """The whole chunk's, once all its rows were added."""
-        return self.out
+        return self.tensors
 
 
 class _TokenShard:
     """Collects every token of the sequences ``chunk`` at one layer."""
 
     def __init__(self, token_ids: list[list[int]], chunk: list[int], layer: int, dtype: str):
-        self.token_ids, self.chunk, self.layers, self.dtype = token_ids, torch.as_tensor(chunk), [layer], STORED[dtype]
+        self.token_ids, self.chunk = token_ids, torch.as_tensor(chunk)
+        self.layers, self.dtype = [layer], STORED[dtype]
         self.parts: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def add(self, rows: list[int], mask: Tensor, resid: dict[int, Tensor]) -> None:
         """See ``_PooledShard.add``."""
         sequence, position = torch.nonzero(mask.cpu(), as_tuple=True)
-        self.parts.append((self.chunk[rows][sequence], position, resid[self.layers[0]][mask].to(self.dtype).cpu()))
+        values = resid[self.layers[0]][mask].to(self.dtype).cpu()
+        self.parts.append((self.chunk[rows][sequence], position, values))
 
     def shard(self) -> Shard:
         """See ``_PooledShard.shard``; tokens in the order of the batches."""
         sequence, position, values = (torch.cat(column) for column in zip(*self.parts, strict=True))
-        token_id = torch.tensor([self.token_ids[s][p] for s, p in zip(sequence.tolist(), position.tolist(), strict=True)])
+        places = zip(sequence.tolist(), position.tolist(), strict=True)
+        token_id = torch.tensor([self.token_ids[i][j] for i, j in places])
         return {"activations": values, "sequence": sequence, "position": position, "token_id": token_id}
 
 
-def _collected(bridge: TransformerBridge, token_ids: list[list[int]], chunk: list[int], parts: list[Any]) -> list[Shard]:
-    """The shard of each of ``parts``, from one forward pass over the sequences ``chunk``."""
-    for batch in run(bridge, [token_ids[i] for i in chunk], sorted({layer for part in parts for layer in part.layers})):
-        for part in parts:
-            part.add(*batch)
-    return [part.shard() for part in parts]
+class _Store(NamedTuple):
+    """A store to be harvested: what decides it, and what collects its shard of a chunk of sequences."""
+
+    parameters: dict[str, Any]
+    collector: Callable[[list[int]], _PooledShard | _TokenShard]
+
+
+def _collected(
+    bridge: TransformerBridge,
+    token_ids: list[list[int]],
+    chunk: list[int],
+    collectors: list[_PooledShard | _TokenShard],
+) -> list[Shard]:
+    """The shard of each of ``collectors``, from one forward pass over the sequences ``chunk``."""
+    layers = sorted({layer for collector in collectors for layer in collector.layers})
+    for batch in run(bridge, [token_ids[i] for i in chunk], layers):
+        for collector in collectors:
+            collector.add(*batch)
+    return [collector.shard() for collector in collectors]
 
 
 def _harvest_prompts(
-    bridge: TransformerBridge, model: dict[str, str], texts: list[str], parent: Path, shard_tokens: int,
-    layers: list[int], poolings: tuple[str, ...], token_layer: int | None,
-) -> list[Path]:  # fmt: skip
-    """The stores of pooled activations (unless ``layers`` is empty) and of every token at ``token_layer`` (unless None), from one
-    forward pass where both are wanting; prompts of like length share a shard."""
+    bridge: TransformerBridge,
+    model: dict[str, str],
+    texts: list[str],
+    parent: Path,
+    *,
+    layers: list[int],
+    poolings: tuple[str, ...],
+    token_layer: int | None,
+    shard_tokens: int,
+) -> list[Path]:
+    """The stores of activations under the given ``poolings`` (unless ``layers`` is empty) and of every token at
+    ``token_layer`` (unless None), from one forward pass where both are wanting.
+
+    Prompts of like length share a shard.
+    """
     if not texts:
         raise ValueError("nothing to harvest: there are no texts")
     token_ids, dtype = tokenise(bridge, texts), _stored_dtype(bridge)
-    chunks = _by_tokens(np.array(sorted(range(len(texts)), key=lambda i: (len(token_ids[i]), i))), token_ids, shard_tokens)
+    by_length = np.array(sorted(range(len(texts)), key=lambda i: (len(token_ids[i]), i)))
+    chunks = _by_tokens(by_length, token_ids, shard_tokens)
     common = model | {"texts": texts_hash(texts), "shard_tokens": shard_tokens}
-    stores: dict[Path, tuple[dict[str, Any], Callable[[list[int]], Any]]] = {}
+    stores: dict[Path, _Store] = {}
     if layers:
         parameters = common | {"kind": "pooled", "layers": layers, "poolings": list(poolings), "dtype": "float32"}
-        stores[store_path(parent, "pooled", parameters)] = parameters, lambda chunk: _PooledShard(bridge, token_ids, chunk, layers, poolings)
+        stores[store_path(parent, "pooled", parameters)] = _Store(
+            parameters, lambda chunk: _PooledShard(bridge, token_ids, chunk, layers, poolings)
+        )
     if token_layer is not None:
         check_layers(bridge, [token_layer])
-        parameters = common | {"kind": "prompt tokens", "layer": token_layer, "hook_name": resid_post(token_layer), "dtype": dtype}
-        stores[store_path(parent, "tokens", parameters)] = parameters, lambda chunk: _TokenShard(token_ids, chunk, token_layer, dtype)
+        parameters = common | {"kind": "prompt tokens", "layer": token_layer}
+        parameters |= {"hook_name": resid_post(token_layer), "dtype": dtype}
+        stores[store_path(parent, "tokens", parameters)] = _Store(
+            parameters, lambda chunk: _TokenShard(token_ids, chunk, token_layer, dtype)
+        )
 
     def make(i: int, folders: list[Path]) -> list[Shard]:
-        return _collected(bridge, token_ids, chunks[i], [stores[folder][1](chunks[i]) for folder in folders])
+        collectors = [stores[folder].collector(chunks[i]) for folder in folders]
+        return _collected(bridge, token_ids, chunks[i], collectors)
 
-    build_together({folder: parameters for folder, (parameters, _) in stores.items()}, len(chunks), make, unit="shard")
+    build_together({folder: store.parameters for folder, store in stores.items()}, len(chunks), make, unit="shard")
     return list(stores)
 
 
 def harvest_pooled(
-    bridge: TransformerBridge, model: dict[str, str], texts: list[str], layers: list[int], parent: Path,
-    poolings: tuple[str, ...] = POOLINGS, shard_tokens: int = SHARD_TOKENS, token_layer: int | None = None,
-) -> Path:  # fmt: skip
-    """Store the pooled residual stream of every text after every layer; returns the store's folder.
+    bridge: TransformerBridge,
+    model: dict[str, str],
+    texts: list[str],
+    layers: list[int],
+    parent: Path,
+    *,
+    poolings: tuple[str, ...] = ALL_POOLINGS,
+    shard_tokens: int = SHARD_TOKENS,
+    token_layer: int | None = None,
+) -> Path:
+    """Store the residual stream of every text after every layer under the given ``poolings``; returns the folder.
 
     ``model`` is ``lib.model.models.identity``. A shard holds ``index``, ``length`` (tokens), per layer and
     pooling ``resid_post.<layer>.<pooling>`` (prompts, d_model) in float32, and per layer ``norm.<layer>``, the mean
@@ -142,8 +173,9 @@ def harvest_pooled(
     Raises:
         ValueError: a layer out of range, an unknown pooling, or a damaged store.
     """
-    layers = check_layers(bridge, layers)
-    return _harvest_prompts(bridge, model, texts, parent, shard_tokens, layers, poolings, token_layer)[0]
+    named(poolings)
+    options = {"poolings": poolings, "token_layer": token_layer, "shard_tokens": shard_tokens}
+    return _harvest_prompts(bridge, model, texts, parent, layers=check_layers(bridge, layers), **options)[0]
 
 
 class TokenShards(NamedTuple):
@@ -155,31 +187,49 @@ class TokenShards(NamedTuple):
 
 
 def token_shards(
-    bridge: TransformerBridge, model: dict[str, str], texts_sha256: str, token_ids: list[list[int]], layer: int, special: bool,
-    shuffle_seed: int | None = None, shard_tokens: int = SHARD_TOKENS, dtype: str | None = None,
-) -> TokenShards:  # fmt: skip
+    bridge: TransformerBridge,
+    model: dict[str, str],
+    texts_sha256: str,
+    token_ids: list[list[int]],
+    layer: int,
+    *,
+    special: bool,
+    shuffle_seed: int | None = None,
+    shard_tokens: int = SHARD_TOKENS,
+    dtype: str | None = None,
+) -> TokenShards:
     """The residual stream of every token after one layer, in shards.
 
     A shard holds ``activations`` (tokens, d_model), ``sequence`` (index into ``token_ids``), ``position`` and
     ``token_id``. For SAE training ``special=False`` leaves special tokens out, and ``shuffle_seed`` shuffles the
-    sequences over the shards and the tokens within a shard; for probing, rows stay in order. A causal model's BOS is never
-    stored (see ``models.seeing``). ``dtype`` is bfloat16 for a model in bfloat16, whose range float16 lacks, else float16.
+    sequences over the shards and the tokens within a shard; for probing, rows stay in order. A causal model's BOS
+    is never stored (see ``models.seeing``). ``dtype`` is bfloat16 for a model in bfloat16, whose range float16
+    lacks, else float16.
 
     Raises:
         ValueError: layer out of range, nothing to store, or unknown dtype.
     """
     check_layers(bridge, [layer])
     dtype = dtype or _stored_dtype(bridge)
-    if not token_ids or dtype not in STORED:
-        raise ValueError(f"nothing to harvest: {len(token_ids)} texts, dtype {dtype!r} (allowed {sorted(STORED)})")
+    lookup(STORED, "dtype", dtype)
+    if not token_ids:
+        raise ValueError("nothing to harvest: there are no texts")
     order = np.arange(len(token_ids))
     if shuffle_seed is not None:
         order = np.random.default_rng(shuffle_seed).permutation(order)
     chunks = _by_tokens(order, token_ids, shard_tokens)
     left_out = torch.tensor([], dtype=torch.long) if special else special_ids(bridge)
-    parameters = model | {"kind": "tokens", "layer": layer, "hook_name": resid_post(layer), "dtype": dtype,
-                          "texts": texts_sha256, "n_sequences": len(token_ids), "special": special,
-                          "shuffle_seed": shuffle_seed, "shard_tokens": shard_tokens}  # fmt: skip
+    parameters = model | {
+        "kind": "tokens",
+        "layer": layer,
+        "hook_name": resid_post(layer),
+        "dtype": dtype,
+        "texts": texts_sha256,
+        "n_sequences": len(token_ids),
+        "special": special,
+        "shuffle_seed": shuffle_seed,
+        "shard_tokens": shard_tokens,
+    }
 
     def kept(ids: Tensor) -> Tensor:
         return ~torch.isin(ids, left_out) & seeing(bridge, ids)
@@ -195,16 +245,22 @@ def token_shards(
 
 
 def harvest_tokens(
-    bridge: TransformerBridge, model: dict[str, str], texts_sha256: str, token_ids: list[list[int]], layer: int, parent: Path,
-    special: bool, **options: Any,
-) -> Path:  # fmt: skip
+    bridge: TransformerBridge,
+    model: dict[str, str],
+    texts_sha256: str,
+    token_ids: list[list[int]],
+    layer: int,
+    parent: Path,
+    **options: Any,
+) -> Path:
     """Store :func:`token_shards`, with the same ``options``; returns the store's folder.
 
     Raises:
         ValueError: see :func:`token_shards`, or a damaged store.
     """
-    shards = token_shards(bridge, model, texts_sha256, token_ids, layer, special, **options)
-    return build(store_path(parent, "tokens", shards.parameters), shards.parameters, len(shards.counts), shards.make, unit="shard")
+    shards = token_shards(bridge, model, texts_sha256, token_ids, layer, **options)
+    folder = store_path(parent, "tokens", shards.parameters)
+    return build(folder, shards.parameters, len(shards.counts), shards.make, unit="shard")
 
 
 def _stored_dtype(bridge: TransformerBridge) -> str:
@@ -247,10 +303,13 @@ def at_layer(
     Raises:
         ValueError: that layer was not harvested.
     """
-    found = {pooling: x for (of, pooling), x in pooled.items() if of == layer}
-    if not found:
-        raise ValueError(f"layer {layer} was not harvested, only {sorted({of for of, _ in pooled})}; add it to layers, or use SAEs of another layer")
-    return found
+    by_pooling = {pooling: x for (harvested, pooling), x in pooled.items() if harvested == layer}
+    if not by_pooling:
+        harvested = sorted({harvested for harvested, _ in pooled})
+        raise ValueError(
+            f"layer {layer} was not harvested, only {harvested}; add it to layers, or use SAEs of another layer"
+        )
+    return by_pooling
 
 
 def describe(folder: Path) -> pd.DataFrame:
@@ -272,7 +331,11 @@ class PromptTokens(NamedTuple):
 
 
 def load_prompt_tokens(folder: Path, fixed: int = -1) -> PromptTokens:
-    """All tokens of a token store, grouped by prompt."""
+    """All tokens of a token store, grouped by prompt.
+
+    Raises:
+        ValueError: a shuffled store, or see ``lib.model.shards.read_all``.
+    """
     shards = read_all(folder)
     sequence, position = (torch.cat([shard[name] for shard in shards]) for name in ("sequence", "position"))
     order = torch.argsort(sequence, stable=True)
@@ -280,7 +343,8 @@ def load_prompt_tokens(folder: Path, fixed: int = -1) -> PromptTokens:
         raise ValueError(f"{folder} is shuffled (a training store); prompts need a store without shuffle_seed")
     place = torch.empty_like(order)
     place[order] = torch.arange(len(order))
-    activations = torch.empty(len(order), shards[0]["activations"].shape[1], dtype=shards[0]["activations"].dtype)
+    of_first = shards[0]["activations"]
+    activations = torch.empty(len(order), of_first.shape[1], dtype=of_first.dtype)
     for part, shard in zip(place.split([len(shard["sequence"]) for shard in shards]), shards, strict=True):
         activations[part] = shard["activations"]
     counts = torch.bincount(sequence)
@@ -288,7 +352,10 @@ def load_prompt_tokens(folder: Path, fixed: int = -1) -> PromptTokens:
     return PromptTokens(activations, starts, fixed)
 
 
-def prompt_tokens(bridge: TransformerBridge, model: dict[str, str], texts: list[str], layer: int, parent: Path) -> PromptTokens:
+def prompt_tokens(
+    bridge: TransformerBridge, model: dict[str, str], texts: list[str], layer: int, parent: Path
+) -> PromptTokens:
     """Harvest (or find) the activations of every token of the prompts at one layer, special tokens included."""
-    (store,) = _harvest_prompts(bridge, model, texts, parent, SHARD_TOKENS, [], (), layer)
+    options = {"layers": [], "poolings": (), "token_layer": layer, "shard_tokens": SHARD_TOKENS}
+    (store,) = _harvest_prompts(bridge, model, texts, parent, **options)
     return load_prompt_tokens(store, fixed_position(bridge))

@@ -17,7 +17,7 @@ from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
 from lib.base import processes
-from lib.base.registry import lookup
+from lib.model import poolings
 from lib.model.activations import PromptTokens
 from lib.probing import dense as dense_probes
 from lib.probing import ksparse
@@ -152,17 +152,16 @@ class _MappedTokens(NamedTuple):
 
 
 def probe_saes(table: pd.DataFrame, inputs: Inputs, grid: Grid) -> Probed:
-    """Every probe on every SAE of ``table`` (columns variant, seed, folder), after a check that it is of this hook and
-    model.
+    """Every probe on every SAE of ``table`` (columns variant, seed, folder), each of which is checked to fit.
 
     k-sparse probes for each pooling of ``grid``, linear ones on :data:`VIEWS` for each pooling of ``inputs.resid``.
     Their C is chosen on the first SAE and kept for all others.
 
     Raises:
-        ValueError: an SAE of another width, layer or model than the activations, an unknown pooling or selection, or no
-        k
-            that is possible.
+        ValueError: an SAE of another width, layer or model than the activations, an unknown pooling or selection, or
+            no k that is possible.
     """
+    poolings.named(grid.poolings)
     tokens, task = inputs.tokens, inputs.task
     first = folders.load(table["folder"].iloc[0], inputs.device)
     folders.check_fits(first, tokens.activations.shape[1], inputs.hook_name, inputs.model)
@@ -197,7 +196,7 @@ def _probe_sae(
     pooled = job.pooled or latents.pool_latents(sae, tokens)
     probed = Probed({}, {}, {job.variant: pooled} if job.keep else {})
     for pooling in grid.poolings:
-        _probe_latents(probed, job, lookup(pooled, "pooling", pooling), inputs.task, pooling, grid)
+        _probe_latents(probed, job, pooled[pooling], inputs.task, pooling, grid)
     for pooling, resid in inputs.resid.items():
         for name, columns in views(Encoded(sae, pooled[pooling], resid)).items():
             probe = Probe(name, pooling, job.variant, job.seed)

@@ -16,6 +16,7 @@ from huggingface_hub import try_to_load_from_cache
 from lib.base import build_graph
 from lib.base.files import DATA
 from lib.model import chat, models
+from lib.model.poolings import POOLINGS
 from lib.sae import architectures
 from lib.sae.folders import locate
 
@@ -60,7 +61,7 @@ def estimate(profile: dict[str, Any], flops: float | None = None) -> pd.DataFram
     rows = [
         ("01", "weights of the model", 0, shape["download"], 0, 0),
         ("01", "responses to jailbreaks", asked * (v["response_tokens"] + TOKENS_PER_PROMPT), asked * 2e3, weights, asked * (v["response_tokens"] + TOKENS_PER_PROMPT) * 2 * size),
-        ("02", "pooled and token activations", read, prompts * layers * 3 * 4 * shape["d_model"] + read * half, weights, read * 2 * shape["per_layer"] * (max(v["layers"], default=shape["n_layers"] - 1) + 1)),
+        ("02", "pooled and token activations", read, prompts * layers * len(POOLINGS) * 4 * shape["d_model"] + read * half, weights, read * 2 * shape["per_layer"] * (max(v["layers"], default=shape["n_layers"] - 1) + 1)),
         ("03", "rollouts", own * v["rollout_tokens"], own * 2e3, weights, own * v["rollout_tokens"] * 2 * size),
         ("03", "harvest", v["max_tokens"], v["max_tokens"] * kept, weights, v["max_tokens"] * 2 * cut),
         ("03", "SAE training", saes["03"] * v["train_tokens"], saes["03"] * _bytes(shape, v["d_sae"]), _training(shape, v["d_sae"], v["batch_tokens"]), saes["03"] * v["train_tokens"] * width * v["d_sae"]),

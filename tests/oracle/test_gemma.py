@@ -9,7 +9,7 @@ import transformers
 from sae_lens import SAE
 from sae_lens.loading import pretrained_sae_loaders, pretrained_saes_directory
 
-from lib.model import activations, forward, models, rollouts, shards
+from lib.model import activations, forward, models, poolings, rollouts, shards
 from lib.sae import folders, latents, splice
 from tests.tiny_gemma import D_MODEL, D_SAE, LAYER
 
@@ -65,8 +65,8 @@ def test_left_and_right_padding_give_equal_results(gemma):
         ids, mask = forward.padded(token_ids, gemma.tokenizer.pad_token_id, left=left)
         resid = forward.resid_post_at(gemma, ids, mask, [1])[1]
         counted = mask.bool() & models.seeing(gemma, ids)
-        pooled.append({pooling: activations.pool(resid, counted, pooling, -5) for pooling in activations.POOLINGS})
-    for pooling in activations.POOLINGS:
+        pooled.append({pooling: poolings.pool(resid, counted, pooling, -5) for pooling in poolings.POOLINGS})
+    for pooling in poolings.POOLINGS:
         torch.testing.assert_close(pooled[0][pooling], pooled[1][pooling], atol=1e-4, rtol=1e-4)
 
 

@@ -4,41 +4,49 @@ import numpy as np
 import pytest
 import torch
 
-from lib.model import activations, forward, models, shards
+from lib.model import activations, forward, models, poolings, shards
 
-TEXTS = ["a short one", "this is a rather longer text about nothing at all", "word", "two words", "the end of the list"] * 4
+LONGER = "this is a rather longer text about nothing at all"
+TEXTS = ["a short one", LONGER, "word", "two words", "the end of the list"] * 4
 
 
 def test_pooling_by_hand_ignores_padding():
     resid = torch.tensor([[[1.0, -3.0], [2.0, -5.0], [99.0, 99.0]]])
     mask = torch.tensor([[True, True, False]])
-    assert activations.pool(resid, mask, "max").tolist() == [[2.0, -3.0]]
-    assert activations.pool(resid, mask, "mean").tolist() == [[1.5, -4.0]]
-    assert activations.pool(resid, mask, "fixed").tolist() == [[2.0, -5.0]]
+    assert poolings.pool(resid, mask, "max").tolist() == [[2.0, -3.0]]
+    assert poolings.pool(resid, mask, "mean").tolist() == [[1.5, -4.0]]
+    assert poolings.pool(resid, mask, "fixed").tolist() == [[2.0, -5.0]]
     left = torch.tensor([[False, True, True]])
-    assert activations.pool(resid.roll(1, 1), left, "fixed").tolist() == [[2.0, -5.0]]
-    with pytest.raises(ValueError, match="unknown pooling 'median'"):
-        activations.pool(resid, mask, "median")
+    assert poolings.pool(resid.roll(1, 1), left, "fixed").tolist() == [[2.0, -5.0]]
+    with pytest.raises(ValueError, match="unknown pooling 'median'; allowed are max, mean, fixed"):
+        poolings.pool(resid, mask, "median")
+
+
+def test_a_name_that_is_no_pooling_is_one_sentence_before_anything_is_harvested(minilm, tmp_path):
+    with pytest.raises(ValueError, match="^unknown pooling 'median'; allowed are max, mean, fixed$"):
+        activations.harvest_pooled(minilm, {}, TEXTS, [0], tmp_path, poolings=("max", "median"))
+    assert not list(tmp_path.iterdir())
+    assert [poolings.exact_or(name) for name in ("max", "mean", "fixed")] == ["fixed", "mean", "fixed"]
 
 
 def test_batches_respect_the_budget_and_keep_everything():
     lengths = sorted(np.random.default_rng(0).integers(1, 50, 300).tolist())
-    found = list(forward.batches(lengths, 200))
-    assert [i for batch in found for i in batch] == list(range(300))
-    assert all(len(batch) * max(lengths[i] for i in batch) <= 200 for batch in found)
+    batches = list(forward.batches(lengths, 200))
+    assert [i for batch in batches for i in batch] == list(range(300))
+    assert all(len(batch) * max(lengths[i] for i in batch) <= 200 for batch in batches)
     assert list(forward.batches([500], 200)) == [[0]], "a text longer than the budget is a batch of its own"
 
 
 def test_pooled_store_does_not_depend_on_batching_or_order(minilm, tmp_path):
     identity = {"model": "m", "revision": "r"}
-    one = activations.harvest_pooled(minilm, identity, TEXTS, [1, 4], tmp_path / "a")
-    many = activations.harvest_pooled(minilm, identity, TEXTS, [4, 1], tmp_path / "b", shard_tokens=25)
-    first, second = activations.load_pooled(one), activations.load_pooled(many)
-    assert set(first) == {(layer, pooling) for layer in (1, 4) for pooling in activations.POOLINGS}
+    one_shard = activations.harvest_pooled(minilm, identity, TEXTS, [1, 4], tmp_path / "a")
+    many_shards = activations.harvest_pooled(minilm, identity, TEXTS, [4, 1], tmp_path / "b", shard_tokens=25)
+    first, second = activations.load_pooled(one_shard), activations.load_pooled(many_shards)
+    assert set(first) == {(layer, pooling) for layer in (1, 4) for pooling in poolings.POOLINGS}
     for key in first:
         np.testing.assert_allclose(first[key], second[key], atol=1e-5)
         np.testing.assert_allclose(first[key][:5], first[key][5:10], atol=1e-5)
-    table = activations.describe(many)
+    table = activations.describe(many_shards)
     assert table["tokens"].sum() == sum(map(len, models.tokenise(minilm, TEXTS)))
 
 
@@ -61,21 +69,26 @@ def test_harvest_resumes_to_the_same_bytes(minilm, tmp_path, monkeypatch):
     assert shards.read_manifest(cut)["shards"] == shards.read_manifest(whole)["shards"]
 
 
+def places(shard):
+    """Sequence and position of every token."""
+    return list(zip(shard["sequence"].tolist(), shard["position"].tolist(), strict=True))
+
+
 def test_token_store_for_training_leaves_special_tokens_out_and_shuffles(minilm, tmp_path):
     token_ids = models.split_tokens(minilm, TEXTS, 8)
     common = (minilm, {"model": "m"}, "hash", token_ids, 2, tmp_path)
     plain = activations.harvest_tokens(*common, special=True)
     mixed = activations.harvest_tokens(*common, special=False, shuffle_seed=1, shard_tokens=60, dtype="float32")
     everything = shards.read_all(plain)[0]
-    training = [shard for shard in shards.read_all(mixed)]
+    training = shards.read_all(mixed)
     assert len(training) > 1
     cls, sep = minilm.tokenizer.cls_token_id, minilm.tokenizer.sep_token_id
     ids = torch.cat([shard["token_id"] for shard in training])
     assert not torch.isin(ids, torch.tensor([cls, sep])).any()
     assert len(ids) == len(everything["token_id"]) - 2 * len(token_ids)
-    where = {(s, p): i for i, (s, p) in enumerate(zip(everything["sequence"].tolist(), everything["position"].tolist(), strict=True))}
+    row_of = {place: row for row, place in enumerate(places(everything))}
     for shard in training:
-        rows = [where[s, p] for s, p in zip(shard["sequence"].tolist(), shard["position"].tolist(), strict=True)]
+        rows = [row_of[place] for place in places(shard)]
         torch.testing.assert_close(shard["activations"], everything["activations"][rows].float(), atol=5e-3, rtol=1e-2)
         assert rows != sorted(rows)
     with pytest.raises(ValueError, match="is shuffled"):
@@ -92,8 +105,11 @@ def test_prompt_tokens_are_grouped_by_prompt(minilm, tmp_path):
 
 
 def test_one_pass_stores_pooled_and_token_activations(minilm, tmp_path, monkeypatch):
-    apart = {"pooled": activations.load_pooled(activations.harvest_pooled(minilm, {"model": "m"}, TEXTS, [1, 4], tmp_path / "apart", shard_tokens=25)),
-             "tokens": activations.prompt_tokens(minilm, {"model": "m"}, TEXTS, 2, tmp_path / "apart")}  # fmt: skip
+    common = (minilm, {"model": "m"}, TEXTS)
+    pooled_apart = activations.load_pooled(
+        activations.harvest_pooled(*common, [1, 4], tmp_path / "apart", shard_tokens=25)
+    )
+    tokens_apart = activations.prompt_tokens(*common, 2, tmp_path / "apart")
     real, read, cuts = forward.resid_post_at, [], [3]
 
     def counted(bridge, ids, mask, layers):
@@ -104,17 +120,17 @@ def test_one_pass_stores_pooled_and_token_activations(minilm, tmp_path, monkeypa
         return real(bridge, ids, mask, layers)
 
     monkeypatch.setattr(forward, "resid_post_at", counted)
-    arguments = (minilm, {"model": "m"}, TEXTS, [1, 4], tmp_path)
+    arguments = (*common, [1, 4], tmp_path)
     with pytest.raises(KeyboardInterrupt):
         activations.harvest_pooled(*arguments, token_layer=2, shard_tokens=25)
     store = activations.harvest_pooled(*arguments, token_layer=2, shard_tokens=25)
     assert read == [[1, 2, 4]] * 6, "five shards, one of them twice"
-    for key, values in apart["pooled"].items():
+    for key, values in pooled_apart.items():
         np.testing.assert_array_equal(activations.load_pooled(store)[key], values)
-    (tokens,) = tmp_path.glob("tokens-*")
-    found = activations.load_prompt_tokens(tokens)
-    assert torch.equal(found.starts, apart["tokens"].starts)
-    torch.testing.assert_close(found.activations, apart["tokens"].activations, atol=2e-3, rtol=1e-3)
+    (token_store,) = tmp_path.glob("tokens-*")
+    tokens = activations.load_prompt_tokens(token_store)
+    assert torch.equal(tokens.starts, tokens_apart.starts)
+    torch.testing.assert_close(tokens.activations, tokens_apart.activations, atol=2e-3, rtol=1e-3)
     read.clear()
     assert activations.harvest_pooled(*arguments, token_layer=2, shard_tokens=25) == store and not read
     activations.harvest_pooled(*arguments, token_layer=3, shard_tokens=25)
@@ -134,16 +150,17 @@ def test_batches_shrink_when_memory_does_not_suffice(minilm, tmp_path, monkeypat
         return real(bridge, ids, mask, layers)
 
     monkeypatch.setattr(forward, "resid_post_at", small)
-    found = activations.load_pooled(activations.harvest_pooled(minilm, {"model": "m"}, TEXTS, [1], tmp_path / "b"))
+    pooled = activations.load_pooled(activations.harvest_pooled(minilm, {"model": "m"}, TEXTS, [1], tmp_path / "b"))
     for key, values in expected.items():
-        np.testing.assert_allclose(found[key], values, atol=1e-5)
+        np.testing.assert_allclose(pooled[key], values, atol=1e-5)
     assert sizes[0] == len(TEXTS) and sum(size > 4 for size in sizes) <= 5, "each failure halves what comes after it"
 
     def never(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(forward, "resid_post_at", never)
-    with pytest.raises(ValueError, match="the memory of cpu does not suffice for one text of 3 tokens; take dtype bfloat16"):
+    message = "the memory of cpu does not suffice for one text of 3 tokens; take dtype bfloat16"
+    with pytest.raises(ValueError, match=message):
         activations.harvest_pooled(minilm, {"model": "m"}, TEXTS, [2], tmp_path)
 
 
@@ -162,7 +179,8 @@ def test_a_full_disk_keeps_what_is_complete(minilm, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="the disk is full .* 2 of 5 shards are complete and stay usable"):
         activations.harvest_pooled(*arguments, shard_tokens=25)
     (folder,) = tmp_path.glob("pooled-*")
-    assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "shard-00000.safetensors", "shard-00001.safetensors"]
+    written_names = sorted(path.name for path in folder.iterdir())
+    assert written_names == ["manifest.json", "shard-00000.safetensors", "shard-00001.safetensors"]
     monkeypatch.setattr(shards, "save_file", real)
     assert len(shards.read_all(activations.harvest_pooled(*arguments, shard_tokens=25))) == 5
 
@@ -171,7 +189,7 @@ def test_layers_and_dtypes_are_checked(minilm, tmp_path):
     for layers in ([6], [-1], []):
         with pytest.raises(ValueError, match="out of range; the model has layers 0 to 5"):
             activations.harvest_pooled(minilm, {}, TEXTS, layers, tmp_path)
-    with pytest.raises(ValueError, match="dtype 'int8'"):
+    with pytest.raises(ValueError, match="unknown dtype 'int8'; allowed are float32, float16, bfloat16"):
         activations.harvest_tokens(minilm, {}, "h", [[1]], 0, tmp_path, special=True, dtype="int8")
 
 
@@ -213,5 +231,6 @@ def test_a_gated_model_says_what_to_do(monkeypatch):
         raise OSError("You are trying to access a gated repo.") from GatedRepoError("403", response=response)
 
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", gated)
-    with pytest.raises(ValueError, match="the model 'google/gemma-2-9b-it' is gated: accept its licence at .*, then set HF_TOKEN"):
+    message = "the model 'google/gemma-2-9b-it' is gated: accept its licence at .*, then set HF_TOKEN"
+    with pytest.raises(ValueError, match=message):
         models.load_model("google/gemma-2-9b-it")

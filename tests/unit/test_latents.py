@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from lib.model.activations import PromptTokens
+from lib.model.poolings import POOLINGS
 from lib.probing.on_saes import Task, untrained
 from lib.sae import folders, latents
 from lib.sae.jumprelu import Parameters
@@ -22,11 +23,44 @@ def example(d_model=12, d_sae=30):
 def test_pooled_latents_equal_a_plain_loop(monkeypatch, batch):
     monkeypatch.setattr(latents, "BATCH_TOKENS", batch)
     sae, tokens = example()
-    found = latents.pool_latents(sae, tokens)
+    pooled = latents.pool_latents(sae, tokens)
     for i in range(5):
-        single = sae.encode(tokens.activations[tokens.starts[i] : tokens.starts[i + 1]].float()).detach().numpy()
-        for pooling, expected in (("max", single.max(0)), ("mean", single.mean(0)), ("fixed", single[-1])):
-            np.testing.assert_allclose(found[pooling][i].toarray()[0], expected, atol=1e-6)
+        of_prompt = sae.encode(tokens.activations[tokens.starts[i] : tokens.starts[i + 1]].float()).detach().numpy()
+        for pooling, expected in (("max", of_prompt.max(0)), ("mean", of_prompt.mean(0)), ("fixed", of_prompt[-1])):
+            np.testing.assert_allclose(pooled[pooling][i].toarray()[0], expected, atol=1e-6)
+
+
+def by_prompt(values, tokens):
+    """Values of tokens as (prompts, pos, width), padded on the right, and the mask of the tokens."""
+    parts = [values[first:last] for first, last in zip(tokens.starts[:-1], tokens.starts[1:], strict=True)]
+    padded = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)
+    return padded, torch.arange(padded.shape[1]) < tokens.starts.diff()[:, None]
+
+
+@pytest.mark.parametrize("fixed", [-1, -3])
+@pytest.mark.parametrize("name", POOLINGS)
+def test_a_pooling_is_the_same_for_dense_vectors_and_sparse_latents(name, fixed):
+    sae, tokens = example()
+    tokens = tokens._replace(fixed=fixed)
+    with torch.inference_mode():
+        values, mask = by_prompt(sae.encode(tokens.activations.float()), tokens)
+    (pooled,) = latents.pool_latents(sae, tokens, [name]).values()
+    np.testing.assert_allclose(pooled.toarray(), POOLINGS[name].dense(values, mask, fixed).numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", POOLINGS)
+def test_decoding_pooled_latents_is_exact_where_the_pooling_says_so(name):
+    sae, tokens = example()
+    with torch.inference_mode():
+        values, mask = by_prompt(sae(tokens.activations.float()), tokens)
+    expected = POOLINGS[name].dense(values, mask, -1).numpy()
+    decoded = latents.reconstruction(sae, latents.pool_latents(sae, tokens, [name])[name])
+    assert np.allclose(decoded, expected, atol=1e-5) == POOLINGS[name].exact
+
+
+def test_an_unknown_pooling_of_latents_is_one_sentence():
+    with pytest.raises(ValueError, match="^unknown pooling 'median'; allowed are max, mean, fixed$"):
+        latents.pool_latents(*example(), ["mean", "median"])
 
 
 @pytest.mark.parametrize("change", [{}, {"apply_b_dec_to_input": True}, {"normalize_activations": "layer_norm"}])
@@ -46,9 +80,10 @@ def test_active_entries_are_those_of_encode(change):
 
 def test_the_pooled_reconstruction_is_the_mean_of_the_tokens_reconstructions():
     sae, tokens = example()
-    found = latents.reconstruction(sae, latents.pool_latents(sae, tokens)["mean"])
-    expected = [sae(tokens.activations[a:b].float()).mean(0).detach().numpy() for a, b in zip(tokens.starts[:-1], tokens.starts[1:], strict=True)]
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    reconstruction = latents.reconstruction(sae, latents.pool_latents(sae, tokens)["mean"])
+    prompts = zip(tokens.starts[:-1], tokens.starts[1:], strict=True)
+    expected = [sae(tokens.activations[first:last].float()).mean(0).detach().numpy() for first, last in prompts]
+    np.testing.assert_allclose(reconstruction, expected, atol=1e-5)
 
 
 def test_an_sae_of_another_width_is_named():
@@ -61,7 +96,9 @@ def test_the_untrained_sae_has_the_wanted_l0():
     g = torch.Generator().manual_seed(1)
     x = torch.randn(6000, 12, generator=g)
     x[5000:] *= 50  # not of a training prompt
-    tokens, given = PromptTokens(x, torch.tensor([0, 5000, 6000])), Task(np.array([0, 1]), np.array([True, False]), np.arange(2))
-    like = example()[0]
-    l0 = [(sae.encode(x[:5000]) > 0).float().sum(1).mean().item() for sae in (like, untrained(like, tokens, given, seed=0))]
-    assert l0[1] == pytest.approx(l0[0], rel=0.05)
+    tokens = PromptTokens(x, torch.tensor([0, 5000, 6000]))
+    task = Task(np.array([0, 1]), np.array([True, False]), np.arange(2))
+    trained = example()[0]
+    control = untrained(trained, tokens, task, seed=0)
+    wanted, l0 = ((sae.encode(x[:5000]) > 0).float().sum(1).mean().item() for sae in (trained, control))
+    assert l0 == pytest.approx(wanted, rel=0.05)
