@@ -64,7 +64,9 @@ tiny: env ## All notebooks on a tiny random Gemma 2 that is built here: chat tem
 	@test -f data/raw/tiny-gemma/config.json || $(PYTHON) -m tests.tiny_gemma data/raw/tiny-gemma
 	@$(MAKE) --no-print-directory reproduce PROFILE=tiny-gemma
 
-publish: reproduce ## Keep PROFILE's records in data/records; of embedded also the executed notebooks
+publish: env ## Keep PROFILE's records in data/records; of embedded also the executed notebooks
+	@$(PYTHON) -m lib.runs.runner --committed
+	@$(MAKE) --no-print-directory reproduce
 	$(PYTHON) -m lib.runs.runner --publish --profile $(PROFILE)
 	$(PYTHON) -m lib.results.scorecard
 

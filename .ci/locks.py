@@ -11,11 +11,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 LOCKS = ("requirements.lock", "requirements-sweep.lock")
 VERSIONS = ("3.11.0", "3.13.0")
-# These have no wheel but a source archive, which pip builds for the Python that runs it; it cannot say what another one would do.
-# tests/unit/test_environment.py reads what they require from what is installed.
-SOURCE_ONLY = {"transformers-stream-generator"}
-# A machine without a network has torch's wheel on its disk, for the Python that it has. torch 2.13.0 exists for 3.10 to 3.14.
-ON_DISK = {"torch"}
+# These exist as source archives only, which pip can ask only for the Python that it runs on itself. What they require of
+# Python is read from the installed ones by tests/unit/test_environment.py.
+SOURCE_ONLY = ("py2store", "transformers-stream-generator")
 
 
 def pins(lock: str) -> list[str]:
@@ -26,11 +24,9 @@ def pins(lock: str) -> list[str]:
 
 def refusal(lock: str, version: str) -> str:
     """What pip says against a lock on a version of Python: its errors, or nothing."""
-    running = f"{sys.version_info.major}.{sys.version_info.minor}"
-    left_out = SOURCE_ONLY | (ON_DISK if not version.startswith(f"{running}.") else set())
-    asked = [pin for pin in pins(lock) if pin.partition("==")[0] not in left_out]
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--dry-run", "--no-deps"]
-    command += ["--only-binary", ":all:", "--python-version", version, "--target", "unused", *asked]
+    asked = [pin for pin in pins(lock) if pin.partition("==")[0] not in SOURCE_ONLY]
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--dry-run"]
+    command += ["--no-deps", "--only-binary", ":all:", "--python-version", version, "--target", "unused", *asked]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     return done.stderr if done.returncode else ""
 
