@@ -14,6 +14,7 @@ STORE ?=
 LIMIT ?=
 RETRIES ?=
 DRY ?=
+PYTHON3 ?= python3
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 NAME := $(basename $(notdir $(PROFILE)))
@@ -24,7 +25,7 @@ export PYTHONWARNINGS := ignore:IProgress,ignore:Sparse CSR
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help reproduce sweep test lab data debug tiny publish report scorecard docs bench pretrained clean env
+.PHONY: help reproduce sweep test lint lab data debug tiny publish report scorecard docs bench pretrained clean env
 
 help: ## Print this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | column -t -s '|'
@@ -45,6 +46,9 @@ sweep: env $(VENV)/sweep ## A grid of notebook runs (SWEEP=name or file; DRY=1: 
 test: env $(if $(SLOW),$(VENV)/sweep) ## Run the fast tests (SLOW=1: all of them)
 	$(PYTHON) -m pytest $(if $(SLOW),,-m "not slow") tests
 
+lint: env ## Check names, imports and line lengths of the code (ruff)
+	$(PYTHON) -m ruff check lib tests bench notebooks .ci
+
 lab: env ## Open the notebooks in JupyterLab
 	$(VENV)/bin/jupyter lab notebooks
 
@@ -60,7 +64,9 @@ tiny: env ## All notebooks on a tiny random Gemma 2 that is built here: chat tem
 	@test -f data/raw/tiny-gemma/config.json || $(PYTHON) -m tests.tiny_gemma data/raw/tiny-gemma
 	@$(MAKE) --no-print-directory reproduce PROFILE=tiny-gemma
 
-publish: reproduce ## Keep PROFILE's records in data/records; of embedded also the executed notebooks
+publish: env ## Keep PROFILE's records in data/records; of embedded also the executed notebooks
+	@$(PYTHON) -m lib.runs.runner --committed
+	@$(MAKE) --no-print-directory reproduce
 	$(PYTHON) -m lib.runs.runner --publish --profile $(PROFILE)
 	$(PYTHON) -m lib.results.scorecard
 
@@ -85,9 +91,14 @@ clean: ## Delete what PROFILE's runs made (not the downloads, not the environmen
 
 env: $(VENV)/installed
 
-$(VENV)/installed: requirements.lock pyproject.toml
-	python3 -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version if sys.version_info < (3, 11) else 0)'
-	test -x $(PYTHON) || python3 -m venv $(VENV)
+# The Python of the environment: the one that is there, or the one that will make it.
+CHECK_PYTHON := import sys; v = sys.version_info; \
+  sys.exit(None if (3, 11) <= v < (3, 14) else "error: Python 3.11, 3.12 or 3.13 is needed, this one is %d.%d.%d; \
+choose another, such as make PYTHON3=python3.12, or delete $(VENV) if it was made with it" % tuple(v)[:3])
+
+$(VENV)/installed: requirements.lock requirements-sweep.lock pyproject.toml
+	@$$(test -x $(PYTHON) && echo $(PYTHON) || echo $(PYTHON3)) -c '$(CHECK_PYTHON)'
+	test -x $(PYTHON) || $(PYTHON3) -m venv $(VENV)
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@

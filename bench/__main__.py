@@ -13,7 +13,8 @@ from lib.results.records import environment
 
 def main(chosen: list[str]) -> None:
     """Run the benchmarks and write their lists of medians, with minimum and maximum over the rounds."""
-    names = sorted(module.name for module in pkgutil.iter_modules([str(Path(bench.__file__).parent)]) if module.name != "__main__")
+    folder = Path(bench.__file__).parent
+    names = sorted(module.name for module in pkgutil.iter_modules([str(folder)]) if module.name != "__main__")
     unknown = set(chosen) - set(names)
     if unknown:
         sys.exit(f"error: unknown benchmark {sorted(unknown)}; there are {names}")
@@ -23,7 +24,8 @@ def main(chosen: list[str]) -> None:
         for metric, unit, values in module.measure():
             row = {"name": metric, "value": statistics.median(values), "unit": unit, "n": len(values)}
             rows.append(row | {"min": min(values), "max": max(values), "profile": module.PROFILE} | environment())
-            print(f"{name}: {metric} = {row['value']:.4g} {unit} (min {min(values):.4g}, max {max(values):.4g}, n = {len(values)})")
+            spread = f"min {min(values):.4g}, max {max(values):.4g}, n = {len(values)}"
+            print(f"{name}: {metric} = {row['value']:.4g} {unit} ({spread})")
         write_json(DATA / "bench" / f"{name}.json", rows)
         if hasattr(module, "draw"):
             module.draw(rows)

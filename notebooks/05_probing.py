@@ -34,7 +34,7 @@ import pandas as pd
 from IPython.display import Markdown
 from lib.base import processes
 from lib.base.files import write_json, write_table
-from lib.model import activations, models
+from lib.model import activations, models, poolings
 from lib.probing import dense as dense_probes
 from lib.probing import ksparse, on_saes
 from lib.probing.tasks import Probe, Task
@@ -219,7 +219,7 @@ tokens = activations.prompt_tokens(bridge, identity, texts, sae_layer, run.folde
 here = activations.at_layer(pooled, sae_layer)
 at_layer = validation[validation["layer"] == sae_layer]
 dense_pooling = at_layer.loc[at_layer["value"].idxmax(), "pooling"]
-linear_pooling = dense_pooling if dense_pooling != "max" else "fixed"  # decoding is exact under it
+linear_pooling = poolings.exact_or(dense_pooling)  # decoding pooled latents is exact under it
 print(f"{len(saes)} SAEs at layer {sae_layer}; {len(tokens.activations):,} tokens")
 print(f"pooling of the dense probe there: {dense_pooling}")
 
@@ -235,7 +235,7 @@ probed = on_saes.probe_saes(saes, inputs, on_saes.Grid(ks, k_poolings, c_grid))
 few = {split: replicates[:grid_bootstrap] for split, replicates in weights.items()}
 drawn = Draws.of(prompts, probed.scores, few)
 dense_by_pooling = {
-    Probe("dense", name, "dense"): dense_scores[sae_layer, name] for name in activations.POOLINGS
+    Probe("dense", name, "dense"): dense_scores[sae_layer, name] for name in poolings.POOLINGS
 }
 dense_drawn = Draws.of(prompts, dense_by_pooling, few)
 dense_at_pooling = dense_drawn.where(pooling=dense_pooling)
@@ -487,7 +487,7 @@ chosen = every_latent[every_latent["chosen"]].assign(folder=lambda t: t["variant
 choices = {
     "sae_layer": sae_layer, "dense_pooling": dense_pooling, "linear_pooling": linear_pooling,
     "k_pooling": k_pooling, "split": gap_split, "ks": ks, "variants": main,
-    "c": {name: dense_probes.chosen_c(fits[sae_layer, name]) for name in activations.POOLINGS},
+    "c": {name: dense_probes.chosen_c(fits[sae_layer, name]) for name in poolings.POOLINGS},
 }  # fmt: skip
 kept = {
     "chosen_latents": chosen.drop(columns="chosen"),

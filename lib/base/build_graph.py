@@ -64,15 +64,15 @@ def parameters(notebook: Path) -> dict[str, Any]:
     cell = next((cell for cell in cells if cell.split("\n", 1)[0].strip() == 'tags=["parameters"]'), None)
     if cell is None:
         raise ValueError(f"{notebook.name} has no cell tagged parameters")
-    found = {}
+    defaults = {}
     for statement in ast.parse(cell.split("\n", 1)[1]).body:
         if not (isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name)):
             raise ValueError(f"{notebook.name}: {ast.unparse(statement)!r} in the parameters cell is no assignment")
         try:
-            found[statement.targets[0].id] = ast.literal_eval(statement.value)
+            defaults[statement.targets[0].id] = ast.literal_eval(statement.value)
         except ValueError as error:
             raise ValueError(f"{notebook.name}: parameter {ast.unparse(statement)!r} is not a literal") from error
-    return found
+    return defaults
 
 
 def imported(source: Path) -> set[str]:
@@ -115,10 +115,13 @@ def upstream(notebook: Path) -> list[str]:
 
 
 def sources(notebook: Path) -> list[str]:
-    """Files that decide what a notebook does, beside its parameters: itself, the modules that it uses, the shipped data they read."""
+    """Files that decide what a notebook does, beside its parameters: itself, its modules, shipped data they read."""
     used = modules(notebook)
-    shipped = [path for name in used for pattern in SHIPPED.get(name, []) for path in sorted(ROOT.glob(pattern))]
-    return [f"notebooks/{notebook.name}", *(f"lib/{name}.py" for name in used), *(path.relative_to(ROOT).as_posix() for path in shipped)]
+    paths = [f"notebooks/{notebook.name}", *(f"lib/{name}.py" for name in used)]
+    for name in used:
+        for pattern in SHIPPED.get(name, []):
+            paths += [path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob(pattern))]
+    return paths
 
 
 def makefile(profile: str) -> str:
@@ -127,7 +130,8 @@ def makefile(profile: str) -> str:
     targets = [f"{run}/notebooks/{notebook.stem}.ipynb" for notebook in notebooks()]
     lines = [".DELETE_ON_ERROR:", f"all: {' '.join(targets)}"]
     for notebook, target in zip(notebooks(), targets, strict=True):
-        needs = [path for path in sources(notebook) if not path.startswith(f"data/records/{profile}/")]  # this run makes those
+        own_records = f"data/records/{profile}/"  # this run makes them
+        needs = [path for path in sources(notebook) if not path.startswith(own_records)]
         needs += ["$(PROFILE_FILE)"]
         needs += [f"{run}/results/{name}.outputs" for name in upstream(notebook)]
         product = f"{run}/results/{notebook.stem}.outputs"

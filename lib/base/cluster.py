@@ -1,8 +1,8 @@
 """Several workers: Ray actors on this machine or on a cluster, each with its own model or kernel.
 
-Ray is an extra that ``make sweep`` and ``WORKERS=n`` install. The environment says how many and where: ``WORKERS`` (default 1),
-``CLUSTER`` (local | auto | an address such as ray://host:10001), ``GPUS`` for each worker. On a cluster the project and its
-``.venv`` lie at the same path on every machine.
+Ray is an extra that ``make sweep`` and ``WORKERS=n`` install. The environment says how many and where: ``WORKERS``
+(default 1), ``CLUSTER`` (local | auto | an address such as ray://host:10001), ``GPUS`` for each worker. On a cluster
+the project and its ``.venv`` lie at the same path on every machine.
 """
 
 import os
@@ -58,24 +58,33 @@ def start(n: int) -> None:
     try:
         import ray
     except ImportError as error:
-        raise ValueError("several workers need Ray, an extra: pip install -r requirements-sweep.lock (make sweep and make reproduce WORKERS=2 do it)") from error
+        raise ValueError(
+            "several workers need Ray, an extra: pip install -r requirements-sweep.lock "
+            "(make sweep and make reproduce WORKERS=2 do it)"
+        ) from error
     if ray.is_initialized():
         return
     cluster = os.environ.get("CLUSTER") or LOCAL
-    for name, value in {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}.items():  # what matters is raised here as well
-        os.environ.setdefault(name, value)
-    where = {"num_cpus": max(n, os.cpu_count() or 1), "include_dashboard": False} if is_local() else {"address": cluster}
-    env = {"PYTHONPATH": str(ROOT), "WORKERS": "1", "LOKY_MAX_CPU_COUNT": str(max(1, (os.cpu_count() or 1) // n))}  # joblib's processes, which each import all
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # What matters is raised here as well.
+    cores = os.cpu_count() or 1
+    where = {"num_cpus": max(n, cores), "include_dashboard": False} if is_local() else {"address": cluster}
+    # Each of joblib's processes imports everything, so the workers share the cores among them.
+    variables = {"PYTHONPATH": str(ROOT), "WORKERS": "1", "LOKY_MAX_CPU_COUNT": str(max(1, cores // n))}
     try:
-        ray.init(**where, log_to_driver=False, logging_level="ERROR", runtime_env={"env_vars": env})
+        ray.init(**where, log_to_driver=False, logging_level="ERROR", runtime_env={"env_vars": variables})
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        raise ValueError(f"the cluster {cluster!r} cannot be reached ({str(error).splitlines()[0]}); CLUSTER is local, auto, or an address") from error
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"the cluster {cluster!r} cannot be reached ({reason}); CLUSTER is local, auto, or an address"
+        ) from error
 
 
 class Pool:
     """``n`` workers, each of which makes its own ``work`` (a function of one item) once and keeps it.
 
-    A worker that dies is begun again, and repeats the item that it had. There are fewer if the cluster has no room for ``n`` now.
+    A worker that dies is begun again, and repeats the item that it had. There are fewer if the cluster has no room for
+    ``n`` now.
 
     Raises:
         ValueError: no Ray, no cluster, or no room for a single worker.
@@ -85,17 +94,22 @@ class Pool:
         start(n)
         import ray
 
-        has = ray.cluster_resources()
-        room = min(int(has.get(name, 0) / need) for name, need in (("CPU", cpus), ("GPU", gpus)) if need)
+        resources = {"CPU": 0, "GPU": 0} | ray.cluster_resources()
+        room = min(int(resources[name] / need) for name, need in (("CPU", cpus), ("GPU", gpus)) if need)
         if room < 1:
-            raise ValueError(f"a worker takes {cpus} CPU and {gpus:g} GPU, the cluster has {has.get('CPU', 0):g} and {has.get('GPU', 0):g}; set GPUS, such as GPUS=0")
+            raise ValueError(
+                f"a worker takes {cpus} CPU and {gpus:g} GPU, the cluster has {resources['CPU']:g} and "
+                f"{resources['GPU']:g}; set GPUS, such as GPUS=0"
+            )
         actor = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=-1, max_task_retries=RESTARTS)(_Worker)
         self.shared = ray.put(make_work)  # held here, so that a worker can be begun again
         self.actors = [actor.remote(self.shared) for _ in range(min(n, room))]
 
     def each(self, take: Callable[[], Any]) -> Iterator[tuple[Any, Any]]:
-        """(item, its result or exception) in the order in which they are done; ``take`` gives the next item that may begin,
-        None if there is none now."""
+        """(item, its result or exception) in the order in which they are done.
+
+        ``take`` gives the next item that may begin, None if there is none now.
+        """
         import ray
 
         idle, busy = list(self.actors), {}

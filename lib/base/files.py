@@ -22,7 +22,10 @@ UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM
 
 
 class WriteError(ValueError):
-    """A file cannot be written: the disk is full, or the folder is read-only. Nothing stands under its name, or what stood there."""
+    """A file cannot be written: the disk is full, or the folder is read-only.
+
+    Nothing stands under its name, or what stood there before.
+    """
 
 
 def run_dir(profile: str) -> Path:
@@ -39,7 +42,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as scratch:  # safetensors has a temporary file of its own there
+        # A folder and not a file, as safetensors makes a temporary file of its own beside the one that it writes.
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as scratch:
             temporary = Path(scratch) / path.name
             yield temporary
             os.replace(temporary, path)
@@ -51,12 +55,15 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        found = re.search(r"os error (\d+)", str(error))  # safetensors has the number in its text only
-        number = int(found[1]) if found else getattr(error, "errno", None)
+        in_text = re.search(r"os error (\d+)", str(error))  # safetensors has the number in its text only
+        number = int(in_text[1]) if in_text else getattr(error, "errno", None)
         if number not in UNWRITABLE:
             raise
         what = "the disk is full" if number in (errno.ENOSPC, errno.EDQUOT) else "its folder is not writable"
-        raise WriteError(f"{path} cannot be written: {what} ({os.strerror(number)}); make room, or choose another place, and run again") from error
+        raise WriteError(
+            f"{path} cannot be written: {what} ({os.strerror(number)}); "
+            "make room, or choose another place, and run again"
+        ) from error
 
 
 @contextmanager
@@ -75,9 +82,15 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
         try:
             lock.acquire(timeout=-1 if wait else 0)
         except Timeout as error:
-            raise ValueError(f"another process is at work on {relative(path.parent)}/{path.name}; wait for it, or stop it, and run again") from error
+            name = f"{relative(path.parent)}/{path.name}"
+            raise ValueError(
+                f"another process is at work on {name}; wait for it, or stop it, and run again"
+            ) from error
     try:
-        for leftover in [*path.parent.glob(f".{path.stem}-*"), *(path.glob(".*-*") if path.is_dir() else ()), *path.glob("*/.*-*")]:
+        leftovers = [*path.parent.glob(f".{path.stem}-*"), *path.glob("*/.*-*")]
+        if path.is_dir():
+            leftovers += path.glob(".*-*")
+        for leftover in leftovers:
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
         yield
     finally:

@@ -14,7 +14,7 @@ def count(tasks: int) -> int:
 def parallel(tasks: int) -> joblib.Parallel:
     """joblib's loop over ``tasks`` delayed calls of this project; results come one by one, in the order of the calls.
 
-    Large arrays are mapped, not copied. The processes are not those of scikit-learn's searches (whose ``mmap_mode`` differs),
-    which have no torch yet: loky would take that import for a memory leak, and start them anew.
+    Large arrays are mapped, not copied. The processes are not those of scikit-learn's searches (whose ``mmap_mode``
+    differs), which have no torch yet: loky would take that import for a memory leak, and start them anew.
     """
     return joblib.Parallel(count(tasks), return_as="generator", mmap_mode="c")

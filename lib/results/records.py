@@ -16,14 +16,18 @@ import yaml
 from lib.base import build_graph
 from lib.base.files import DATA, ROOT, file_hash, run_dir, write_json, write_table
 
+# Tracked files that runs, benchmarks and `make publish` write themselves; no result depends on them. A tree that
+# differs from its commit in these alone counts as committed, else no run could be published after another one.
+WRITTEN = ("figures", "data/records", "data/bench", "notebooks/*.ipynb", "README.md", "docs/scorecard.md")
+CODE = ("lib", "notebooks")  # here a file that git does not know yet may have decided a result
 PACKAGES = ("torch", "transformers", "transformer-lens", "sae-lens", "scikit-learn", "numpy", "pandas")
 
 
 class Run(NamedTuple):
     """A notebook at work: its name, profile, parameters, folders and the clock at its start.
 
-    ``folder`` holds what is named by a hash of its parameters (activations, SAEs), and is shared by a profile and the cells of
-    its sweeps; ``results`` and ``figures`` are this run's own.
+    ``folder`` holds what is named by a hash of its parameters (activations, SAEs), and is shared by a profile and the
+    cells of its sweeps; ``results`` and ``figures`` are this run's own.
     """
 
     notebook: str
@@ -48,12 +52,19 @@ def start(notebook: str, scope: dict[str, Any]) -> Run:
     return Run(notebook, profile, parameters, run_dir(base), run_dir(profile) / "results", figures, time.perf_counter())
 
 
-def write(run: Run, table: pd.DataFrame, headline: pd.DataFrame, inputs: list[Path], outputs: dict[str, Path], folders: Iterable[str] = ()) -> Path:
+def write(
+    run: Run,
+    table: pd.DataFrame,
+    headline: pd.DataFrame,
+    inputs: list[Path],
+    outputs: dict[str, Path],
+    folders: Iterable[str] = (),
+) -> Path:
     """Write ``results/<notebook>.parquet`` (all of ``table``) and ``.json`` (``headline`` and how it came about).
 
     ``inputs`` and ``outputs`` are files, or stores, which stand with the hash of their manifest's shards. ``folders``
-    are SAEs that an output lists. The small file ``.outputs`` changes only if an output changes: make takes it as the notebook's
-    product.
+    are SAEs that an output lists. The small file ``.outputs`` changes only if an output changes: make takes it as the
+    notebook's product.
     """
     hashes = {name: _content_hash(path) for name, path in outputs.items()}
     record = {
@@ -82,7 +93,8 @@ def read(run: Run, notebook: str) -> dict[str, Any]:
     """
     path = run.results / f"{notebook}.json"
     if not path.exists():
-        raise ValueError(f"{notebook} has not been run for profile {run.profile!r}: make reproduce PROFILE={run.profile}")
+        profile = run.profile
+        raise ValueError(f"{notebook} has not been run for profile {profile!r}: make reproduce PROFILE={profile}")
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -97,25 +109,73 @@ def claims(path: Path = DATA / "claims.yaml") -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, hardware and git commit of this run; a commit ends in ``+`` if files differ from it."""
+    """Versions, hardware and git commit of this run; the commit as :func:`commit` gives it."""
     import torch
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     return {
-        "commit": _commit(),
+        "commit": commit(),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "hardware": {"machine": platform.machine(), "threads": torch.get_num_threads(), "device": device},
     }
 
 
-def _commit() -> str | None:
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-
+def commit() -> str | None:
+    """The commit of the working tree, with ``+`` if there are :func:`changes`; None outside a git repository."""
     try:
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+        return _git("rev-parse", "--short=12", "HEAD").strip() + ("+" if changes() else "")
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def changes() -> list[str]:
+    """Files that differ from the commit: tracked ones, beside those of ``WRITTEN``, and unknown ones in ``CODE``.
+
+    Raises:
+        OSError: there is no git.
+        subprocess.CalledProcessError: this is no git repository.
+    """
+    kept = [f":(exclude){pattern}" for pattern in WRITTEN]
+    tracked = _git("diff", "--name-only", "HEAD", "--", ".", *kept)
+    unknown = _git("ls-files", "--others", "--exclude-standard", "--", *CODE, *kept)
+    return sorted({*tracked.splitlines(), *unknown.splitlines()})
+
+
+def check_committed() -> None:
+    """Raise ``ValueError`` if a file that may decide a result is not committed, or if there is no commit."""
+    try:
+        changed = changes()
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise ValueError(f"{ROOT} is no git repository with a commit, so no record can say what made it") from error
+    if changed:
+        more = f" and {len(changed) - 1} more differ" if len(changed) > 1 else " differs"
+        raise ValueError(f"{changed[0]}{more} from the last commit; commit first, as records say what made them")
+
+
+def check_made_by_commit(record: Path) -> None:
+    """Raise ``ValueError`` unless a record tells of a commit since which nothing that its notebook reads has changed.
+
+    So records of one profile may come from several commits: ``make`` runs again only what a change reaches.
+    """
+    content = json.loads(record.read_text(encoding="utf-8"))
+    notebook, made_by = content["notebook"], content["commit"]
+    again = f"touch notebooks/{notebook}.py, and make publish runs it again"
+    if made_by is None:
+        raise ValueError(f"{record.name} has no commit; {again}")
+    if made_by.endswith("+"):
+        raise ValueError(f"{record.name} was made by {made_by}, a commit with uncommitted changes; {again}")
+    paths = build_graph.sources(build_graph.NOTEBOOKS / f"{notebook}.py")
+    kept = [f":(exclude){pattern}" for pattern in WRITTEN]
+    try:
+        changed = _git("diff", "--name-only", made_by, "HEAD", "--", *paths, *kept).splitlines()
+    except subprocess.CalledProcessError as error:
+        raise ValueError(f"{record.name} was made by {made_by}, which is not in this repository; {again}") from error
+    if changed:
+        raise ValueError(f"{record.name} was made by {made_by}, and {changed[0]} has changed since; {again}")
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
 def _content_hash(path: Path) -> str:

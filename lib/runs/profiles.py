@@ -1,4 +1,4 @@
-"""Profiles: flat YAML files of notebook parameters that differ from the defaults, and the check of values against these."""
+"""Profiles: flat YAML files of notebook parameters that differ from the defaults; values are checked against these."""
 
 import json
 import math
@@ -41,7 +41,9 @@ def read_profile(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise ValueError(f"{path} must be flat: one 'parameter: value' a line")
     if values.get("profile", path.stem) != path.stem:
-        raise ValueError(f"{path} sets profile: {values['profile']!r}; it must be the file's name, {path.stem!r}, or left out")
+        raise ValueError(
+            f"{path} sets profile: {values['profile']!r}; it must be the file's name, {path.stem!r}, or left out"
+        )
     return {"profile": path.stem} | values
 
 
@@ -55,18 +57,26 @@ def flat_yaml(text: str, place: str) -> Any:
         nested = _nested(yaml.compose(text, yaml.SafeLoader))  # before values are made: aliases of aliases multiply
         value = None if nested else yaml.safe_load(text)
         json.dumps(value, ensure_ascii=False).encode()
-    except Exception as error:  # PyYAML lets out KeyError ("!!bool x"), AttributeError ("!!timestamp x"), OverflowError and more
+    except Exception as error:  # PyYAML lets out KeyError ("!!bool x"), AttributeError ("!!timestamp x") and more
         raise ValueError(f"{place} is not flat YAML: {cause(error)}") from error
     if nested:
-        raise ValueError(f"{place}, line {nested.start_mark.line + 1}: allowed are numbers, texts, true, false and lists of these, no mapping or deeper list")
+        line = nested.start_mark.line + 1
+        raise ValueError(
+            f"{place}, line {line}: allowed are numbers, texts, true, false and lists of these, "
+            "no mapping or deeper list"
+        )
     return value
 
 
 def _nested(node: yaml.Node | None) -> yaml.Node | None:
     """The first part of a YAML document that makes it deeper than :func:`flat_yaml` allows."""
     entries = [entry for pair in node.value for entry in pair] if isinstance(node, yaml.MappingNode) else [node]
-    leaves = (leaf for entry in entries for leaf in (entry.value if isinstance(entry, yaml.SequenceNode) else [entry]))
-    return next((leaf for leaf in leaves if isinstance(leaf, yaml.CollectionNode)), None)
+    for entry in entries:
+        leaves = entry.value if isinstance(entry, yaml.SequenceNode) else [entry]
+        for leaf in leaves:
+            if isinstance(leaf, yaml.CollectionNode):
+                return leaf
+    return None
 
 
 def select(notebook: Path, values: dict[str, Any]) -> dict[str, Any]:
@@ -92,6 +102,7 @@ def _check_value(name: str, value: Any, default: Any) -> None:
     allowed = types | {int} if float in types else types  # of an empty list any
     for item in value if lists else [value]:
         if allowed and type(item) not in allowed:
-            raise ValueError(f"parameter {name}: {repr(item)[:100]} is {type(item).__name__}, the default is {default!r}")
+            shown, kind = repr(item)[:100], type(item).__name__
+            raise ValueError(f"parameter {name}: {shown} is {kind}, the default is {default!r}")
         if isinstance(item, float) and not math.isfinite(item):
             raise ValueError(f"parameter {name}: {item} is not a finite number")

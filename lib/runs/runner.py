@@ -2,7 +2,8 @@
 
 ``python -m lib.runs.runner 05_probing --profile notebooks/profiles/public.yaml -p layer 3`` runs one notebook;
 ``python -m lib.runs.runner --debug my.csv [ood.csv]`` runs 01 and 07 on a user's own data;
-``python -m lib.runs.runner --publish`` keeps a profile's records, and puts the executed embedded notebooks beside their ``.py``.
+``python -m lib.runs.runner --publish`` keeps a profile's records, and puts the executed embedded notebooks beside their
+``.py``.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from typing import Any
 
 from lib.base import build_graph
 from lib.base.files import DATA, ROOT, relative, replacing, run_dir, write_json, write_text, writing
+from lib.results import records
 from lib.runs.profiles import flat_yaml, profile_path, read_profile, select
 from lib.texts import sources
 
@@ -25,7 +27,8 @@ from lib.texts import sources
 def execute(notebook: Path, values: dict[str, Any], **options: Any) -> Path:
     """Run a notebook; the executed one appears as ``data/runs/<profile>/notebooks/<name>.ipynb`` on success only.
 
-    ``options`` are papermill's, such as another engine. A failed run leaves ``<name>.failed.ipynb`` with the traceback, and nothing under the final name.
+    ``options`` are papermill's, such as another engine. A failed run leaves ``<name>.failed.ipynb`` with the traceback,
+    and nothing under the final name.
     """
     import jupytext
     import papermill
@@ -37,11 +40,12 @@ def execute(notebook: Path, values: dict[str, Any], **options: Any) -> Path:
     final.unlink(missing_ok=True)
     failed.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=f".{notebook.stem}-") as scratch:
-        source, target = Path(scratch) / notebook.with_suffix(".ipynb").name, Path(scratch) / "executed.ipynb"
+        source, target = Path(scratch) / f"{notebook.stem}.ipynb", Path(scratch) / "executed.ipynb"
         jupytext.write(jupytext.read(notebook), source)
         try:
             options = {"progress_bar": {"desc": notebook.stem}} | options
-            papermill.execute_notebook(source, target, chosen, cwd=build_graph.NOTEBOOKS, kernel_name="python3", **options)
+            options |= {"cwd": build_graph.NOTEBOOKS, "kernel_name": "python3"}
+            papermill.execute_notebook(source, target, chosen, **options)
         except BaseException:
             if target.exists():
                 _tidy(target, failed)
@@ -61,12 +65,14 @@ def _tidy(source: Path, target: Path) -> None:
     for cell in notebook.cells:
         for key in ("papermill", "execution"):
             cell.metadata.pop(key, None)
-    write_text(target, nbformat.writes(notebook).replace(f"{ROOT}{os.sep}", "").replace(str(ROOT), ".") + "\n")
+    text = nbformat.writes(notebook).replace(f"{ROOT}{os.sep}", "").replace(str(ROOT), ".")
+    write_text(target, text + "\n")
 
 
 def fetch(values: dict[str, Any]) -> None:
-    """Say what a profile will take, and fetch the public files that it reads, with their checksums (from the environment's
-    MIRROR, if set).
+    """Say what a profile will take, and fetch the public files that it reads, with their checksums.
+
+    They come from the environment's MIRROR, if it is set.
 
     Raises:
         ValueError: an unknown parameter, a model that cannot be had, too little disk, or a file that cannot be fetched.
@@ -80,7 +86,10 @@ def fetch(values: dict[str, Any]) -> None:
 
 
 def _estimate(values: dict[str, Any]) -> None:
-    """Print the sizes of a run, unless one with these values has begun; too little disk ends it before anything is fetched."""
+    """Print the sizes of a run, unless one with these values has begun.
+
+    Too little disk ends it before anything is fetched.
+    """
     folder = run_dir(values["profile"])
     known = folder / "sizes.json"
     if known.exists() and json.loads(known.read_text(encoding="utf-8")).get("values") == values:
@@ -90,8 +99,12 @@ def _estimate(values: dict[str, Any]) -> None:
     if "model" not in sizing.values_of(values):
         return
     table = sizing.estimate(values)
-    sums = f"{table['disk_gib'].sum():.1f} GiB of disk, {table['memory_gib'].max():.1f} GiB of memory at most beside what Python takes, about {table['hours'].sum():.1f} hours"
-    print(f"{values['profile']}, estimated:\n{table.round(2).to_string(index=False)}\ntogether {sums}")
+    disk, memory, hours = table["disk_gib"].sum(), table["memory_gib"].max(), table["hours"].sum()
+    print(f"{values['profile']}, estimated:\n{table.round(2).to_string(index=False)}")
+    print(
+        f"together {disk:.1f} GiB of disk, {memory:.1f} GiB of memory at most beside what Python takes, "
+        f"about {hours:.1f} hours"
+    )
     sizing.check(table)
     write_json(known, {"values": values, "steps": json.loads(table.to_json(orient="records"))})
 
@@ -107,10 +120,13 @@ def debug(train_csv: str, ood_csv: str = "") -> None:
         if not path.is_file():
             raise ValueError(f"there is no file {str(path)!r}; give a CSV with the columns text,label")
     profile = "debug-" + re.sub(r"[^\w-]+", "-", paths[0].stem)
-    values = {"profile": profile} | dict(zip(("train_csv", "ood_csv"), (str(path.resolve()) for path in paths), strict=False))
+    values = {"profile": profile}
+    for name, path in zip(("train_csv", "ood_csv"), paths, strict=False):
+        values[name] = str(path.resolve())
     for name in ("01_datasets", "07_dataset_debugging"):
         _run(build_graph.NOTEBOOKS / f"{name}.py", values)
-    print(f"notebooks in {relative(run_dir(profile) / 'notebooks')}, latents with their examples in figures/{profile}/debugging.html")
+    folder = relative(run_dir(profile) / "notebooks")
+    print(f"notebooks in {folder}, latents with their examples in figures/{profile}/debugging.html")
 
 
 def alone(profile: str, command: list[str]) -> None:
@@ -128,21 +144,34 @@ def alone(profile: str, command: list[str]) -> None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise ValueError(f"another make reproduce is at work on profile {profile!r}; wait for it, or stop it, and run again") from error
+        raise ValueError(
+            f"another make reproduce is at work on profile {profile!r}; wait for it, or stop it, and run again"
+        ) from error
     os.set_inheritable(handle, True)
     os.execvp(command[0], command)
 
 
 def publish(profile: str = "embedded") -> None:
-    """Copy the records of a profile to ``data/records``, and of ``embedded`` also the executed notebooks beside their ``.py``.
+    """Copy the records of a profile to ``data/records``.
+
+    Of ``embedded`` it also copies the executed notebooks beside their ``.py``. Nothing is copied unless all can be.
 
     Raises:
-        ValueError: a notebook has not been run.
+        ValueError: a notebook has not been run, the code is not committed, or a record was not made by committed code
+            that is still the same (see :mod:`lib.results.records`).
     """
-    for path in build_graph.notebooks():
-        record = run_dir(profile) / "results" / f"{path.stem}.json"
-        if not record.exists():
-            raise ValueError(f"{relative(record)} is missing; run make reproduce PROFILE={profile} first")
+    records.check_committed()
+    folder = run_dir(profile)
+    needed = [folder / "results" / f"{path.stem}.json" for path in build_graph.notebooks()]
+    if profile == "embedded":
+        needed += [folder / "notebooks" / f"{path.stem}.ipynb" for path in build_graph.notebooks()]
+    for path in needed:
+        if not path.exists():
+            raise ValueError(f"{relative(path)} is missing; run make reproduce PROFILE={profile} first")
+    kept = [path for path in needed if path.suffix == ".json"]
+    for record in kept:
+        records.check_made_by_commit(record)
+    for record in kept:
         write_text(DATA / "records" / profile / record.name, record.read_text(encoding="utf-8"), only_if_changed=True)
     if profile == "embedded":
         _publish_notebooks()
@@ -152,13 +181,12 @@ def _publish_notebooks() -> None:
     import nbformat
 
     for path in build_graph.notebooks():
-        executed = run_dir("embedded") / "notebooks" / f"{path.stem}.ipynb"
-        if not executed.exists():
-            raise ValueError(f"{executed} is missing; run make reproduce first")
-        notebook = nbformat.read(executed, as_version=4)
-        for data in (output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", [])):
-            if "image/png" in data:
-                data["image/png"] = _with_palette(data["image/png"])
+        notebook = nbformat.read(run_dir("embedded") / "notebooks" / f"{path.stem}.ipynb", as_version=4)
+        for cell in notebook.cells:
+            for output in cell.get("outputs", []):
+                images = output.get("data", {})
+                if "image/png" in images:
+                    images["image/png"] = _with_palette(images["image/png"])
         with replacing(path.with_suffix(".ipynb")) as temporary:
             nbformat.write(notebook, temporary)
 
@@ -177,9 +205,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("notebook", nargs="?", help="name without suffix, such as 05_probing")
     parser.add_argument("--profile", default="embedded", help="name of a profile, or path of a YAML file")
     parser.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
-    parser.add_argument("--debug", nargs="+", metavar="CSV", help="debug your own data: training CSV, and one out of distribution")
-    parser.add_argument("--publish", action="store_true", help="copy a profile's records to data/records, and executed embedded notebooks beside their .py")
-    parser.add_argument("--alone", nargs=argparse.REMAINDER, metavar="COMMAND", help="run a command unless another one holds the profile")
+    debug_help = "debug your own data: training CSV, and a CSV out of distribution"
+    parser.add_argument("--debug", nargs="+", metavar="CSV", help=debug_help)
+    alone_help = "run a command unless another one holds the profile"
+    parser.add_argument("--alone", nargs=argparse.REMAINDER, metavar="COMMAND", help=alone_help)
+    publish_help = "copy a profile's records to data/records, and executed embedded notebooks beside their .py"
+    parser.add_argument("--publish", action="store_true", help=publish_help)
+    parser.add_argument("--committed", action="store_true", help="check that the code is committed")
     parser.add_argument("--fetch", action="store_true", help="check the profile and fetch its public files")
     return parser.parse_args()
 
@@ -190,6 +222,8 @@ def main() -> None:
     try:
         if arguments.alone:
             return alone(profile_path(arguments.profile).stem, arguments.alone)
+        if arguments.committed:
+            return records.check_committed()
         if arguments.publish:
             return publish(profile_path(arguments.profile).stem)
         if arguments.debug:
@@ -215,8 +249,8 @@ def _run(notebook: Path, values: dict[str, Any]) -> None:
         execute(notebook, values)
     except PapermillExecutionError as error:
         failed = run_dir(values["profile"]) / "notebooks" / f"{notebook.stem}.failed.ipynb"
-        sys.exit(f"error in {notebook.stem}, cell {error.exec_count}: {error.ename}: {error.evalue}\n"
-                 f"the notebook with its traceback: {failed.relative_to(ROOT)}")  # fmt: skip
+        what = f"error in {notebook.stem}, cell {error.exec_count}: {error.ename}: {error.evalue}"
+        sys.exit(f"{what}\nthe notebook with its traceback: {failed.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import re
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -22,65 +22,154 @@ from lib.sae.folders import locate
 
 TOKENS_PER_PROMPT = 80
 SHARE_OF_PEAK = 0.4  # of the speed of one large product, which forward passes and trainings reach
-SEARCH = 30  # refits of probes and bootstraps, in forward passes of the prompts; small beside the rest on large models
+SEARCH = 30  # refits of probes and bootstraps, in forward passes of the prompts
 GIB = 2**30
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
 def values_of(profile: dict[str, Any]) -> dict[str, Any]:
     """All notebooks' parameters with a profile's values."""
-    return {name: value for path in build_graph.notebooks() for name, value in build_graph.parameters(path).items()} | profile
+    values: dict[str, Any] = {}
+    for path in build_graph.notebooks():
+        values |= build_graph.parameters(path)
+    return values | profile
+
+
+class Step(NamedTuple):
+    """What one step of a notebook takes: tokens it reads or writes, bytes on disk and in memory, operations."""
+
+    notebook: str
+    step: str
+    tokens: float = 0
+    disk: float = 0
+    memory: float = 0
+    operations: float = 0
 
 
 def estimate(profile: dict[str, Any], flops: float | None = None) -> pd.DataFrame:
     """A row per step: notebook, step, tokens, disk_gib (written), memory_gib (peak, of the model and the SAE), hours.
 
-    Products count 2 floating-point operations per weight and token: a forward pass reads the weights up to the layer, an SAE's
-    training step five products of d_model × d_sae (an upper bound for sparse steps). ``flops`` is the machine's speed in
-    operations per second, measured on one large product if not given. The weights of a model that is not on disk yet count as
-    written.
+    Products count 2 floating-point operations per weight and token: a forward pass reads the weights up to the layer,
+    an SAE's training step five products of d_model × d_sae (an upper bound for sparse steps). ``flops`` is the
+    machine's speed in operations per second, measured on one large product if not given. The weights of a model that
+    is not on disk yet count as written.
 
     Raises:
         ValueError: a model that cannot be had.
     """
-    v = values_of(profile)
-    shape = _shape(v["model"], v["base_sae"])
-    speed = SHARE_OF_PEAK * (flops or peak_flops(v["device"], v["dtype"]))
-    size, cut = shape["weights"], shape["per_layer"] * (v["layer"] + 1)
-    wide = v["base_d_sae"] if not v["base_sae"] else shape["d_sae"] or v["base_d_sae"]
+    values = values_of(profile)
+    shape = _shape(values["model"], values["base_sae"])
+    speed = SHARE_OF_PEAK * (flops or peak_flops(values["device"], values["dtype"]))
+    table = pd.DataFrame(_steps(values, shape))
+    return pd.DataFrame(
+        {
+            "notebook": table["notebook"],
+            "step": table["step"],
+            "tokens": table["tokens"],
+            "disk_gib": table["disk"] / GIB,
+            "memory_gib": table["memory"] / GIB,
+            "hours": table["operations"] / speed / 3600,
+        }
+    )
+
+
+def _steps(v: dict[str, Any], shape: dict[str, Any]) -> list[Step]:
+    d_model = shape["d_model"]
+    # The model: bytes of its weights, operations per token of a whole pass and of one that ends at the layer.
+    weights = shape["weights"] * torch.finfo(models.DTYPES[v["dtype"]]).bits // 8
+    whole, cut = 2 * shape["weights"], 2 * shape["per_layer"] * (v["layer"] + 1)
+    half = 2 * d_model  # bytes of a token's activation in half precision
+    kept = half if v["store"] == "disk" else 0
+
+    responses = shape["chat"] * v["n_jailbroken"] * 12
+    response_tokens = responses * (v["response_tokens"] + TOKENS_PER_PROMPT)
+    has_rollouts = any(str(v[name]).startswith("own:") for name in ("corpus", "chat_corpus"))
+    rollouts = has_rollouts * v["n_rollouts"]
+    rollout_tokens = rollouts * v["rollout_tokens"]
+
     prompts = _prompts(v)
-    read = prompts * TOKENS_PER_PROMPT
-    layers = len(v["layers"]) or shape["n_layers"]
-    saes = {"03": _architectures(v), "04": (len(v["resample_shares"]) + len(v["prompt_repeats"]) + 3) * len(v["finetune_seeds"])}
-    kept, width = (2 if v["store"] == "disk" else 0) * shape["d_model"], 10 * shape["d_model"]
-    weights, half = size * torch.finfo(models.DTYPES[v["dtype"]]).bits // 8, 2 * shape["d_model"]
-    asked, own = shape["chat"] * v["n_jailbroken"] * 12, any(str(v[name]).startswith("own:") for name in ("corpus", "chat_corpus")) * v["n_rollouts"]
-    seen = saes["04"] * max(v["finetune_tokens"], v["scratch_tokens"]) + (not v["base_sae"]) * v["base_train_tokens"]
+    prompt_tokens = prompts * TOKENS_PER_PROMPT
+    n_layers = len(v["layers"]) or shape["n_layers"]
+    deepest = max(v["layers"], default=shape["n_layers"] - 1)
+    pooled_bytes = prompts * n_layers * len(POOLINGS) * 4 * d_model
+    pooled_operations = prompt_tokens * 2 * shape["per_layer"] * (deepest + 1)
+
+    # SAEs: how many, how wide, and operations per token and latent of a training step.
+    n_compared = _architectures(v)
+    n_finetuned = (len(v["resample_shares"]) + len(v["prompt_repeats"]) + 3) * len(v["finetune_seeds"])
+    base_d_sae = v["base_d_sae"] if not v["base_sae"] else shape["d_sae"] or v["base_d_sae"]
+    per_latent = 10 * d_model
+    compared_tokens = n_compared * v["train_tokens"]
+    finetuned_tokens = n_finetuned * max(v["finetune_tokens"], v["scratch_tokens"])
+    finetuned_tokens += (not v["base_sae"]) * v["base_train_tokens"]
     harvested = v["pretraining_tokens"] + v["chat_tokens"]
-    again = saes["04"] if v["store"] == "stream" else 1
-    rows = [
-        ("01", "weights of the model", 0, shape["download"], 0, 0),
-        ("01", "responses to jailbreaks", asked * (v["response_tokens"] + TOKENS_PER_PROMPT), asked * 2e3, weights, asked * (v["response_tokens"] + TOKENS_PER_PROMPT) * 2 * size),
-        ("02", "pooled and token activations", read, prompts * layers * len(POOLINGS) * 4 * shape["d_model"] + read * half, weights, read * 2 * shape["per_layer"] * (max(v["layers"], default=shape["n_layers"] - 1) + 1)),
-        ("03", "rollouts", own * v["rollout_tokens"], own * 2e3, weights, own * v["rollout_tokens"] * 2 * size),
-        ("03", "harvest", v["max_tokens"], v["max_tokens"] * kept, weights, v["max_tokens"] * 2 * cut),
-        ("03", "SAE training", saes["03"] * v["train_tokens"], saes["03"] * _bytes(shape, v["d_sae"]), _training(shape, v["d_sae"], v["batch_tokens"]), saes["03"] * v["train_tokens"] * width * v["d_sae"]),
-        ("04", "harvest", harvested, harvested * kept, weights, again * harvested * 2 * cut),
-        ("04", "SAE training", seen, (saes["04"] + 2) * _bytes(shape, wide), _training(shape, wide, 2048), seen * width * wide),
-        ("05", "probes", read, 0, weights, read * (SEARCH * 2 * shape["d_model"] ** 2 + (saes["04"] + 3) * 2 * shape["d_model"] * wide)),
-        ("06", "sequences", v["interp_tokens"], v["interp_tokens"] * half, weights, v["interp_tokens"] * (2 * cut + sum(saes.values()) * 2 * shape["d_model"] * wide)),
-        ("07", "raw and planted prompts", read * 4, read * 4 * half, weights, read * 4 * 2 * cut),
-    ]  # fmt: skip
-    table = pd.DataFrame(rows, columns=["notebook", "step", "tokens", "disk_gib", "memory_gib", "hours"])
-    return table.assign(disk_gib=table["disk_gib"] / GIB, memory_gib=table["memory_gib"] / GIB, hours=table["hours"] / speed / 3600)
+    passes = n_finetuned if v["store"] == "stream" else 1
+    encode = 2 * d_model * base_d_sae  # operations of encoding a token with one SAE
+    read_saes = (n_finetuned + 3) * encode
+    return [
+        Step("01", "weights of the model", disk=shape["download"]),
+        Step("01", "responses to jailbreaks", response_tokens, responses * 2e3, weights, response_tokens * whole),
+        Step(
+            "02",
+            "pooled and token activations",
+            prompt_tokens,
+            pooled_bytes + prompt_tokens * half,
+            weights,
+            pooled_operations,
+        ),
+        Step("03", "rollouts", rollout_tokens, rollouts * 2e3, weights, rollout_tokens * whole),
+        Step("03", "harvest", v["max_tokens"], v["max_tokens"] * kept, weights, v["max_tokens"] * cut),
+        Step(
+            "03",
+            "SAE training",
+            compared_tokens,
+            n_compared * _bytes(shape, v["d_sae"]),
+            _training(shape, v["d_sae"], v["batch_tokens"]),
+            compared_tokens * per_latent * v["d_sae"],
+        ),
+        Step("04", "harvest", harvested, harvested * kept, weights, passes * harvested * cut),
+        Step(
+            "04",
+            "SAE training",
+            finetuned_tokens,
+            (n_finetuned + 2) * _bytes(shape, base_d_sae),
+            _training(shape, base_d_sae, 2048),
+            finetuned_tokens * per_latent * base_d_sae,
+        ),
+        Step("05", "probes", prompt_tokens, 0, weights, prompt_tokens * (SEARCH * 2 * d_model**2 + read_saes)),
+        Step(
+            "06",
+            "sequences",
+            v["interp_tokens"],
+            v["interp_tokens"] * half,
+            weights,
+            v["interp_tokens"] * (cut + (n_compared + n_finetuned) * encode),
+        ),
+        Step(
+            "07",
+            "raw and planted prompts",
+            prompt_tokens * 4,
+            prompt_tokens * 4 * half,
+            weights,
+            prompt_tokens * 4 * cut,
+        ),
+    ]
 
 
 def check(table: pd.DataFrame, free: int | None = None) -> None:
-    """Raise ``ValueError`` if the disk has less than the estimate (``free``: bytes, default: what is free beside ``data``)."""
-    needed, free = table["disk_gib"].sum(), (free if free is not None else shutil.disk_usage(DATA).free) / GIB
-    if needed > free:
+    """Raise ``ValueError`` if the disk has less than the estimate.
+
+    ``free`` is in bytes; the default is what is free beside ``data``.
+    """
+    needed = table["disk_gib"].sum()
+    free_gib = (free if free is not None else shutil.disk_usage(DATA).free) / GIB
+    if needed > free_gib:
         most = table.loc[table["disk_gib"].idxmax()]
-        raise ValueError(f"about {needed:.1f} GiB of disk are needed, {free:.1f} GiB are free; the most, {most['disk_gib']:.1f} GiB, takes {most['step']} of notebook {most['notebook']} (store: stream keeps no training activations)")
+        raise ValueError(
+            f"about {needed:.1f} GiB of disk are needed, {free_gib:.1f} GiB are free; the most, "
+            f"{most['disk_gib']:.1f} GiB, takes {most['step']} of notebook {most['notebook']} "
+            "(store: stream keeps no training activations)"
+        )
 
 
 @functools.lru_cache(maxsize=4)  # a sweep asks for each of its cells
@@ -89,29 +178,47 @@ def _shape(name: str, base_sae: str) -> dict[str, Any]:
     config = models.load_config(name)
     with torch.device("meta"):
         model = models.auto_class(config).from_config(config)
-    embeddings = {id(part.weight): part.weight.numel() for part in (model.get_input_embeddings(), model.get_output_embeddings()) if part is not None}
-    total, text = sum(p.numel() for p in model.parameters()), config.get_text_config()
-    here = models.model_path(name) != name or Path(name).is_dir() or any(isinstance(try_to_load_from_cache(name, file), str) for file in WEIGHTS)
-    return {"d_model": text.hidden_size, "n_layers": text.num_hidden_layers, "weights": total, "download": 0 if here else 2 * total,
-            "per_layer": (total - sum(embeddings.values())) / text.num_hidden_layers, "chat": chat.has_template(models.load_tokenizer(name)),
-            "d_sae": _width(base_sae)}  # fmt: skip
+    embeddings = [model.get_input_embeddings(), model.get_output_embeddings()]
+    # By identity, so that a matrix that both share counts once.
+    sizes = {id(part.weight): part.weight.numel() for part in embeddings if part is not None}
+    total = sum(p.numel() for p in model.parameters())
+    text = config.get_text_config()
+    cached = any(isinstance(try_to_load_from_cache(name, file), str) for file in WEIGHTS)
+    is_here = models.model_path(name) != name or Path(name).is_dir() or cached
+    return {
+        "d_model": text.hidden_size,
+        "n_layers": text.num_hidden_layers,
+        "weights": total,
+        "download": 0 if is_here else 2 * total,
+        "per_layer": (total - sum(sizes.values())) / text.num_hidden_layers,
+        "chat": chat.has_template(models.load_tokenizer(name)),
+        "d_sae": _width(base_sae),
+    }
 
 
 def _width(place: str) -> int:
-    """Latents of the SAE to begin with: from its configuration, or from its name (``width_131k``); 0 if neither tells."""
+    """Latents of the SAE to begin with, from its configuration or its name (``width_131k``); 0 if neither tells."""
     configuration = Path(locate(place)) / "cfg.json"
     if place and configuration.exists():
         return json.loads(configuration.read_text(encoding="utf-8"))["d_sae"]
-    found = re.search(r"width_(\d+)(k|m)?", place)
-    if not found or not found[2]:
-        return int(found[1]) if found else 0
-    return 2 ** round(math.log2(int(found[1]) * {"k": 1e3, "m": 1e6}[found[2]]))  # 131k is 2¹⁷
+    in_name = re.search(r"width_(\d+)(k|m)?", place)
+    if not in_name:
+        return 0
+    number, unit = in_name.groups()
+    if unit is None:
+        return int(number)
+    return 2 ** round(math.log2(int(number) * {"k": 1e3, "m": 1e6}[unit]))  # 131k is 2¹⁷
 
 
 def _prompts(v: dict[str, Any]) -> int:
-    """Prompts after augmentation, at most: four jailbreaks and two transformations in training, two of each out of distribution."""
-    harmless = 1 + v["benign_jailbreak_share"]
-    return round(v["n_harmful"] * 7 + v["n_harmless"] * harmless + v["n_ood_harmful"] * 5 + (v["n_ood_toxic_looking"] + v["n_ood_chat"]) * harmless)
+    """Prompts after augmentation, at most.
+
+    A harmful one is wrapped in four jailbreaks and two transformations in training, and in two of each out of
+    distribution.
+    """
+    harmful = v["n_harmful"] * 7 + v["n_ood_harmful"] * 5
+    harmless = v["n_harmless"] + v["n_ood_toxic_looking"] + v["n_ood_chat"]
+    return round(harmful + harmless * (1 + v["benign_jailbreak_share"]))
 
 
 def _architectures(v: dict[str, Any]) -> int:

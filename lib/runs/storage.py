@@ -1,7 +1,7 @@
-"""A place that all machines of a sweep reach: a folder or any URL of fsspec (``s3://bucket/prefix``; the S3 client is in the extra).
+"""A place that all machines of a sweep reach: a folder or any URL of fsspec.
 
-What a notebook's run made is copied there, its record last: a run whose record is there is complete. Credentials come from the
-environment.
+The client for ``s3://bucket/prefix`` is in the extra. What a notebook's run made is copied there, its record last: a
+run whose record is there is complete. Credentials come from the environment.
 """
 
 import json
@@ -20,7 +20,8 @@ class Storage:
     """The project's files under a URL, by their path in the project.
 
     Raises:
-        ValueError: an unknown kind of URL, a package that it needs is missing, or the place cannot be reached; so do all methods.
+        ValueError: an unknown kind of URL, a package that it needs is missing, or the place cannot be reached; so do
+            all methods.
     """
 
     def __init__(self, url: str):
@@ -38,8 +39,10 @@ class Storage:
         except WriteError:  # of this machine
             raise
         except Exception as error:
-            hidden = [re.sub(r"//[^/@]*@", "//", text) for text in (self.url, cause(error))]
-            raise ValueError("STORE={!r} cannot be used ({}); give a folder, or a URL of fsspec such as s3://bucket/prefix".format(*hidden)) from None
+            url, reason = (re.sub(r"//[^/@]*@", "//", text) for text in (self.url, cause(error)))
+            raise ValueError(
+                f"STORE={url!r} cannot be used ({reason}); give a folder, or a URL of fsspec such as s3://bucket/prefix"
+            ) from None
 
     def has(self, path: Path) -> bool:
         """Whether a file is there."""
@@ -49,16 +52,20 @@ class Storage:
     def put(self, paths: list[Path]) -> None:
         """Copy files and folders there, in this order."""
         part = ".part" if "file" in self.system.protocol else ""  # elsewhere a file appears when it is complete
-        for file in (file for path in paths for file in sorted(_files(path))):
-            place = self._place(file)
-            with self._speaking():
-                self.system.makedirs(str(PurePosixPath(place).parent), exist_ok=True)
-                self.system.put_file(str(file), place + part)
-                if part:
-                    os.replace(place + part, place)
+        for path in paths:
+            for file in sorted(_files(path)):
+                place = self._place(file)
+                with self._speaking():
+                    self.system.makedirs(str(PurePosixPath(place).parent), exist_ok=True)
+                    self.system.put_file(str(file), place + part)
+                    if part:
+                        os.replace(place + part, place)
 
     def get(self, paths: list[Path]) -> None:
-        """Copy those files and folders that are not here; a folder appears when it is complete, and an incomplete one is completed."""
+        """Copy those files and folders that are not here.
+
+        A folder appears when it is complete, and an incomplete one is completed.
+        """
         for path in paths:
             with self._speaking(), locked(path):
                 place = self._place(path)
@@ -71,11 +78,11 @@ class Storage:
     def _get_folder(self, place: str, path: Path) -> None:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
             new = path if path.exists() else Path(scratch) / path.name
-            for found, about in self.system.find(place, detail=True).items():
-                target = new / PurePosixPath(found).relative_to(place)
+            for source, about in self.system.find(place, detail=True).items():
+                target = new / PurePosixPath(source).relative_to(place)
                 if not target.exists() or target.stat().st_size != about["size"]:
                     with replacing(target) as temporary:
-                        self.system.get_file(found, str(temporary))
+                        self.system.get_file(source, str(temporary))
             if new != path:
                 os.replace(new, path)
 
@@ -84,10 +91,13 @@ class Storage:
 
 
 def _files(path: Path) -> list[Path]:
-    return [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file() and not file.name.startswith(".")]
+    if path.is_file():
+        return [path]
+    return [file for file in path.rglob("*") if file.is_file() and not file.name.startswith(".")]
 
 
 def products(record: Path) -> list[Path]:
     """Files and folders that a run's record names as made: its outputs, and the SAEs that these list."""
-    found: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
-    return [ROOT / path for path in [*(output["path"] for output in found["outputs"].values()), *found["folders"]]]
+    content: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
+    paths = [output["path"] for output in content["outputs"].values()] + content["folders"]
+    return [ROOT / path for path in paths]

@@ -1,9 +1,9 @@
-"""Cells of a sweep: a grid over the parameters of notebooks, each cell a papermill run of its own, with what cells share made once.
+"""Cells of a sweep: a grid over the parameters of notebooks; each cell is a papermill run of its own.
 
-A sweep is a YAML file: ``notebooks`` (whose results are wanted), ``profile``, ``fixed`` parameters, ``grid`` (every combination),
-``zip`` (lists in step; a mapping, or a list of several) and ``figure`` (see ``lib.runs.sweeps.drawn``). A cell is named by a hash of its
-notebook, parameters, sources and the cells that it reads, so that notebooks 01 to 04 run once for all cells that agree on their
-parameters, and a finished cell is found again, by every sweep.
+A sweep is a YAML file: ``notebooks`` (whose results are wanted), ``profile``, ``fixed`` parameters, ``grid`` (every
+combination), ``zip`` (lists in step; a mapping, or a list of several) and ``figure`` (see ``lib.runs.sweeps.drawn``). A
+cell is named by a hash of its notebook, parameters, sources and the cells that it reads. So what cells share is made
+once: an early notebook runs once for all cells that agree on its parameters. A finished cell is found by every sweep.
 """
 
 import functools
@@ -38,7 +38,11 @@ class Sweep(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """One run of a notebook: its name (notebook and hash), parameters, the names of the cells that it reads, and a hash of its sources."""
+    """One run of a notebook.
+
+    ``name`` is the notebook and a hash, ``values`` are its parameters, ``needs`` the names of the cells that it reads,
+    and ``code`` is a hash of its sources.
+    """
 
     name: str
     notebook: str
@@ -63,31 +67,49 @@ class Cell(NamedTuple):
         return self.folder / "results" / f"{self.notebook}.json"
 
 
+class Wanted(NamedTuple):
+    """A result that a sweep asks for: the cell's own parameters, and its name."""
+
+    point: dict[str, Any]
+    name: str
+
+
 def read(path: Path) -> Sweep:
     """A sweep's file.
 
     Raises:
-        ValueError: no such file, no YAML mapping, an unknown key, notebook or parameter, or lists of unequal length in ``zip``.
+        ValueError: no such file, no YAML mapping, an unknown key, notebook or parameter, or lists of unequal length in
+            ``zip``.
     """
-    found = _yaml(path)
-    if not isinstance(found, dict) or not set(found) <= KEYS or not isinstance(found.get("profile", ""), str):
-        raise ValueError(f"the sweep {path} must be a mapping with keys of {sorted(KEYS)}; it has {sorted(map(repr, found)) if isinstance(found, dict) else type(found).__name__}")
+    content = _yaml(path)
+    if not isinstance(content, dict) or not set(content) <= KEYS or not isinstance(content.get("profile", ""), str):
+        keys = sorted(map(repr, content)) if isinstance(content, dict) else type(content).__name__
+        raise ValueError(f"the sweep {path} must be a mapping with keys of {sorted(KEYS)}; it has {keys}")
     for key in ("fixed", "grid", "figure"):
-        if not isinstance(found.get(key, {}), dict) or not all(isinstance(name, str) for name in found.get(key, {})):
-            raise ValueError(f"the sweep {path}: {key} must be a mapping of names, it is {found[key]!r}")
-    figure = found.get("figure", {})
-    if figure and not ("x" in figure and set(figure) <= FIGURE and isinstance(figure.get("where", {}), dict) and isinstance(figure.get("distinct", []), list)):
-        raise ValueError(f"the sweep {path}: figure {figure!r} must have x, and may have {sorted(FIGURE)}; where is a mapping, distinct a list")
+        mapping = content.get(key, {})
+        if not isinstance(mapping, dict) or not all(isinstance(name, str) for name in mapping):
+            raise ValueError(f"the sweep {path}: {key} must be a mapping of names, it is {mapping!r}")
+    figure = content.get("figure", {})
+    if figure and not _is_figure(figure):
+        raise ValueError(
+            f"the sweep {path}: figure {figure!r} must have x, and may have {sorted(FIGURE)}; "
+            "where is a mapping, distinct a list"
+        )
     known = [notebook.stem for notebook in build_graph.notebooks()]
-    wanted = found.get("notebooks")
-    if not isinstance(wanted, list) or not wanted or not all(name in known for name in wanted):
-        raise ValueError(f"the sweep {path}: notebooks is {wanted!r}; give a list of some of {known}")
-    profile = profiles.profile_path(found.get("profile", "embedded"))
-    shared = profiles.read_profile(profile) | found.get("fixed", {})
-    sweep = Sweep(path.stem, profile.stem, wanted, shared, list(_points(path, found)), figure)
+    notebooks = content.get("notebooks")
+    if not isinstance(notebooks, list) or not notebooks or not all(name in known for name in notebooks):
+        raise ValueError(f"the sweep {path}: notebooks is {notebooks!r}; give a list of some of {known}")
+    profile = profiles.profile_path(content.get("profile", "embedded"))
+    shared = profiles.read_profile(profile) | content.get("fixed", {})
+    sweep = Sweep(path.stem, profile.stem, notebooks, shared, list(_points(path, content)), figure)
     for point, notebook in itertools.product(sweep.points, build_graph.notebooks()):
         profiles.select(notebook, shared | point)
     return sweep
+
+
+def _is_figure(figure: dict[str, Any]) -> bool:
+    is_known = "x" in figure and set(figure) <= FIGURE
+    return is_known and isinstance(figure.get("where", {}), dict) and isinstance(figure.get("distinct", []), list)
 
 
 def _yaml(path: Path) -> Any:
@@ -95,21 +117,23 @@ def _yaml(path: Path) -> Any:
         text = path.read_text(encoding="utf-8")
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
             raise ValueError("aliases (*name) are not allowed")  # aliases of aliases multiply
-        found = yaml.safe_load(text)
-        json.dumps(found, ensure_ascii=False).encode()
-        return found
+        content = yaml.safe_load(text)
+        json.dumps(content, ensure_ascii=False).encode()
+        return content
     except Exception as error:  # PyYAML lets out KeyError, AttributeError, OverflowError and more
         raise ValueError(f"the sweep {path} cannot be read: {cause(error)}") from error
 
 
-def _points(path: Path, found: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _points(path: Path, content: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Every combination of the grid's values and of the positions of each zip."""
-    zips = found.get("zip", [])
-    groups = [{name: values} for name, values in found.get("grid", {}).items()] + (zips if isinstance(zips, list) else [zips])
+    groups = [{name: values} for name, values in content.get("grid", {}).items()]
+    zips = content.get("zip", [])
+    groups += zips if isinstance(zips, list) else [zips]
     for group in groups:
-        lists = list(group.values()) if isinstance(group, dict) and all(isinstance(name, str) for name in group) else []
-        if not lists or not all(isinstance(values, list) and values for values in lists) or len(set(map(len, lists))) > 1:
-            raise ValueError(f"the sweep {path}: {group!r} must give lists of equal length, one value or more, by parameter")
+        if not _is_group(group):
+            raise ValueError(
+                f"the sweep {path}: {group!r} must give lists of equal length, one value or more, by parameter"
+            )
     names = [name for group in groups for name in group]
     if len(set(names)) < len(names):
         raise ValueError(f"the sweep {path}: a parameter stands twice in {names}")
@@ -118,8 +142,17 @@ def _points(path: Path, found: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield {name: value for part in parts for name, value in part.items()}
 
 
-def plan(sweep: Sweep) -> tuple[dict[str, Cell], list[tuple[dict[str, Any], str]]]:
-    """All cells by name, those that others read before them, and (point, name) of the wanted ones."""
+def _is_group(group: Any) -> bool:
+    """Whether a part of the grid maps names to lists of one length, at least one value long."""
+    if not isinstance(group, dict) or not group or not all(isinstance(name, str) for name in group):
+        return False
+    if not all(isinstance(values, list) and values for values in group.values()):
+        return False
+    return len({len(values) for values in group.values()}) == 1
+
+
+def plan(sweep: Sweep) -> tuple[dict[str, Cell], list[Wanted]]:
+    """All cells by name, those that others read before them, and the wanted ones."""
     cells: dict[str, Cell] = {}
     code = {path.stem: _code(path) for path in build_graph.notebooks()}
     hashed = functools.cache(_content)
@@ -129,12 +162,15 @@ def plan(sweep: Sweep) -> tuple[dict[str, Cell], list[tuple[dict[str, Any], str]
         needs = tuple(add(name, values) for name in build_graph.upstream(path))
         own = profiles.select(path, values)
         own.pop("profile", None)
-        given = [hashed(ROOT / value) for value in own.values() if isinstance(value, str) and value and (ROOT / value).exists()]  # a user's CSV or SAE
-        name = f"{notebook}-{value_hash([own, given, code[notebook], needs])}"
+        # A text that names a file or folder (a user's CSV, an SAE) stands for its content.
+        paths = [ROOT / value for value in own.values() if isinstance(value, str) and value]
+        contents = [hashed(path) for path in paths if path.exists()]
+        name = f"{notebook}-{value_hash([own, contents, code[notebook], needs])}"
         cells.setdefault(name, Cell(name, notebook, sweep.profile, own, needs, code[notebook]))
         return name
 
-    return cells, [(point, add(name, sweep.shared | point)) for point in sweep.points for name in sweep.notebooks]
+    wanted = [Wanted(point, add(name, sweep.shared | point)) for point in sweep.points for name in sweep.notebooks]
+    return cells, wanted
 
 
 def _code(notebook: Path) -> str:
@@ -145,11 +181,15 @@ def _content(path: Path) -> str:
     """Hash of a file, or of the files of a folder."""
     if path.is_file():
         return file_hash(path)
-    return value_hash([[file.relative_to(path).as_posix(), file_hash(file)] for file in sorted(path.rglob("*")) if file.is_file()])
+    files = [file for file in sorted(path.rglob("*")) if file.is_file()]
+    return value_hash([[file.relative_to(path).as_posix(), file_hash(file)] for file in files])
 
 
 class CellRunner:
-    """Runs cells one after the other in one warm kernel; ``limit`` in seconds each (0: none), results also to ``store``."""
+    """Runs cells one after the other in one warm kernel, each for at most ``limit`` seconds (0: no limit).
+
+    Results go to the URL or folder ``store``, too, if there is one.
+    """
 
     def __init__(self, limit: float = 0.0, store: str = ""):
         self.kernel, self.limit = WarmKernel(), limit
@@ -167,14 +207,17 @@ class CellRunner:
                     self._run(cell, needs)
                 if self.storage and not self.storage.has(cell.record):
                     others = [path for path in cell.record.parent.iterdir() if path != cell.record]
-                    self.storage.put([cell.folder / "figures", cell.executed, *products(cell.record), *others, cell.record])
+                    results = [cell.folder / "figures", cell.executed, *products(cell.record), *others]
+                    self.storage.put([*results, cell.record])  # a record that is there says that all is there
             except Exception as error:  # whatever is wrong with one cell, the others go on
                 return _reason(error)
         return ""
 
     def _run(self, cell: Cell, needs: list[Cell]) -> None:
         if _code(build_graph.NOTEBOOKS / f"{cell.notebook}.py") != cell.code:
-            raise ValueError(f"{cell.notebook}, or a module that it uses, is not what it was when the sweep began; begin it again")
+            raise ValueError(
+                f"{cell.notebook}, or a module that it uses, is not what it was when the sweep began; begin it again"
+            )
         for need in needs:
             if self.storage:
                 self.storage.get([need.record])
@@ -183,7 +226,8 @@ class CellRunner:
             shutil.copy(need.record, cell.record.parent)
         with self.kernel.hold(self.limit) as manager:
             values = cell.values | {"profile": f"{cell.profile}/cells/{cell.name}"}
-            runner.execute(build_graph.NOTEBOOKS / f"{cell.notebook}.py", values, engine_name=ENGINE, km=manager, progress_bar=False)
+            notebook = build_graph.NOTEBOOKS / f"{cell.notebook}.py"
+            runner.execute(notebook, values, engine_name=ENGINE, km=manager, progress_bar=False)
 
 
 def _reason(error: Exception) -> str:
@@ -195,7 +239,10 @@ def _reason(error: Exception) -> str:
 
 
 def finished(cell: Cell, storage: Storage | None = None) -> bool:
-    """Whether a cell's executed notebook and record are here; of a sweep with ``storage`` whether they are there, from where they are then fetched."""
+    """Whether a cell's executed notebook and record are here.
+
+    Of a sweep with ``storage``: whether they are there, from where they are then fetched.
+    """
     if storage and not storage.has(cell.record):
         return False
     if storage:

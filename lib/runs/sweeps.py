@@ -1,7 +1,7 @@
-"""``python -m lib.runs.sweeps FILE``: run a sweep's cells on several workers, and gather them into one table and one figure.
+"""``python -m lib.runs.sweeps FILE``: run a sweep's cells on several workers, and gather their tables into a figure.
 
-Cells that are finished are skipped, so an interrupted sweep goes on where it was. A cell that fails is reported with its notebook,
-and does not stop the others.
+Cells that are finished are skipped, so an interrupted sweep goes on where it was. A cell that fails is reported with
+its notebook, and does not stop the others.
 """
 
 import argparse
@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
@@ -22,34 +21,43 @@ from lib.base.files import locked, relative, run_dir, write_table
 from lib.results import figures
 from lib.runs import sizing
 from lib.runs.storage import Storage
-from lib.runs.sweep_cells import Cell, CellRunner, Sweep, failed_notebook, finished, plan, read
+from lib.runs.sweep_cells import Cell, CellRunner, Sweep, Wanted, failed_notebook, finished, plan, read
 from lib.stats.metrics import t_interval
 
+INTERVAL = ("value", "low", "high")
 SWEEPS = build_graph.NOTEBOOKS / "sweeps"
 
 
-def gather(wanted: list[tuple[dict[str, Any], str]], cells: dict[str, Cell]) -> pd.DataFrame:
+def gather(wanted: list[Wanted], cells: dict[str, Cell]) -> pd.DataFrame:
     """The tables of all finished wanted cells; ``cell`` names the cell, ``cell.<parameter>`` has what was swept.
 
     Lists of one value each are these values there, other lists JSON.
     """
+    points = [point for point, _ in wanted]
+    single = {key for key in points[0] if all(isinstance(at[key], list) and len(at[key]) == 1 for at in points)}
+
+    def text(key: str, value: Any) -> Any:
+        if key in single:
+            return value[0]
+        return json.dumps(value) if isinstance(value, list) else value
+
     parts = []
-    single = {key for key in wanted[0][0] if all(isinstance(point[key], list) and len(point[key]) == 1 for point, _ in wanted)}
     for point, name in wanted:
         if finished(cells[name]):
             table = pd.read_parquet(cells[name].record.with_suffix(".parquet"))
-            swept = {f"cell.{key}": value[0] if key in single else json.dumps(value) if isinstance(value, list) else value for key, value in point.items()}
+            swept = {f"cell.{key}": text(key, value) for key, value in point.items()}
             parts.append(table.assign(cell=name, notebook=cells[name].notebook, **swept))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
 def seconds(cells: list[Cell]) -> dict[str, float]:
     """Mean wall time of the finished cells, by notebook."""
-    found: dict[str, list[float]] = {}
+    times: dict[str, list[float]] = {}
     for cell in cells:
         if finished(cell):
-            found.setdefault(cell.notebook, []).append(json.loads(cell.record.read_text(encoding="utf-8"))["wall_time_s"])
-    return {name: sum(values) / len(values) for name, values in found.items()}
+            record = json.loads(cell.record.read_text(encoding="utf-8"))
+            times.setdefault(cell.notebook, []).append(record["wall_time_s"])
+    return {name: sum(values) / len(values) for name, values in times.items()}
 
 
 def outcome(sweep: Sweep) -> Path:
@@ -58,10 +66,11 @@ def outcome(sweep: Sweep) -> Path:
 
 
 def drawn(table: pd.DataFrame, about: dict[str, Any]) -> pd.DataFrame:
-    """What the figure shows: rows of ``about["where"]`` (column: value, or list of values), one for each x, hue, col and row.
+    """What the figure shows: rows of ``about["where"]`` (column: value, or values), one for each x, hue, col and row.
 
-    A row that stands alone keeps its interval; of several cells (other parameters differ, such as a seed) the mean with a 95 % t interval.
-    Rows that agree in the columns ``about["distinct"]``, or in all but the cell, are one measurement, which stands in several cells.
+    A row that stands alone keeps its interval. Of several cells (other parameters differ, such as a seed) it is the
+    mean with a 95 % t interval. Rows that agree in the columns ``about["distinct"]``, or in all but the cell, are one
+    measurement, which stands in several cells.
 
     Raises:
         ValueError: a column that the table does not have, no row that fits, or several rows of one cell at one place.
@@ -70,64 +79,99 @@ def drawn(table: pd.DataFrame, about: dict[str, Any]) -> pd.DataFrame:
     where, distinct = about.get("where", {}), about.get("distinct", [])
     missing = [name for name in ["value", *keys, *where, *distinct] if name not in table]
     if missing or "x" not in about:
-        raise ValueError(f"the figure needs x and columns of the table; {missing} are not among {sorted(table.columns)}")
-    for name, wanted in where.items():
-        table = table[table[name].isin(wanted if isinstance(wanted, list) else [wanted])]
-    if not len(table) or (empty := [name for name in keys if table[name].isna().all()]):
-        raise ValueError(f"no row of the table fits the figure's where: {where}" + (f", with a value of {empty}" if len(table) else ""))
-    table = table.drop_duplicates(distinct) if distinct else table
-    rows, measured = [], [name for name in table if name != "cell" and not name.startswith("cell.")]
+        columns = sorted(table.columns)
+        raise ValueError(f"the figure needs x and columns of the table; {missing} are not among {columns}")
+    for name, allowed in where.items():
+        table = table[table[name].isin(allowed if isinstance(allowed, list) else [allowed])]
+    if table.empty:
+        raise ValueError(f"no row of the table fits the figure's where: {where}")
+    empty = [name for name in keys if table[name].isna().all()]
+    if empty:
+        raise ValueError(f"no row of the table fits the figure's where: {where}, with a value of {empty}")
+    if distinct:
+        table = table.drop_duplicates(distinct)
+    measured = [name for name in table if name != "cell" and not name.startswith("cell.")]
+    rows = []
     for values, part in table.groupby(keys, sort=False):
+        place = dict(zip(keys, values, strict=True))
         part = part.drop_duplicates(measured)
         if part["cell"].duplicated().any():
-            one = part[part["cell"] == part["cell"].mode()[0]]
-            differ = [name for name in measured if name not in ("value", "low", "high") and one[name].nunique(dropna=False) > 1]
-            raise ValueError(f"the figure has {len(one)} rows of one cell at {dict(zip(keys, values, strict=True))}; where must also choose by {differ}")
-        found = t_interval(part["value"].to_numpy(dtype=float)) if len(part) > 1 else part.iloc[0]
-        rows.append(dict(zip(keys, values, strict=True)) | {name: getattr(found, name, None) for name in ("value", "low", "high")} | {"n": len(part)})
+            raise ValueError(_ambiguity(part, measured, place))
+        estimate = t_interval(part["value"].to_numpy(dtype=float)) if len(part) > 1 else part.iloc[0]
+        interval = {name: getattr(estimate, name, None) for name in INTERVAL}
+        rows.append(place | interval | {"n": len(part)})
     return pd.DataFrame(rows)
 
 
-def finish(sweep: Sweep, wanted: list[tuple[dict[str, Any], str]], cells: dict[str, Cell]) -> list[Path]:
+def _ambiguity(part: pd.DataFrame, measured: list[str], place: dict[str, Any]) -> str:
+    """The sentence for a place of the figure at which a cell has several rows: by what they differ."""
+    rows = part[part["cell"] == part["cell"].mode()[0]]
+    differ = [name for name in measured if name not in INTERVAL and rows[name].nunique(dropna=False) > 1]
+    return f"the figure has {len(rows)} rows of one cell at {place}; where must also choose by {differ}"
+
+
+def finish(sweep: Sweep, wanted: list[Wanted], cells: dict[str, Cell]) -> list[Path]:
     """Write the table of all finished cells and its figure; their paths."""
     table, place = gather(wanted, cells), outcome(sweep)
     if not len(table):
         return []
-    made = [write_table(place.with_suffix(".parquet"), table)]
+    paths = [write_table(place.with_suffix(".parquet"), table)]
     if sweep.figure:
         shown = drawn(table, sweep.figure)
         least, most = shown["n"].min(), shown["n"].max()
-        over = f"mean and 95 % t interval over {most if least == most else f'{least} to {most}'} cells" if most > 1 else "95 % interval of each cell"
+        n = most if least == most else f"{least} to {most}"
+        over = f"mean and 95 % t interval over {n} cells" if most > 1 else "95 % interval of each cell"
         caption = f"Sweep {sweep.name}, profile {sweep.profile}, {table['cell'].nunique()} cells; {over}."
         figures.save(figures.facets(shown, sweep.figure), place.parent, sweep.name, caption)
-        made.append(place.with_suffix(".png"))
-    return made
+        paths.append(place.with_suffix(".png"))
+    return paths
 
 
-def estimates(sweep: Sweep, wanted: list[tuple[dict[str, Any], str]], cells: dict[str, Cell]) -> pd.DataFrame:
+def estimates(sweep: Sweep, wanted: list[Wanted], cells: dict[str, Cell]) -> pd.DataFrame:
     """A row per notebook: cells, finished ones, tokens, disk_gib, memory_gib (of one worker) and hours of the others.
 
     Hours are measured on finished cells of the notebook where there are any, else estimated (see ``lib.runs.sizing``).
     """
-    flops, rows, seen = None, [], set()
+    by_cell = _sizes(sweep, wanted, cells)
+    measured = seconds(list(cells.values()))
+    rows = []
+    for notebook in sorted({cell.notebook for cell in cells.values()}):
+        names = [name for name, cell in cells.items() if cell.notebook == notebook]
+        todo = [name for name in names if not finished(cells[name])]
+        sizes = by_cell[by_cell.index.isin(names)]
+        is_measured = notebook in measured
+        row = {
+            "notebook": notebook,
+            "cells": len(names),
+            "finished": len(names) - len(todo),
+            "tokens": sizes["tokens"].sum(),
+            "disk_gib": sizes["disk_gib"].sum(),
+            "memory_gib": sizes["memory_gib"].max(),
+            "hours": measured[notebook] * len(todo) / 3600 if is_measured else sizes["hours"].sum(skipna=False),
+            "from": "measured" if is_measured else "estimate",
+        }
+        rows.append(row)
+    return pd.DataFrame(rows).fillna({"memory_gib": 0})
+
+
+def _sizes(sweep: Sweep, wanted: list[Wanted], cells: dict[str, Cell]) -> pd.DataFrame:
+    """Estimated tokens, disk_gib, memory_gib and hours of each cell that is not finished, by its name."""
+    flops, seen = None, set()
+    parts = [pd.DataFrame(columns=["cell", "tokens", "disk_gib", "memory_gib", "hours"])]
     for point, name in wanted:
         values = sizing.values_of(sweep.shared | point)
-        todo = [one for one in _with_needs(name, cells) if one not in seen and not finished(cells[one])]
+        todo = [need for need in _with_needs(name, cells) if need not in seen and not finished(cells[need])]
         seen.update(todo)
         if todo and "model" in values:
             flops = flops or _flops(values)
             table = sizing.estimate(values, flops)
-            rows += [part.assign(cell=one) for one in todo if len(part := table[table["notebook"] == cells[one].notebook[:2]])]
-    found = pd.concat(rows) if rows else pd.DataFrame(columns=["cell", "tokens", "disk_gib", "memory_gib", "hours"])
-    found = found.groupby("cell").agg({"tokens": "sum", "disk_gib": "sum", "memory_gib": "max", "hours": lambda hours: hours.sum(skipna=False)})
-    measured, lines = seconds(list(cells.values())), []
-    for notebook in sorted({cell.notebook for cell in cells.values()}):
-        names = [name for name, cell in cells.items() if cell.notebook == notebook]
-        part, todo = found[found.index.isin(names)], [name for name in names if not finished(cells[name])]
-        hours = measured[notebook] * len(todo) / 3600 if notebook in measured else part["hours"].sum(skipna=False)
-        lines.append({"notebook": notebook, "cells": len(names), "finished": len(names) - len(todo), "tokens": part["tokens"].sum(),
-                      "disk_gib": part["disk_gib"].sum(), "memory_gib": part["memory_gib"].max(), "hours": hours, "from": "measured" if notebook in measured else "estimate"})  # fmt: skip
-    return pd.DataFrame(lines).fillna({"memory_gib": 0})
+            for need in todo:
+                steps = table[table["notebook"] == cells[need].notebook[:2]]
+                if len(steps):
+                    parts.append(steps.assign(cell=need))
+    sizes = pd.concat(parts[1:] or parts)
+    sums = {"tokens": "sum", "disk_gib": "sum", "memory_gib": "max", "hours": lambda hours: hours.sum(skipna=False)}
+    return sizes.groupby("cell").agg(sums)
 
 
 def _flops(values: dict[str, Any]) -> float:
@@ -150,7 +194,9 @@ def run(cells: dict[str, Cell], workers: int, limit: float, retries: int, store:
     """Run all cells that are not finished, what they read first; what was wrong, by name of the cell."""
     storage = Storage(store) if store else None
     done = {name for name, cell in cells.items() if finished(cell, storage)}
-    waiting, failed, tries = [name for name in cells if name not in done], {}, dict.fromkeys(cells, 0)
+    waiting = [name for name in cells if name not in done]
+    failed: dict[str, str] = {}
+    tries = dict.fromkeys(cells, 0)
 
     def take() -> tuple[Cell, list[Cell]] | None:
         for name in waiting:
@@ -165,7 +211,8 @@ def run(cells: dict[str, Cell], workers: int, limit: float, retries: int, store:
 
     on_gpu = any(str(cell.values.get("device", "")).startswith("cuda") for cell in cells.values())
     bar = tqdm(total=len(waiting), desc="cells", unit="cell", disable=not waiting)
-    pool = cluster.Pool(partial(CellRunner, limit, store), workers, gpus=cluster.gpus() if on_gpu else 0) if waiting else None
+    gpus = cluster.gpus() if on_gpu else 0
+    pool = cluster.Pool(partial(CellRunner, limit, store), workers, gpus=gpus) if waiting else None
     try:
         for (cell, _), why in pool.each(take) if pool else ():
             tries[cell.name] += 1
@@ -177,7 +224,9 @@ def run(cells: dict[str, Cell], workers: int, limit: float, retries: int, store:
             elif finished(cell, storage):  # a worker elsewhere made it: fetched
                 done.add(cell.name)
             else:
-                failed[cell.name] = "its worker made it, but it is not here; workers on other machines need a shared folder, or STORE="
+                failed[cell.name] = (
+                    "its worker made it, but it is not here; workers on other machines need a shared folder, or STORE="
+                )
             bar.update()
             bar.set_postfix_str(f"{len(failed)} failed" if failed else "")
     finally:
@@ -193,35 +242,48 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true", help="print cells, sizes and estimates only")
     parser.add_argument("--limit", type=float, default=0.0, help="seconds that a cell may take (0: no limit)")
     parser.add_argument("--retries", type=int, default=0, help="how often a failed cell is tried again")
-    parser.add_argument("--store", default="", help="folder or URL (s3://bucket/prefix) that results are copied to, and found in")
+    store_help = "folder or URL (s3://bucket/prefix) that results are copied to, and found in"
+    parser.add_argument("--store", default="", help=store_help)
     return parser.parse_args()
 
 
 def _work(arguments: argparse.Namespace) -> int:
     path = Path(arguments.sweep) if arguments.sweep.endswith((".yaml", ".yml")) else SWEEPS / f"{arguments.sweep}.yaml"
     if not path.exists():
-        raise ValueError(f"there is no sweep {arguments.sweep!r}; there are {sorted(file.stem for file in SWEEPS.glob('*.yaml'))}, or give the path of a YAML file")
+        shipped = sorted(file.stem for file in SWEEPS.glob("*.yaml"))
+        raise ValueError(
+            f"there is no sweep {arguments.sweep!r}; there are {shipped}, or give the path of a YAML file"
+        )
     sweep = read(path)
     cells, wanted = plan(sweep)
     workers = cluster.workers(os.cpu_count() or 1)
     table = estimates(sweep, wanted, cells)
     if arguments.dry_run:
         print(pd.DataFrame([{"cell": name} | point for point, name in wanted]).to_string(index=False))
-    print(f"{sweep.name}: {len(wanted)} cells of {', '.join(sweep.notebooks)}, {len(cells)} runs with those they read\n{table.round(2).to_string(index=False)}")
-    print(f"about {table['hours'].sum(skipna=False) / workers:.1f} hours with {workers} workers, {table['memory_gib'].max() * workers:.1f} GiB of memory beside what Python takes")
+    notebooks = ", ".join(sweep.notebooks)
+    print(f"{sweep.name}: {len(wanted)} cells of {notebooks}, {len(cells)} runs with those they read")
+    print(table.round(2).to_string(index=False))
+    hours, memory = table["hours"].sum(skipna=False) / workers, table["memory_gib"].max() * workers
+    print(
+        f"about {hours:.1f} hours with {workers} workers, {memory:.1f} GiB of memory beside what Python takes"
+    )
     if arguments.dry_run:
         return 0
     if cluster.is_local():
         sizing.check(table.assign(step="the cells"))
-    store = arguments.store if "://" in arguments.store or not arguments.store else str(Path(arguments.store).resolve())
+    store = arguments.store
+    if store and "://" not in store:
+        store = str(Path(store).resolve())  # workers stand in other folders
     with locked(outcome(sweep), wait=False):
         failed = run(cells, workers, arguments.limit, arguments.retries, store)
         for name, why in failed.items():
-            print(f"failed: {name} {json.dumps(cells[name].values, ensure_ascii=False)}: {why} {failed_notebook(cells[name])}", file=sys.stderr)
-        made = finish(sweep, wanted, cells)
+            values = json.dumps(cells[name].values, ensure_ascii=False)
+            print(f"failed: {name} {values}: {why} {failed_notebook(cells[name])}", file=sys.stderr)
+        paths = finish(sweep, wanted, cells)
         if store:
-            Storage(store).put(made)
-    print(f"{sum(finished(cells[name]) for _, name in wanted)} of {len(wanted)} cells finished; {', '.join(map(relative, made))}")
+            Storage(store).put(paths)
+    n_finished = sum(finished(cells[name]) for _, name in wanted)
+    print(f"{n_finished} of {len(wanted)} cells finished; {', '.join(map(relative, paths))}")
     return 1 if failed else 0
 
 

@@ -1,7 +1,8 @@
 """A kernel that stays: notebooks run in it one after the other without starting Python and importing torch each time.
 
-Between notebooks its name space and figures are emptied. What remains are imported modules and their caches of models and
-stores, which are looked up by content; so a notebook's results are those of a kernel of its own (a test compares them).
+Between notebooks its name space and figures are emptied. What remains are imported modules and their caches of models
+and stores, which are looked up by content. So a notebook's results are those of a kernel of its own; a test compares
+them.
 """
 
 import os
@@ -35,10 +36,13 @@ class WarmEngine(NBClientEngine):
     """papermill's engine ``warm``: the notebook runs in the kernel of ``km``, which goes on afterwards."""
 
     @classmethod
-    def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, km: AsyncKernelManager | None = None, **kwargs: Any) -> None:
+    def execute_managed_notebook(
+        cls, nb_man: Any, kernel_name: str, km: AsyncKernelManager | None = None, **kwargs: Any
+    ) -> None:
         """See papermill's ``Engine``."""
         client = PapermillNotebookClient(nb_man, km=km, kernel_name=kernel_name, timeout=None)
-        nb_man.save = lambda **_: None  # it would save before and after every cell; papermill does so once more at the end
+        # papermill would save before and after every cell; it does so once more at the end.
+        nb_man.save = lambda **_: None
         try:
             client.execute()
         finally:
@@ -56,13 +60,18 @@ class WarmKernel:
 
     @contextmanager
     def hold(self, limit: float = 0.0) -> Iterator[AsyncKernelManager]:
-        """The running kernel with an empty name space; killed once it has been held for ``limit`` seconds (0: no limit).
+        """The running kernel with an empty name space, killed once it was held for ``limit`` seconds (0: no limit).
 
         Raises:
             TimeoutError: the limit was reached.
         """
         manager, late = self._ready(), threading.Event()
-        timer = threading.Timer(limit or threading.TIMEOUT_MAX, lambda: (late.set(), os.kill(manager.provisioner.pid, signal.SIGKILL)))
+
+        def end() -> None:
+            late.set()
+            os.kill(manager.provisioner.pid, signal.SIGKILL)
+
+        timer = threading.Timer(limit or threading.TIMEOUT_MAX, end)
         timer.daemon = True
         timer.start()
         try:

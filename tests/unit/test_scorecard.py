@@ -207,6 +207,8 @@ def test_publishing_keeps_the_records(tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "run_dir", lambda profile: tmp_path / "runs" / profile)
     monkeypatch.setattr(runner, "DATA", tmp_path)
     monkeypatch.setattr(runner, "relative", str)
+    for check in ("check_committed", "check_made_by_commit"):  # test_records has these
+        monkeypatch.setattr(runner.records, check, lambda *record: None)
     with pytest.raises(ValueError, match="01_datasets.json is missing; run make reproduce PROFILE=mine first"):
         runner.publish("mine")
     (tmp_path / "runs" / "mine" / "results").mkdir(parents=True)

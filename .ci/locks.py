@@ -1,0 +1,45 @@
+"""Would pip install both locks on the lowest and on the highest Python that README promises? No second interpreter is needed.
+
+``python .ci/locks.py``: pip reads the index's metadata for each version, and downloads next to nothing.
+"""
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+LOCKS = ("requirements.lock", "requirements-sweep.lock")
+VERSIONS = ("3.11.0", "3.13.0")
+# These exist as source archives only, which pip can ask only for the Python that it runs on itself. What they require of
+# Python is read from the installed ones by tests/unit/test_environment.py.
+SOURCE_ONLY = ("py2store", "transformers-stream-generator")
+
+
+def pins(lock: str) -> list[str]:
+    """The lines ``name==version`` of a lock."""
+    lines = (ROOT / lock).read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if "==" in line and not line.startswith("#")]
+
+
+def refusal(lock: str, version: str) -> str:
+    """What pip says against a lock on a version of Python: its errors, or nothing."""
+    asked = [pin for pin in pins(lock) if pin.partition("==")[0] not in SOURCE_ONLY]
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--dry-run"]
+    command += ["--no-deps", "--only-binary", ":all:", "--python-version", version, "--target", "unused", *asked]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return done.stderr if done.returncode else ""
+
+
+def main() -> None:
+    """Ask for every lock and version at once; the exit status is 1 if one is refused."""
+    questions = [(lock, version) for version in VERSIONS for lock in LOCKS]
+    with ThreadPoolExecutor() as pool:
+        refusals = list(pool.map(lambda question: refusal(*question), questions))
+    for (lock, version), said in zip(questions, refusals, strict=True):
+        print(f"{lock} on Python {version}: {said or 'installs'}")
+    sys.exit(1 if any(refusals) else 0)
+
+
+if __name__ == "__main__":
+    main()

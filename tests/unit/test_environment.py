@@ -1,0 +1,85 @@
+"""The Pythons that README promises, the locks, and what make says about another Python; without a network."""
+
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+from lib.base.files import ROOT
+
+PROMISED = ("3.11.0", "3.12.0", "3.13.0")
+
+
+def pins(lock):
+    """Versions by name."""
+    lines = (ROOT / lock).read_text().splitlines()
+    return dict(line.split("==") for line in lines if "==" in line and not line.startswith("#"))
+
+
+LOCK, SWEEP = pins("requirements.lock"), pins("requirements-sweep.lock")
+PINNED = {canonicalize_name(name): version for name, version in (SWEEP | LOCK).items()}
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+@pytest.mark.parametrize("name", [*LOCK, *SWEEP])
+def test_a_pin_is_installed_and_takes_every_promised_python(name):
+    try:
+        distribution = metadata.distribution(name)
+    except metadata.PackageNotFoundError:
+        assert name in SWEEP, "make env"
+        pytest.skip("an extra of the sweeps")
+    assert Version(distribution.version).public == Version(PINNED[canonicalize_name(name)]).public, "make env"
+    takes = SpecifierSet(distribution.metadata["Requires-Python"] or "")
+    refused = [version for version in PROMISED if version not in takes]
+    assert not refused, f"{name} {distribution.version} wants Python {takes}"
+
+
+@pytest.mark.parametrize("version", PROMISED)
+def test_the_locks_are_whole_on_every_promised_python(version):
+    """What each pin requires there is pinned too, in a version that it accepts."""
+    environment = {"python_version": version.rpartition(".")[0], "python_full_version": version, "extra": ""}
+    missing = []
+    for name in LOCK:
+        for requirement in map(Requirement, metadata.requires(name) or []):
+            if requirement.marker is None or requirement.marker.evaluate(environment):
+                pinned = PINNED.get(canonicalize_name(requirement.name))
+                if pinned is None or not requirement.specifier.contains(pinned, prereleases=True):
+                    missing.append(f"{name} wants {requirement}, the lock has {pinned}")
+    assert not missing
+
+
+def test_the_project_promises_what_the_locks_hold():
+    takes = SpecifierSet(PROJECT["requires-python"])
+    assert all(version in takes for version in (*PROMISED, "3.11.2", "3.13.9"))
+    assert "3.10.16" not in takes and "3.14.0" not in takes
+    requirements = [Requirement(text) for text in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["sweep"]]]
+    unpinned = [text.name for text in requirements if PINNED.get(canonicalize_name(text.name), "") not in text.specifier]
+    assert not unpinned
+
+
+@pytest.mark.parametrize(
+    "version, refused", [((3, 10, 16), True), ((3, 11, 0), False), ((3, 13, 9), False), ((3, 14, 0), True), ((2, 7, 18), True)]
+)
+def test_another_python_gets_one_sentence(tmp_path, version, refused):
+    """A stand-in answers make's question with another version, and makes no environment."""
+    stand_in = tmp_path / "python3"
+    code = f"import sys; sys.version_info = {version}; sys.argv[1:2] == ['-c'] or sys.exit('no environment is made'); exec(sys.argv[2])"
+    stand_in.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{code}" "$@"\n')
+    stand_in.chmod(0o755)
+    command = ["make", "-f", str(ROOT / "Makefile"), "env", f"PYTHON3={stand_in}", "requirements.lock", "requirements-sweep.lock"]
+    for name in ("requirements.lock", "requirements-sweep.lock", "pyproject.toml"):
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    said = [line for line in done.stderr.splitlines() if not line.startswith("make:")]
+    number = ".".join(map(str, version))
+    sentence = (
+        f"error: Python 3.11, 3.12 or 3.13 is needed, this one is {number}; choose another, such as make PYTHON3=python3.12, "
+        "or delete .venv if it was made with it"
+    )
+    assert done.returncode != 0 and said == [sentence if refused else "no environment is made"]
