@@ -45,6 +45,7 @@ upstream = [
     records.read(run, "05_probing"),
     records.read(run, "06_autointerp"),
     records.read(run, "07_dataset_debugging"),
+    records.read(run, "08_why"),
 ]
 kept = {name: of_profile for name, of_profile in scorecard.committed().items() if name != profile}
 by_profile = {profile: {record["notebook"]: record for record in upstream}} | kept
