@@ -3,7 +3,8 @@ import pandas as pd
 import pytest
 import torch
 
-from lib.sae import comparison, folders
+from lib.runs import sizing
+from lib.sae import architectures, comparison, folders
 from lib.sae.jumprelu import Parameters
 from lib.sae.recipes import Recipe
 
@@ -14,10 +15,10 @@ def curve(variant, seed, shift=0.0, l0=(8, 16, 32, 64)):
 
 
 def test_matched_difference_by_hand():
-    table = pd.concat([
-        curve("a", 0), curve("a", 1), curve("a", 2),
-        curve("b", 0, 0.01, (10, 20, 40)), curve("b", 1, 0.02, (10, 20, 40)), curve("b", 2, 0.03, (10, 20, 40)),
-    ])  # fmt: skip
+    curves = []
+    for seed in range(3):
+        curves += [curve("a", seed), curve("b", seed, 0.01 * (seed + 1), (10, 20, 40))]
+    table = pd.concat(curves)
     estimate, differences = comparison.matched_difference(table, "b", "a", [8, 16, 32, 64])
     assert sorted(set(differences["l0"])) == [16, 32], "8 and 64 lie outside b's range: nothing is extrapolated"
     assert estimate.value == pytest.approx(0.02) and (estimate.n, estimate.n_groups) == (6, 3)
@@ -47,6 +48,19 @@ def test_variants_take_their_learning_rates_by_what_steers_them():
         comparison.variants([], ["relu"], lrs)
     with pytest.raises(ValueError, match="unknown architecture 'relu'"):
         comparison.recipes(Recipe(), {"r": {"architecture": "relu"}}, {"target_l0": [8]}, [0])
+
+
+def test_sizing_counts_what_the_grid_trains(monkeypatch):
+    own = architectures.Architecture(architectures.comparators.topk, sparsities=(4, 8, 12, 16))
+    monkeypatch.setitem(architectures.ARCHITECTURES, "own", own)
+    values = {"f0s": [0.1], "target_l0s": [8, 16], "gated_coefficients": [3.0, 5.0, 8.0], "seeds": [0, 1]}
+    values["comparators"] = ["topk", "gated", "own"]
+    variants = comparison.variants(values["f0s"], values["comparators"], {"target_l0": 8e-3, "coefficient": 4e-3})
+    sparsities = {"target_l0": values["target_l0s"], "coefficient": values["gated_coefficients"]}
+    grid = comparison.recipes(Recipe(), variants, sparsities, values["seeds"])
+    assert sizing._architectures(values) == len(grid) == 2 * (2 + 2 + 2 + 3 + 4)
+    with pytest.raises(ValueError, match="unknown architecture 'relu'; allowed are jumprelu, gated"):
+        sizing._architectures(values | {"comparators": ["relu"]})
 
 
 def test_costs_and_frequent_latents_are_rows_of_a_record():

@@ -52,8 +52,8 @@ def test_finetuning_adapts_to_the_new_data_and_keeps_the_rest(base, tmp_path):
     for folder, n, seed in ((chat, 20_000, 2), (chat_held, 3_000, 3)):
         x = activations(n, seed) + shifted
         shards.build(folder, about | {"n": n, "seed": seed}, 1, lambda i, x=x: {"activations": x}, "shard")
-    recipe = dataclasses.replace(RECIPE, tokens=40_000, lr=5e-3)
-    ways = finetuning.variants({"base": start}, {"tokens": 40_000}, [0.5], [2])
+    recipe = dataclasses.replace(RECIPE, tokens=20_000, lr=5e-3)
+    ways = finetuning.variants({"base": start}, {"tokens": 20_000}, [0.5], [2])
     tokens = finetuning.Tokens(chat, train, chat_held)
     table = finetuning.train_variants(ways, recipe, [0, 1], tokens, tmp_path / "saes")
     assert table["variant"].unique().tolist() == ["finetuned from base", "resampled 50%", "prompts ×2", "from scratch"]
