@@ -13,9 +13,9 @@ import pandas as pd
 import torch
 from huggingface_hub import try_to_load_from_cache
 
-from lib.base import build_graph
 from lib.base.files import DATA
 from lib.model import chat, models
+from lib.runs import profiles
 from lib.sae.folders import locate
 
 TOKENS_PER_PROMPT = 80
@@ -23,14 +23,6 @@ SHARE_OF_PEAK = 0.4  # of the speed of one large product, which forward passes a
 SEARCH = 30  # refits of probes and bootstraps, in forward passes of the prompts
 GIB = 2**30
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-
-
-def values_of(profile: dict[str, Any]) -> dict[str, Any]:
-    """All notebooks' parameters with a profile's values."""
-    values: dict[str, Any] = {}
-    for path in build_graph.notebooks():
-        values |= build_graph.parameters(path)
-    return values | profile
 
 
 class Step(NamedTuple):
@@ -55,7 +47,7 @@ def estimate(profile: dict[str, Any], flops: float | None = None) -> pd.DataFram
     Raises:
         ValueError: a model that cannot be had.
     """
-    values = values_of(profile)
+    values = profiles.complete(profile)
     shape = _shape(values["model"], values["base_sae"])
     speed = SHARE_OF_PEAK * (flops or peak_flops(values["device"], values["dtype"]))
     table = pd.DataFrame(_steps(values, shape))

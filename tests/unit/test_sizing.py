@@ -1,6 +1,7 @@
 import pytest
 import transformers
 
+from lib.base import build_graph
 from lib.runs import profiles, runner, sizing
 
 
@@ -45,7 +46,7 @@ def test_too_little_disk_is_an_error_before_anything_is_fetched(monkeypatch, tmp
 @pytest.mark.parametrize("profile", ["gemma-2-2b", "gemma-2-9b", "pythia-160m", "tiny-gemma"])
 def test_the_shipped_profiles_set_known_parameters_of_the_right_type(profile):
     values = profiles.read_profile(profiles.profile_path(profile))
-    for notebook in runner.graph.notebooks():
+    for notebook in build_graph.notebooks():
         profiles.select(notebook, values)
     for name in ("base_sae", "prompts_sae"):
         place = values.get(name, "")

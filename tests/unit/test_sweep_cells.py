@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from lib.base import build_graph, files
-from lib.runs import sweep_cells, sweeps
+from lib.runs import sizing, sweep_cells, sweeps
 
 SHIPPED = sorted(sweeps.SWEEPS.glob("*.yaml"))
 
@@ -144,7 +144,7 @@ def test_gather_takes_finished_cells_only(sweep, tmp_path, monkeypatch):
     table = sweeps.gather(wanted, found)
     assert table[["cell.layer", "layer", "value", "cell.k_poolings"]].to_numpy().tolist() == [[1, 5, 1.0, '["max"]'], [1, 5, 1.0, '["max", "mean"]']]
     assert sweeps.seconds(list(found.values())) == {"05_probing": 4.0}
-    monkeypatch.setattr(sweeps.sizing, "peak_flops", lambda *_: 1e11)
+    monkeypatch.setattr(sizing, "peak_flops", lambda *_: 1e11)
     sizes = sweeps.estimates(sweep_cells.read(tmp_path / "mine.yaml"), wanted, found).set_index("notebook")
     assert sizes.loc["05_probing", ["cells", "finished"]].tolist() == [4, 2]
     assert sizes.loc["05_probing", "hours"] == pytest.approx(2 * 4 / 3600) and sizes.loc["05_probing", "from"] == "measured"
