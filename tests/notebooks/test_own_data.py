@@ -22,15 +22,15 @@ def test_own_csv_end_to_end(small_run):
     dense = {m["split"]: m["value"] for m in metrics if m["probe"] == "dense" and m["metric"] == "auroc"}
     assert dense["val"] > 0.9 and dense["ood"] > 0.7
     executed = nbformat.read(run_dir("own-data-test") / "notebooks" / "01_datasets.ipynb", as_version=4)
-    html = [o.data["text/html"] for c in executed.cells if c.cell_type == "code" for o in c.outputs if "text/html" in o.get("data", {})]
+    outputs = [output for cell in executed.cells if cell.cell_type == "code" for output in cell.outputs]
+    html = [output.data["text/html"] for output in outputs if "text/html" in output.get("data", {})]
     assert any("&lt;script&gt;" in text for text in html) and not any("<script>alert" in text for text in html)
 
 
 @pytest.mark.slow
-def test_without_ood_the_values_are_null(profile, tmp_path):
-    values = profiles.read_profile(profile) | {"profile": "own-data-test/cells/no-ood", "ood_csv": "", "attention_probe": False}
-    for notebook in build_graph.notebooks():
-        runner.execute(notebook, values)
+def test_without_ood_the_values_are_null(profile, run_all):
+    changes = {"profile": "own-data-test/cells/no-ood", "ood_csv": "", "attention_probe": False}
+    run_all(profiles.read_profile(profile) | changes)
     record = json.loads((run_dir("own-data-test/cells/no-ood") / "results" / "05_probing.json").read_text())
     assert {m["split"] for m in record["metrics"]} == {"train", "val"}
 
