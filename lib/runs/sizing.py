@@ -173,8 +173,9 @@ def _shape(name: str, base_sae: str) -> dict[str, Any]:
     sizes = {id(part.weight): part.weight.numel() for part in embeddings if part is not None}
     total = sum(p.numel() for p in model.parameters())
     text = config.get_text_config()
-    cached = any(isinstance(try_to_load_from_cache(name, file), str) for file in WEIGHTS)
-    is_here = models.model_path(name) != name or Path(name).is_dir() or cached
+    is_here = models.model_path(name) != name or Path(name).is_dir()
+    if not is_here:
+        is_here = any(isinstance(try_to_load_from_cache(name, file), str) for file in WEIGHTS)
     return {
         "d_model": text.hidden_size,
         "n_layers": text.num_hidden_layers,

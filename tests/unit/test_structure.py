@@ -58,7 +58,8 @@ def test_no_function_takes_more_than_six_positional_parameters(path):
 
 
 def test_imports_point_one_way_between_modules():
-    graphlib.TopologicalSorter({name: build_graph.imported(path) for name, path in NAMES.items()}).prepare()  # raises CycleError
+    imports = {name: build_graph.imported(path) for name, path in NAMES.items()}
+    graphlib.TopologicalSorter(imports).prepare()  # raises CycleError
 
 
 def test_an_import_of_a_package_only_is_refused(tmp_path):
