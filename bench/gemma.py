@@ -1,7 +1,7 @@
 """Gemma 2 9B with random weights, cut at layer 20, on one GPU: harvest, SAE training at 3,584 × 131,072, and both.
 
-Training steps (optimiser included) are measured in turn with SAELens' JumpReLU on the same batches. Its share of the matrix
-peak counts the five dense products of a step, of which ours computes active entries only.
+Training steps (optimiser included) are measured in turn with SAELens' JumpReLU on the same batches. The share of the
+matrix peak counts the five dense products of a step, of which ours computes active entries only.
 
 Without a GPU the same code runs on a small model, as a check that it works; its figures say nothing about Gemma.
 """

@@ -19,13 +19,16 @@ from lib.model.models import load_model, split_tokens
 from lib.sae import training as sae_training
 from lib.sae.recipes import Recipe
 
-TEXTS = [f"number {i} of many short texts, each with a few words of its own: {' '.join(str(i * j) for j in range(12))}" for i in range(160)]
+NUMBERS = [" ".join(str(i * j) for j in range(12)) for i in range(160)]
+TEXTS = [f"number {i} of many short texts, each with a few words of its own: {own}" for i, own in enumerate(NUMBERS)]
 
 
 def harvest(folder: Path, model: str) -> None:
     """A token store of about 20 shards."""
     bridge = load_model(model)
-    harvest_tokens(bridge, {"model": model}, "h", split_tokens(bridge, TEXTS, 64), 1, folder, special=False, shuffle_seed=0, shard_tokens=500)
+    token_ids = split_tokens(bridge, TEXTS, 64)
+    options = {"special": False, "shuffle_seed": 0, "shard_tokens": 500}
+    harvest_tokens(bridge, {"model": model}, "h", token_ids, 1, folder, **options)
 
 
 def training(folder: Path, store: str) -> None:
@@ -43,13 +46,14 @@ def answers(folder: Path, model: str) -> None:
 
 def digest(folder: Path) -> dict[str, str]:
     """SHA-256 of every file but times and locks: what a killed and an uninterrupted run must agree in."""
-    found = {}
+    hashes = {}
     for path in sorted(folder.rglob("*")):
         if path.name == "manifest.json":
-            found[path.name] = str({key: value for key, value in shards.read_manifest(path.parent).items() if key != "seconds"})
-        elif path.is_file() and path.name not in ("training.json",) and path.suffix != ".lock":
-            found[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
-    return found
+            manifest = shards.read_manifest(path.parent)
+            hashes[path.name] = str({key: value for key, value in manifest.items() if key != "seconds"})
+        elif path.is_file() and path.name != "training.json" and path.suffix != ".lock":
+            hashes[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return hashes
 
 
 def _quietly(work: Callable[[Path, str], None], folder: Path, argument: str) -> None:
@@ -75,11 +79,13 @@ def finish(work: Callable[[Path, str], None], folder: Path, argument: str) -> fl
     return time.perf_counter() - began
 
 
-def kill_and_go_on(work: Callable[[Path, str], None], folder: Path, argument: str, seconds: float, rng: random.Random) -> float:
+def kill_and_go_on(
+    work: Callable[[Path, str], None], folder: Path, argument: str, seconds: float, rng: random.Random
+) -> float:
     """Kill −9 the work twice at random moments of the ``seconds`` it takes, then let it finish.
 
-    Work that ended before its kill begins again from nothing, so that both kills meet it at work on a machine of any speed.
-    Returns the seconds, shortened where a whole run took less.
+    Work that ended before its kill begins again from nothing, so that both kills meet it at work on a machine of any
+    speed. Returns the seconds, shortened where a whole run took less.
     """
     kills = 0
     for _ in range(50):

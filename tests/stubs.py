@@ -6,7 +6,14 @@ from pathlib import Path
 
 from lib.base.files import ROOT
 
-HEAD = "# ---\n# jupyter:\n#   kernelspec:\n#     display_name: Python 3\n#     language: python\n#     name: python3\n# ---\n"
+HEAD = """# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+"""
 STUB = HEAD + """
 # %% [markdown]
 # # {number} · stub
@@ -45,7 +52,8 @@ def project(folder: Path) -> Path:
     profiles.mkdir(parents=True)
     (profiles / "embedded.yaml").write_text("profile: embedded\n")
     write(folder, "01_first", "a")
-    write(folder, "02_second", "b", extra_import="from lib.results import figures", body='records.read(run, "01_first")')
+    drawing = "from lib.results import figures"
+    write(folder, "02_second", "b", extra_import=drawing, body='records.read(run, "01_first")')
     return folder
 
 

@@ -79,6 +79,14 @@ def _nested(node: yaml.Node | None) -> yaml.Node | None:
     return None
 
 
+def complete(profile: dict[str, Any]) -> dict[str, Any]:
+    """All notebooks' parameters: a profile's values, and the defaults of the others."""
+    values: dict[str, Any] = {}
+    for path in build_graph.notebooks():
+        values |= build_graph.parameters(path)
+    return values | profile
+
+
 def select(notebook: Path, values: dict[str, Any]) -> dict[str, Any]:
     """The values that this notebook declares and that differ from its defaults.
 

@@ -20,7 +20,7 @@ from typing import Any
 from lib.base import build_graph
 from lib.base.files import DATA, ROOT, relative, replacing, run_dir, write_json, write_text, writing
 from lib.results import records
-from lib.runs.profiles import flat_yaml, profile_path, read_profile, select
+from lib.runs.profiles import complete, flat_yaml, profile_path, read_profile, select
 from lib.texts import sources
 
 
@@ -94,10 +94,10 @@ def _estimate(values: dict[str, Any]) -> None:
     known = folder / "sizes.json"
     if known.exists() and json.loads(known.read_text(encoding="utf-8")).get("values") == values:
         return
-    from lib.runs import sizing
-
-    if "model" not in sizing.values_of(values):
+    if "model" not in complete(values):
         return
+    from lib.runs import sizing  # which takes ten seconds to import: all of the model's libraries
+
     table = sizing.estimate(values)
     disk, memory, hours = table["disk_gib"].sum(), table["memory_gib"].max(), table["hours"].sum()
     print(f"{values['profile']}, estimated:\n{table.round(2).to_string(index=False)}")

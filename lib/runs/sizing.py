@@ -13,10 +13,10 @@ import pandas as pd
 import torch
 from huggingface_hub import try_to_load_from_cache
 
-from lib.base import build_graph
 from lib.base.files import DATA
 from lib.model import chat, models
 from lib.model.poolings import POOLINGS
+from lib.runs import profiles
 from lib.sae import architectures
 from lib.sae.folders import locate
 
@@ -25,14 +25,6 @@ SHARE_OF_PEAK = 0.4  # of the speed of one large product, which forward passes a
 SEARCH = 30  # refits of probes and bootstraps, in forward passes of the prompts
 GIB = 2**30
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-
-
-def values_of(profile: dict[str, Any]) -> dict[str, Any]:
-    """All notebooks' parameters with a profile's values."""
-    values: dict[str, Any] = {}
-    for path in build_graph.notebooks():
-        values |= build_graph.parameters(path)
-    return values | profile
 
 
 class Step(NamedTuple):
@@ -57,7 +49,7 @@ def estimate(profile: dict[str, Any], flops: float | None = None) -> pd.DataFram
     Raises:
         ValueError: a model that cannot be had.
     """
-    values = values_of(profile)
+    values = profiles.complete(profile)
     shape = _shape(values["model"], values["base_sae"])
     speed = SHARE_OF_PEAK * (flops or peak_flops(values["device"], values["dtype"]))
     table = pd.DataFrame(_steps(values, shape))
@@ -183,8 +175,9 @@ def _shape(name: str, base_sae: str) -> dict[str, Any]:
     sizes = {id(part.weight): part.weight.numel() for part in embeddings if part is not None}
     total = sum(p.numel() for p in model.parameters())
     text = config.get_text_config()
-    cached = any(isinstance(try_to_load_from_cache(name, file), str) for file in WEIGHTS)
-    is_here = models.model_path(name) != name or Path(name).is_dir() or cached
+    is_here = models.model_path(name) != name or Path(name).is_dir()
+    if not is_here:
+        is_here = any(isinstance(try_to_load_from_cache(name, file), str) for file in WEIGHTS)
     return {
         "d_model": text.hidden_size,
         "n_layers": text.num_hidden_layers,

@@ -1,4 +1,4 @@
-"""A small run of all notebooks on a user's own data, made once for the tests that need one; and an empty project with stubs."""
+"""A small run of all notebooks on a user's own data, made once for the tests; and an empty project with stubs."""
 
 import random
 import shutil
@@ -8,7 +8,7 @@ import pytest
 
 from lib.base import build_graph
 from lib.base.files import ROOT, run_dir
-from lib.runs import profiles, runner
+from lib.runs import profiles, runner, warm_kernel
 from tests import stubs
 
 SMALL = """
@@ -48,7 +48,10 @@ def profile(tmp_path_factory):
     rng = random.Random(0)
     words = {1: ["apple", "pear", "cherry", "plum"], 0: ["hammer", "drill", "saw", "chisel"]}
     for name, n, verb in (("train", 160, "buy"), ("ood", 60, "paint")):
-        rows = [(f"please {verb} {rng.choice(words[i % 2])} number {i} <script>alert(1)</script>", i % 2) for i in range(n)]
+        rows = []
+        for i in range(n):
+            text = f"please {verb} {rng.choice(words[i % 2])} number {i} <script>alert(1)</script>"
+            rows.append((text, i % 2))
         pd.DataFrame(rows, columns=["text", "label"]).to_csv(tmp_path / f"{name}.csv", index=False)
     path = tmp_path / "own-data-test.yaml"
     path.write_text(f"train_csv: {tmp_path / 'train.csv'}\nood_csv: {tmp_path / 'ood.csv'}\n" + SMALL)
@@ -58,11 +61,31 @@ def profile(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def small_run(profile):
-    """The values of the profile, after all notebooks have run with them."""
+def run_all():
+    """Run all notebooks in one warm kernel, which imports everything once; ``cold`` ones run in their own."""
+    warm = warm_kernel.WarmKernel()
+
+    def run(values, cold=()):
+        for notebook in build_graph.notebooks():
+            if notebook.stem in cold:
+                runner.execute(notebook, values)
+            else:
+                with warm.hold() as manager:
+                    options = {"engine_name": warm_kernel.ENGINE, "km": manager, "progress_bar": False}
+                    runner.execute(notebook, values, **options)
+
+    yield run
+    warm.kill()
+
+
+@pytest.fixture(scope="session")
+def small_run(profile, run_all):
+    """The values of the profile, after all notebooks have run with them.
+
+    Notebook 05 ran in a kernel of its own: a test compares it with one in a warm kernel.
+    """
     values = profiles.read_profile(profile)
-    for notebook in build_graph.notebooks():
-        runner.execute(notebook, values)
+    run_all(values, cold=("05_probing",))
     return values
 
 

@@ -26,12 +26,12 @@ const [path, factory, source, done] = arguments;
   await widget.context.ready;
   await widget.sessionContext.ready;
   const cells = [...Array(widget.content.model.cells.length).keys()].map(i => widget.content.model.cells.get(i));
-  const cell = cells.find(one => (one.getMetadata('tags') || []).includes('parameters'));
+  const cell = cells.find(cell => (cell.getMetadata('tags') || []).includes('parameters'));
   cell.sharedModel.setSource(source);
   app.shell.activateById(widget.id);
   await app.commands.execute('notebook:run-all-cells');
-  const outputs = cells.filter(one => one.type === 'code').map(one => one.outputs.toJSON());
-  const counts = cells.filter(one => one.type === 'code').map(one => one.executionCount);
+  const outputs = cells.filter(cell => cell.type === 'code').map(cell => cell.outputs.toJSON());
+  const counts = cells.filter(cell => cell.type === 'code').map(cell => cell.executionCount);
   await app.commands.execute('docmanager:save');
   await widget.context.sessionContext.shutdown();
   await app.commands.execute('application:close');
@@ -47,8 +47,10 @@ def lab(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    own = {name: str(tmp_path / name) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_WORKSPACES_DIR", "JUPYTERLAB_SETTINGS_DIR")}
-    options = [f"--port={port}", f"--ServerApp.root_dir={tmp_path}", "--IdentityProvider.token=test", "--LabApp.expose_app_in_browser=True"]
+    settings = ("JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_WORKSPACES_DIR", "JUPYTERLAB_SETTINGS_DIR")
+    own = {name: str(tmp_path / name) for name in settings}
+    options = [f"--port={port}", f"--ServerApp.root_dir={tmp_path}"]
+    options += ["--IdentityProvider.token=test", "--LabApp.expose_app_in_browser=True"]
     with open(tmp_path / "lab.log", "w") as log:
         command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", *options]
         server = subprocess.Popen(command, env=os.environ | own, stdout=log, stderr=log)
@@ -90,9 +92,10 @@ def test_both_forms_open_run_and_stay_in_step(browser, lab, small_run):
     n_code = sum(cell.cell_type == "code" for cell in jupytext.read(NOTEBOOK).cells)
     for suffix, factory in ((".ipynb", "Notebook"), (".py", "Jupytext Notebook")):
         note = f"edited in the {suffix}"
-        found = browser.execute_async_script(OPEN, f"notebooks/{NOTEBOOK.stem}{suffix}", factory, parameters(small_run, note))
-        assert found["errors"] == []
-        assert len(found["counts"]) == n_code and all(found["counts"])
+        path = f"notebooks/{NOTEBOOK.stem}{suffix}"
+        executed = browser.execute_async_script(OPEN, path, factory, parameters(small_run, note))
+        assert executed["errors"] == []
+        assert len(executed["counts"]) == n_code and all(executed["counts"])
         pair = [jupytext.read(folder / f"{NOTEBOOK.stem}{end}") for end in (".py", ".ipynb")]
         assert note in (folder / NOTEBOOK.name).read_text(encoding="utf-8")
         assert [(c.cell_type, c.source) for c in pair[0].cells] == [(c.cell_type, c.source) for c in pair[1].cells]

@@ -28,11 +28,9 @@ def test_own_csv_end_to_end(small_run):
 
 
 @pytest.mark.slow
-def test_without_ood_the_values_are_null(profile, tmp_path):
+def test_without_ood_the_values_are_null(profile, run_all):
     changes = {"profile": "own-data-test/cells/no-ood", "ood_csv": "", "attention_probe": False}
-    values = profiles.read_profile(profile) | changes
-    for notebook in build_graph.notebooks():
-        runner.execute(notebook, values)
+    run_all(profiles.read_profile(profile) | changes)
     record = json.loads((run_dir("own-data-test/cells/no-ood") / "results" / "05_probing.json").read_text())
     assert {m["split"] for m in record["metrics"]} == {"train", "val"}
 

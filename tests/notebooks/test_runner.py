@@ -16,9 +16,11 @@ from tests.stubs import HEAD, write
 
 def make(project, *arguments, check=True):
     environment = os.environ | {"PYTHONPATH": str(project)}
-    done = subprocess.run(["make", "-o", ".venv/installed", *arguments], cwd=project, capture_output=True, text=True, env=environment)
+    command = ["make", "-o", ".venv/installed", *arguments]
+    done = subprocess.run(command, cwd=project, capture_output=True, text=True, env=environment)
     assert not check or done.returncode == 0, done.stdout + done.stderr
-    return [line.split("lib.runs.runner ")[1].split()[0] for line in done.stdout.splitlines() if "lib.runs.runner 0" in line], done
+    ran = [line for line in done.stdout.splitlines() if "lib.runs.runner 0" in line]
+    return [line.split("lib.runs.runner ")[1].split()[0] for line in ran], done
 
 
 def touch(path: Path):
@@ -61,7 +63,8 @@ def test_the_make_graph(project):
 def test_a_failed_notebook_leaves_nothing_under_its_final_name(project):
     make(project, "reproduce")
     settle(project)
-    write(project, "02_second", "b", extra_import="from lib import figures", body='records.read(run, "01_first"); 1 / 0')
+    drawing = "from lib.results import figures"
+    write(project, "02_second", "b", extra_import=drawing, body='records.read(run, "01_first"); 1 / 0')
     ran, done = make(project, "reproduce", check=False)
     assert ran == ["02_second"] and done.returncode != 0
     assert "error in 02_second, cell 3: ZeroDivisionError: division by zero" in done.stderr
@@ -69,7 +72,7 @@ def test_a_failed_notebook_leaves_nothing_under_its_final_name(project):
     assert sorted(path.name for path in folder.iterdir()) == ["01_first.ipynb", "02_second.failed.ipynb"]
     failed = (folder / "02_second.failed.ipynb").read_text()
     assert "ZeroDivisionError" in failed and str(project) not in failed
-    write(project, "02_second", "b", extra_import="from lib import figures", body='records.read(run, "01_first")')
+    write(project, "02_second", "b", extra_import=drawing, body='records.read(run, "01_first")')
     assert make(project, "reproduce")[0] == ["02_second"]
     assert not (folder / "02_second.failed.ipynb").exists()
 
@@ -95,8 +98,8 @@ def test_plain_papermill_runs_a_notebook(project):
 
     source = project / "notebooks" / "01_first.ipynb"
     jupytext.write(jupytext.read(source.with_suffix(".py")), source)
-    command = [sys.executable, "-m", "papermill", str(source), str(project / "out.ipynb"), "-k", "python3",
-               "-f", str(project / "notebooks/profiles/embedded.yaml"), "-p", "layer", "1"]  # fmt: skip
+    command = [sys.executable, "-m", "papermill", str(source), str(project / "out.ipynb"), "-k", "python3"]
+    command += ["-f", str(project / "notebooks/profiles/embedded.yaml"), "-p", "layer", "1"]
     subprocess.run(command, check=True, capture_output=True, env=os.environ | {"PYTHONPATH": str(project)})
     record = json.loads((project / "data/runs/embedded/results/01_first.json").read_text())
     assert record["parameters"]["layer"] == 1

@@ -42,9 +42,13 @@ def swept(project):
 
 def start(project, *arguments, workers=2, **environment):
     environment = os.environ | {"PYTHONPATH": str(project), "WORKERS": str(workers)} | environment
-    return subprocess.Popen([sys.executable, "-m", "lib.runs.sweeps", "mine.yaml", *arguments], cwd=project, env=environment,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))  # fmt: skip
+    command = [sys.executable, "-m", "lib.runs.sweeps", "mine.yaml", *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+
+    def let_interrupt():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    return subprocess.Popen(command, cwd=project, env=environment, preexec_fn=let_interrupt, **pipes)
 
 
 def sweep(project, *arguments, **environment):
@@ -56,9 +60,19 @@ def sweep(project, *arguments, **environment):
 def runs(project):
     """How often each notebook ran, and the values of the outcome by layer and share."""
     folder = project / "data" / "runs" / "embedded"
-    ran = len(list(folder.glob("cells/02_second-*/results/ran-*"))), len(list(folder.glob("cells/01_first-*/notebooks/01_first.ipynb")))
-    table = folder / "sweeps" / "mine.parquet"
-    return ran, pd.read_parquet(table).set_index(["cell.layer", "cell.share"])["value"].to_dict() if table.exists() else None
+    seconds = list(folder.glob("cells/02_second-*/results/ran-*"))
+    firsts = list(folder.glob("cells/01_first-*/notebooks/01_first.ipynb"))
+    outcome = folder / "sweeps" / "mine.parquet"
+    values = None
+    if outcome.exists():
+        values = pd.read_parquet(outcome).set_index(["cell.layer", "cell.share"])["value"].to_dict()
+    return (len(seconds), len(firsts)), values
+
+
+def before_each_cell(project, code):
+    """Put code at the beginning of what notebook 02 does."""
+    notebook = project / "notebooks" / "02_second.py"
+    notebook.write_text(notebook.read_text().replace("\nimport time\n", f"\nimport time\n{code}\n"))
 
 
 EXPECTED = {(layer, share): layer + share for layer in (1, 2, 3) for share in (0.1, 0.2)}
@@ -66,9 +80,11 @@ EXPECTED = {(layer, share): layer + share for layer in (1, 2, 3) for share in (0
 
 def test_cells_run_once_share_what_they_read_and_are_gathered(swept):
     code, out, err = sweep(swept, "--dry-run")
-    assert code == 0 and "6 cells of 02_second, 7 runs with those they read" in out and not (swept / "data/runs/embedded/cells").exists(), err
+    assert code == 0 and "6 cells of 02_second, 7 runs with those they read" in out, err
+    assert not (swept / "data/runs/embedded/cells").exists()
     code, out, err = sweep(swept)
-    assert code == 0 and "6 of 6 cells finished; data/runs/embedded/sweeps/mine.parquet, data/runs/embedded/sweeps/mine.png" in out, err
+    outcome = "data/runs/embedded/sweeps/mine.parquet, data/runs/embedded/sweeps/mine.png"
+    assert code == 0 and f"6 of 6 cells finished; {outcome}" in out, err
     assert runs(swept) == ((6, 1), EXPECTED)
     assert sweep(swept)[0] == 0 and runs(swept) == ((6, 1), EXPECTED), "finished cells are skipped"
     (swept / "mine.yaml").write_text(SWEEP.replace("[1, 2, 3]", "[1, 2, 3, 4]"))
@@ -78,11 +94,12 @@ def test_cells_run_once_share_what_they_read_and_are_gathered(swept):
 def test_a_failed_cell_is_reported_and_does_not_stop_the_others(swept):
     notebook = swept / "notebooks" / "02_second.py"
     whole = notebook.read_text()
-    notebook.write_text(whole.replace("\nimport time\n", "\nimport time\nif layer == 2: raise ValueError('layer two is out')\n"))
+    before_each_cell(swept, "if layer == 2: raise ValueError('layer two is out')")
     code, out, err = sweep(swept, "--retries", "1")
     assert code == 1 and "4 of 6 cells finished" in out
     lines = [line for line in err.splitlines() if line.startswith("failed: ")]
-    assert len(lines) == 2 and all("ValueError: layer two is out" in line and '"layer": 2' in line for line in lines)
+    assert len(lines) == 2 and all("ValueError: layer two is out" in line for line in lines)
+    assert all('"layer": 2' in line for line in lines)
     failed = swept / lines[0].split()[-1]
     assert failed.name == "02_second.failed.ipynb" and "layer two is out" in failed.read_text()
     notebook.write_text(whole)
@@ -97,36 +114,38 @@ def test_what_a_failed_cell_makes_is_missing_for_those_that_read_it(swept):
 
 
 def test_a_time_limit_ends_a_cell_only(swept):
-    notebook = swept / "notebooks" / "02_second.py"
-    notebook.write_text(notebook.read_text().replace("\nimport time\n", "\nimport time\nif layer == 3: time.sleep(1000)\n"))
+    before_each_cell(swept, "if layer == 3: time.sleep(1000)")
     code, out, err = sweep(swept, "--limit", "15")
-    assert code == 1 and "4 of 6 cells finished" in out and err.count("TimeoutError: the limit of 15 s was reached") == 2
+    assert code == 1 and "4 of 6 cells finished" in out
+    assert err.count("TimeoutError: the limit of 15 s was reached") == 2
 
 
 def test_two_sweeps_at_once_and_ctrl_c(swept):
-    notebook = swept / "notebooks" / "02_second.py"
-    notebook.write_text(notebook.read_text().replace("\nimport time\n", "\nimport time\ntime.sleep(2)\n"))
+    before_each_cell(swept, "time.sleep(2)")
     first = start(swept, workers=1)
     wait_for(lambda: runs(swept)[0][0] >= 1)
     code, _, err = sweep(swept)
-    assert code == 1 and "another process is at work on data/runs/embedded/sweeps/mine" in err and "Traceback" not in err
+    assert code == 1 and "another process is at work on data/runs/embedded/sweeps/mine" in err
+    assert "Traceback" not in err
     first.send_signal(signal.SIGINT)
     out, err = first.communicate(timeout=120)
-    assert first.returncode == 1 and err.rstrip().endswith("stopped; finished cells are kept, and the same command goes on with the others")
+    sentence = "stopped; finished cells are kept, and the same command goes on with the others"
+    assert first.returncode == 1 and err.rstrip().endswith(sentence)
     done = runs(swept)[0][0]
-    assert sweep(swept)[0] == 0 and runs(swept)[1] == EXPECTED and runs(swept)[0][0] <= 6 + 1 and done >= 1
+    assert sweep(swept)[0] == 0 and runs(swept)[1] == EXPECTED
+    assert runs(swept)[0][0] <= 6 + 1 and done >= 1
 
 
 def test_a_killed_sweep_goes_on(swept):
-    notebook = swept / "notebooks" / "02_second.py"
-    notebook.write_text(notebook.read_text().replace("\nimport time\n", "\nimport time\ntime.sleep(1)\n"))
-    for least in (1, 3, 5):
+    before_each_cell(swept, "time.sleep(1)")
+    for least in (1, 4):
         process = start(swept)
         wait_for(lambda least=least: runs(swept)[0][0] >= least)
         process.kill()
         process.communicate()
     assert sweep(swept)[0] == 0 and runs(swept)[1] == EXPECTED
-    assert not list((swept / "data").rglob("*.tmp")) and not [p for p in (swept / "data/runs/embedded/cells").glob("*/notebooks/.*") if p.is_dir()]
+    hidden = (swept / "data/runs/embedded/cells").glob("*/notebooks/.*")
+    assert not list((swept / "data").rglob("*.tmp")) and not [path for path in hidden if path.is_dir()]
 
 
 def wait_for(true, seconds=120):
@@ -142,7 +161,13 @@ def test_results_in_an_s3_bucket_are_found_from_another_machine(swept, monkeypat
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()
     try:
-        place = {"AWS_ENDPOINT_URL": "http://{}:{}".format(*server.get_host_and_port()), "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "secret-of-test", "AWS_DEFAULT_REGION": "us-east-1"}
+        host, port = server.get_host_and_port()
+        place = {
+            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "secret-of-test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
         import s3fs
 
         bucket = s3fs.S3FileSystem(endpoint_url=place["AWS_ENDPOINT_URL"], key="test", secret="secret-of-test")
@@ -150,7 +175,8 @@ def test_results_in_an_s3_bucket_are_found_from_another_machine(swept, monkeypat
         code, out, err = sweep(swept, "--store", "s3://results/try", **place)
         assert code == 0, err
         kept = bucket.find("results/try")
-        assert sum(name.endswith("02_second.ipynb") for name in kept) == 6 and any(name.endswith("sweeps/mine.png") for name in kept)
+        assert sum(name.endswith("02_second.ipynb") for name in kept) == 6
+        assert any(name.endswith("sweeps/mine.png") for name in kept)
         (swept / "data" / "runs").rename(swept / "data" / "elsewhere")  # another machine: nothing here but the bucket
         code, out, err = sweep(swept, "--store", "s3://results/try", **place)
         assert code == 0 and "6 of 6 cells finished" in out, err
@@ -160,7 +186,8 @@ def test_results_in_an_s3_bucket_are_found_from_another_machine(swept, monkeypat
         (swept / "data" / "runs").rename(swept / "data" / "elsewhere2")
         code, out, err = sweep(swept, "--store", "s3://results/try", **place)
         assert code == 0 and runs(swept) == ((6, 1), EXPECTED), err
-        everything = "".join(path.read_text(errors="ignore") for path in (swept / "data" / "runs").rglob("*") if path.is_file())
+        files = [path for path in (swept / "data" / "runs").rglob("*") if path.is_file()]
+        everything = "".join(path.read_text(errors="ignore") for path in files)
         assert "secret-of-test" not in everything + out + err
     finally:
         server.stop()
@@ -180,17 +207,21 @@ def test_what_is_wrong_is_one_sentence(swept):
 def test_a_warm_kernel_gives_what_a_cold_one_gives(small_run, profile, tmp_path, monkeypatch):
     """Two cells of notebook 05 in one kernel; the second has the parameters of the run in a kernel of its own."""
     path = tmp_path / "warm.yaml"
-    path.write_text(f"notebooks: [05_probing]\nprofile: {profile}\ngrid: {{seed: [1, 0]}}\n")
-    found, wanted = sweep_cells.plan(sweep_cells.read(path))
+    path.write_text(f"notebooks: [05_probing]\nprofile: {profile}\ngrid: {{show_k: [2, 5]}}\n")
+    cells, wanted = sweep_cells.plan(sweep_cells.read(path))
     work = sweep_cells.CellRunner()
     try:
-        for cell in found.values():
-            assert work((cell, [found[need] for need in cell.needs])) == ""
+        for cell in cells.values():
+            assert work((cell, [cells[need] for need in cell.needs])) == ""
     finally:
         work.kernel.kill()
-    warm, cold = (json.loads((folder / "results" / "05_probing.json").read_text()) for folder in (found[wanted[1][1]].folder, run_dir("own-data-test")))
-    assert warm["parameters"]["seed"] == cold["parameters"]["seed"] == 0 and warm["metrics"] == cold["metrics"]
-    executed = found[wanted[1][1]].executed.read_text()
+    second = cells[wanted[1].name]
+    warm = json.loads(second.record.read_text())
+    cold = json.loads((run_dir("own-data-test") / "results" / "05_probing.json").read_text())
+    assert warm["parameters"]["seed"] == cold["parameters"]["seed"] == 0
+    assert warm["parameters"]["show_k"] == cold["parameters"]["show_k"] == 5
+    assert warm["metrics"] == cold["metrics"]
+    executed = second.executed.read_text()
     assert '"execution_count": 1,' in executed and runner.ROOT.as_posix() not in executed
 
 
@@ -200,10 +231,11 @@ def test_the_figure_of_a_shipped_sweep_names_columns_that_there_are(path, small_
     table = pd.read_parquet(run_dir("own-data-test") / "results" / f"{sweep.notebooks[0]}.parquet")
     there = {*table.columns, *(f"cell.{name}" for name in sweep.points[0])}
     about = sweep.figure
-    assert {about[key] for key in ("x", "hue", "col", "row") if key in about} | set(about["where"]) | set(about.get("distinct", [])) <= there
+    placed = {about[key] for key in ("x", "hue", "col", "row") if key in about}
+    assert placed | set(about["where"]) | set(about.get("distinct", [])) <= there
     for name in {"metric", "probe", "selection", "change"} & set(about["where"]):
-        wanted = about["where"][name]
-        assert set(wanted if isinstance(wanted, list) else [wanted]) <= set(table[name].dropna()), name
+        allowed = about["where"][name]
+        assert set(allowed if isinstance(allowed, list) else [allowed]) <= set(table[name].dropna()), name
 
 
 def test_workers_that_die_are_begun_again(tmp_path, monkeypatch):
@@ -230,20 +262,24 @@ def test_workers_that_die_are_begun_again(tmp_path, monkeypatch):
 HARVEST = """
 import sys
 from pathlib import Path
-from lib import activations, models
+from lib.model import activations, models
 parent, minilm, identity = Path(sys.argv[1]), models.load_model(models.MINILM), models.identity(models.MINILM)
 texts = [f"text {i} of a few words, {'and some more ' * (i % 7)}to the end" for i in range(60)]
 activations.harvest_pooled(minilm, identity, texts, [1, 4], parent, shard_tokens=300, token_layer=2)
-activations.harvest_tokens(minilm, identity, "hash", models.split_tokens(minilm, texts, 16), 2, parent, special=False, shuffle_seed=0, shard_tokens=200)
+token_ids = models.split_tokens(minilm, texts, 16)
+options = {"special": False, "shuffle_seed": 0, "shard_tokens": 200}
+activations.harvest_tokens(minilm, identity, "hash", token_ids, 2, parent, **options)
 """
 
 
 def test_two_workers_harvest_what_one_does(tmp_path):
     """In a process of its own, as jaxtyping's hook makes functions that cannot be sent to a worker."""
-    found = {}
+    manifests = {}
     for workers in ("1", "2"):
         environment = os.environ | {"PYTHONPATH": str(runner.ROOT), "WORKERS": workers}
-        subprocess.run([sys.executable, "-c", HARVEST, str(tmp_path / workers)], env=environment, cwd=tmp_path, check=True, capture_output=True)
-        folders = [store for store in (tmp_path / workers).iterdir() if store.is_dir()]
-        found[workers] = {store.name: shards.read_manifest(store) | {"seconds": None} for store in folders}
-    assert found["1"] == found["2"] and len(found["1"]) == 3 and all(len(manifest["shards"]) > 3 for manifest in found["1"].values())
+        command = [sys.executable, "-c", HARVEST, str(tmp_path / workers)]
+        subprocess.run(command, env=environment, cwd=tmp_path, check=True, capture_output=True)
+        stores = [folder for folder in (tmp_path / workers).iterdir() if folder.is_dir()]
+        manifests[workers] = {store.name: shards.read_manifest(store) | {"seconds": None} for store in stores}
+    assert manifests["1"] == manifests["2"] and len(manifests["1"]) == 3
+    assert all(len(manifest["shards"]) > 3 for manifest in manifests["1"].values())

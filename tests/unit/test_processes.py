@@ -9,7 +9,10 @@ from lib.base import processes
 GIB = 2**30
 
 
-@pytest.mark.parametrize(("tasks", "cores", "free", "expected"), [(5, 8, 64, 5), (50, 8, 64, 8), (50, 8, 3.5, 3), (50, 8, 0.5, 1), (0, 8, 64, 1)])
+@pytest.mark.parametrize(
+    ("tasks", "cores", "free", "expected"),
+    [(5, 8, 64, 5), (50, 8, 64, 8), (50, 8, 3.5, 3), (50, 8, 0.5, 1), (0, 8, 64, 1)],
+)
 def test_tasks_cores_and_free_memory_bound_the_processes(monkeypatch, tasks, cores, free, expected):
     monkeypatch.setattr(joblib, "cpu_count", lambda: cores)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=free * GIB))

@@ -1,6 +1,7 @@
 import pytest
 import transformers
 
+from lib.base import build_graph
 from lib.runs import profiles, runner, sizing
 
 
@@ -9,28 +10,34 @@ def estimate(**values):
 
 
 def test_sizes_by_hand(tiny_gemma):
-    found = estimate(model=str(tiny_gemma), layer=1, store="disk", max_tokens=1000, pretraining_tokens=3000, chat_tokens=1000, layers=[0, 1])
-    d_model = 32
-    assert found.loc[("04", "harvest"), "disk_gib"] * sizing.GIB == pytest.approx(4000 * 2 * d_model)
-    assert found.loc[("04", "harvest"), "tokens"] == 4000
-    assert found.loc[("01", "weights of the model"), "disk_gib"] == 0, "a local folder is not fetched"
+    d_model, harvest = 32, ("04", "harvest")
+    values = {"model": str(tiny_gemma), "layer": 1, "pretraining_tokens": 3000, "chat_tokens": 1000}
+    on_disk = estimate(**values, store="disk", max_tokens=1000, layers=[0, 1])
+    assert on_disk.loc[harvest, "disk_gib"] * sizing.GIB == pytest.approx(4000 * 2 * d_model)
+    assert on_disk.loc[harvest, "tokens"] == 4000
+    assert on_disk.loc[("01", "weights of the model"), "disk_gib"] == 0, "a local folder is not fetched"
     model = transformers.AutoModelForCausalLM.from_pretrained(tiny_gemma)
-    assert found.loc[("02", "pooled and token activations"), "memory_gib"] * sizing.GIB == sum(p.numel() for p in model.parameters()) * 4
-    stream = estimate(model=str(tiny_gemma), layer=1, store="stream", pretraining_tokens=3000, chat_tokens=1000)
-    assert stream.loc[("04", "harvest"), "disk_gib"] == 0 and stream.loc[("04", "harvest"), "hours"] > found.loc[("04", "harvest"), "hours"]
+    weights = sum(p.numel() for p in model.parameters())
+    assert on_disk.loc[("02", "pooled and token activations"), "memory_gib"] * sizing.GIB == weights * 4
+    stream = estimate(**values, store="stream")
+    assert stream.loc[harvest, "disk_gib"] == 0 and stream.loc[harvest, "hours"] > on_disk.loc[harvest, "hours"]
 
 
 def test_work_grows_with_tokens_and_width():
-    one, four = (estimate(base_sae="", base_d_sae=n, finetune_tokens=n * 100, scratch_tokens=n * 100, base_train_tokens=n * 100) for n in (1000, 4000))
-    step = ("04", "SAE training")
-    assert four.loc[step, "hours"] / one.loc[step, "hours"] == pytest.approx(16)
+    hours = []
+    for n in (1000, 4000):
+        tokens = {name: n * 100 for name in ("finetune_tokens", "scratch_tokens", "base_train_tokens")}
+        hours.append(estimate(base_sae="", base_d_sae=n, **tokens).loc[("04", "SAE training"), "hours"])
+    assert hours[1] / hours[0] == pytest.approx(16)
     assert sizing._width("gemma-scope-9b-it-res:layer_20/width_131k/average_l0_81") == 131_072
     assert sizing._width("data/pretrained/all-MiniLM-L6-v2-layer-2-base") == 1536
 
 
 def test_too_little_disk_is_an_error_before_anything_is_fetched(monkeypatch, tmp_path, capsys):
     table = sizing.estimate({"profile": "x", "pretraining_tokens": 10**9}, flops=1e12)
-    with pytest.raises(ValueError, match=r"about [\d.]+ GiB of disk are needed, 1.0 GiB are free; the most, [\d.]+ GiB, takes harvest of notebook 04"):
+    sentence = r"about [\d.]+ GiB of disk are needed, 1.0 GiB are free; "
+    sentence += r"the most, [\d.]+ GiB, takes harvest of notebook 04"
+    with pytest.raises(ValueError, match=sentence):
         sizing.check(table, free=2**30)
     fetched = []
     monkeypatch.setattr(runner.sources, "fetch", fetched.append)
@@ -45,7 +52,7 @@ def test_too_little_disk_is_an_error_before_anything_is_fetched(monkeypatch, tmp
 @pytest.mark.parametrize("profile", ["gemma-2-2b", "gemma-2-9b", "pythia-160m", "tiny-gemma"])
 def test_the_shipped_profiles_set_known_parameters_of_the_right_type(profile):
     values = profiles.read_profile(profiles.profile_path(profile))
-    for notebook in runner.graph.notebooks():
+    for notebook in build_graph.notebooks():
         profiles.select(notebook, values)
     for name in ("base_sae", "prompts_sae"):
         place = values.get(name, "")

@@ -11,10 +11,10 @@ def place(request, tmp_path, monkeypatch):
     """A storage, with an empty folder as the project."""
     monkeypatch.setattr(storage, "ROOT", tmp_path / "project")
     (tmp_path / "project").mkdir()
-    found = storage.Storage(request.param if ":" in request.param else str(tmp_path / "store"))
-    yield found
-    if found.system.exists(found.root):
-        found.system.rm(found.root, recursive=True)
+    new = storage.Storage(request.param if ":" in request.param else str(tmp_path / "store"))
+    yield new
+    if new.system.exists(new.root):
+        new.system.rm(new.root, recursive=True)
 
 
 def test_files_and_folders_go_there_and_come_back(place):
@@ -28,7 +28,8 @@ def test_files_and_folders_go_there_and_come_back(place):
     (root / "runs").rename(root / "gone")
     (root / "saes").rename(root / "gone-too")
     place.get([root / "runs/a.json", root / "saes/one"])
-    assert {str(path.relative_to(root / "saes")) for path in (root / "saes").rglob("[!.]*") if path.is_file()} == {"one/cfg.json", "one/deep/w.bin"}
+    files = [path for path in (root / "saes").rglob("[!.]*") if path.is_file()]
+    assert {str(path.relative_to(root / "saes")) for path in files} == {"one/cfg.json", "one/deep/w.bin"}
     assert (root / "runs/a.json").read_text() == "runs/a.json"
     assert not [path for path in root.rglob(".*") if not path.name.endswith(".lock")], "nothing temporary stays"
 
@@ -42,7 +43,8 @@ def test_an_incomplete_folder_is_completed(place):
     (folder / "shard-1").unlink()
     (folder / "manifest.json").write_text("begun")
     place.get([folder])
-    assert {path.name: path.read_text() for path in folder.glob("[!.]*")} == {"manifest.json": "finished", "shard-0": "a", "shard-1": "b"}
+    texts = {path.name: path.read_text() for path in folder.glob("[!.]*")}
+    assert texts == {"manifest.json": "finished", "shard-0": "a", "shard-1": "b"}
 
 
 def test_workers_that_fetch_one_folder_at_once_agree(place):
@@ -63,7 +65,8 @@ def test_a_place_that_fails_is_one_sentence_without_its_password(place, monkeypa
     def denied(_):
         raise PermissionError("no access to sftp://me:hidden@host/x")
 
-    with monkeypatch.context() as patch, pytest.raises(ValueError, match=r"STORE='sftp://host/x' cannot be used \(PermissionError: no access to sftp://host/x\)"):
+    sentence = r"STORE='sftp://host/x' cannot be used \(PermissionError: no access to sftp://host/x\)"
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match=sentence):
         patch.setattr(place.system, "exists", denied)
         place.has(storage.ROOT / "x")
 

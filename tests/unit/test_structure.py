@@ -4,6 +4,7 @@ import ast
 import graphlib
 import re
 import subprocess
+import sys
 
 import jupytext
 import nbformat
@@ -12,7 +13,8 @@ import pytest
 from lib.base import build_graph
 from lib.base.files import ROOT
 
-FLOORS = {"base": 0, "stats": 1, "texts": 2, "results": 2, "model": 3, "sae": 4, "probing": 5, "runs": 5, "interp": 6}  # of the house
+# Of the house:
+FLOORS = {"base": 0, "stats": 1, "texts": 2, "results": 2, "model": 3, "sae": 4, "probing": 5, "runs": 5, "interp": 6}
 MODULES = sorted(build_graph.LIB.rglob("[!_]*.py"))
 NAMES = {path.relative_to(build_graph.LIB).with_suffix("").as_posix(): path for path in MODULES}
 NOTEBOOKS = build_graph.notebooks()
@@ -34,8 +36,30 @@ def test_imports_point_one_way_between_packages(name):
     assert not upward, f"{name} imports {upward}, on the same floor or above it"
 
 
+def test_ruff_finds_nothing():
+    """Unused names, wrong order of imports, long lines: what ``make lint`` says, which this runs."""
+    makefile = (ROOT / "Makefile").read_text()
+    (checked,) = re.findall(r"-m ruff check (.+)", makefile)
+    command = [sys.executable, "-m", "ruff", "check", *checked.split()]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-5000:]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_no_function_takes_more_than_six_positional_parameters(path):
+    tree = ast.parse(path.read_text())
+    methods = {id(method) for node in ast.walk(tree) if isinstance(node, ast.ClassDef) for method in node.body}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            names = [argument.arg for argument in (*node.args.posonlyargs, *node.args.args)]
+            if id(node) in methods and names[:1] in (["self"], ["cls"]):
+                names = names[1:]
+            assert len(names) <= 6, f"{node.name} takes {names}; make a type of what travels together"
+
+
 def test_imports_point_one_way_between_modules():
-    graphlib.TopologicalSorter({name: build_graph.imported(path) for name, path in NAMES.items()}).prepare()  # raises CycleError
+    imports = {name: build_graph.imported(path) for name, path in NAMES.items()}
+    graphlib.TopologicalSorter(imports).prepare()  # raises CycleError
 
 
 def test_an_import_of_a_package_only_is_refused(tmp_path):
@@ -48,11 +72,12 @@ def test_an_import_of_a_package_only_is_refused(tmp_path):
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
 def test_modules_are_small_documented_and_do_nothing_at_import(path):
     source = path.read_text()
-    assert source.count("\n") <= 300
+    assert source.count("\n") <= 400
     tree = ast.parse(source)
     assert ast.get_docstring(tree)
     public = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef) and not n.name.startswith("_")]
-    nested = {id(inner) for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) for inner in ast.walk(n) if inner is not n}
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    nested = {id(inner) for function in functions for inner in ast.walk(function) if inner is not function}
     undocumented = [n.name for n in public if id(n) not in nested and not ast.get_docstring(n)]
     assert not undocumented
     calls = [ast.unparse(n) for n in tree.body if isinstance(n, ast.Expr) and isinstance(n.value, ast.Call)]
@@ -64,9 +89,10 @@ def test_notebooks_are_short_cells_without_functions(path):
     notebook = jupytext.read(path)
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            lines = [line for line in cell.source.splitlines() if line.strip() and not line.strip().startswith("#")]
+            stripped = [line.strip() for line in cell.source.splitlines()]
+            lines = [line for line in stripped if line and not line.startswith("#")]
             is_parameters = "parameters" in cell.metadata.get("tags", [])
-            assert len(lines) <= 15 or is_parameters, f"a cell of {len(lines)} lines, from {lines[0]!r}"
+            assert len(lines) <= 25 or is_parameters, f"a cell of {len(lines)} lines, from {lines[0]!r}"
             assert not re.search(r"^\s*(def|class) ", cell.source, flags=re.M)
     assert notebook.cells[0].source.startswith(f"# {path.stem[:2]} · ")
     assert "records.write(run" in notebook.cells[-1].source
@@ -83,7 +109,8 @@ def test_parameters_are_literals_and_a_name_means_the_same_everywhere(path):
 def test_the_committed_notebook_is_executed_and_in_step(path):
     executed = path.with_suffix(".ipynb")
     source, published = jupytext.read(path), nbformat.read(executed, as_version=4)
-    assert [(c.cell_type, c.source) for c in source.cells] == [(c.cell_type, c.source) for c in published.cells], "make publish"
+    written = [(cell.cell_type, cell.source) for cell in source.cells]
+    assert written == [(cell.cell_type, cell.source) for cell in published.cells], "make publish"
     outputs = [output for cell in published.cells if cell.cell_type == "code" for output in cell.outputs]
     assert outputs and all(output.output_type != "error" for output in outputs)
     assert executed.stat().st_size < 1_500_000
@@ -96,5 +123,7 @@ def test_no_number_of_the_paper_is_typed_into_a_notebook():
 
 def test_no_text_of_downloaded_data_is_committed():
     """Pages of public profiles show texts of the data sets; only figures are kept."""
-    kept = subprocess.run(["git", "ls-files", "figures"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    assert kept and {name for name in kept if not name.endswith(".png")} <= {"figures/embedded/latents.html", "figures/embedded/debugging.html"}
+    command = ["git", "ls-files", "figures"]
+    kept = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    pages = {name for name in kept if not name.endswith(".png")}
+    assert kept and pages <= {"figures/embedded/latents.html", "figures/embedded/debugging.html"}

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from lib.base import build_graph, files
-from lib.runs import sweep_cells, sweeps
+from lib.runs import sizing, sweep_cells, sweeps
 
 SHIPPED = sorted(sweeps.SWEEPS.glob("*.yaml"))
 
@@ -24,31 +24,34 @@ def sweep(tmp_path):
 
 
 def test_grid_and_zips_multiply(sweep):
-    found = sweep_cells.read(sweep(grid={"seed": [0, 1]}, zip=[{"n_harmful": [5, 6], "n_harmless": [7, 8]}, {"layer": [1]}]))
-    assert found.points == [
+    zips = [{"n_harmful": [5, 6], "n_harmless": [7, 8]}, {"layer": [1]}]
+    both = sweep_cells.read(sweep(grid={"seed": [0, 1]}, zip=zips))
+    assert both.points == [
         {"seed": seed, "n_harmful": a, "n_harmless": b, "layer": 1} for seed in (0, 1) for a, b in ((5, 7), (6, 8))
     ]
     assert sweep_cells.read(sweep()).points == [{}], "without a grid there is one cell"
 
 
 def test_cells_share_what_they_read(sweep):
-    found, wanted = sweep_cells.plan(sweep_cells.read(sweep(grid={"show_k": [5, 20], "n_harmful": [50, 60]})))
-    count = pd.Series([cell.notebook for cell in found.values()]).value_counts()
+    cells, wanted = sweep_cells.plan(sweep_cells.read(sweep(grid={"show_k": [5, 20], "n_harmful": [50, 60]})))
+    count = pd.Series([cell.notebook for cell in cells.values()]).value_counts()
     assert count.to_dict() == {"01_datasets": 2, "02_activations": 2, "04_chat_finetune": 2, "05_probing": 4}
     assert len({name for _, name in wanted}) == 4
-    order = list(found)
-    assert all(order.index(need) < order.index(name) for name, cell in found.items() for need in cell.needs)
+    order = list(cells)
+    assert all(order.index(need) < order.index(name) for name, cell in cells.items() for need in cell.needs)
     small = {name for point, name in wanted if point["n_harmful"] == 50}
-    assert len({found[name].needs for name in small}) == 1
+    assert len({cells[name].needs for name in small}) == 1
 
 
 def test_a_cells_name_is_its_content(sweep, monkeypatch):
     names = set(sweep_cells.plan(sweep_cells.read(sweep(grid={"show_k": [5, 20]})))[0])
-    assert names == set(sweep_cells.plan(sweep_cells.read(sweep(zip={"show_k": [5, 20]}, fixed={"c_grid": [1e-4, 1e-3, 1e-2, 1e-1, 1.0]})))[0]), "a default is no change"
+    default = sweep(zip={"show_k": [5, 20]}, fixed={"c_grid": [1e-4, 1e-3, 1e-2, 1e-1, 1.0]})
+    assert names == set(sweep_cells.plan(sweep_cells.read(default))[0]), "a default is no change"
     hashed = files.file_hash
     monkeypatch.setattr(sweep_cells, "file_hash", lambda path: "new" if path.name == "ksparse.py" else hashed(path))
     changed = set(sweep_cells.plan(sweep_cells.read(sweep(grid={"show_k": [5, 20]})))[0])
-    assert {name.split("-")[0] for name in names & changed} == {"01_datasets", "02_activations", "04_chat_finetune"}, "a changed module changes what uses it"
+    kept = {name.split("-")[0] for name in names & changed}
+    assert kept == {"01_datasets", "02_activations", "04_chat_finetune"}, "a changed module changes what uses it"
 
 
 def test_a_changed_csv_is_another_cell(sweep, csv):
@@ -70,8 +73,8 @@ def test_a_changed_sae_is_another_cell(sweep, tmp_path):
 
 def test_a_cell_whose_code_changed_meanwhile_is_not_run(sweep, monkeypatch, tmp_path):
     monkeypatch.setattr(files, "DATA", tmp_path)
-    found, _ = sweep_cells.plan(sweep_cells.read(sweep()))
-    cell = next(iter(found.values()))
+    cells, _ = sweep_cells.plan(sweep_cells.read(sweep()))
+    cell = next(iter(cells.values()))
     assert "is not what it was when the sweep began" in sweep_cells.CellRunner()((cell._replace(code="other"), []))
 
 
@@ -84,7 +87,7 @@ def test_a_cell_whose_code_changed_meanwhile_is_not_run(sweep, monkeypatch, tmp_
         ({"zip": {"layer": [1, 2], "seed": [0]}}, "must give lists of equal length"),
         ({"grid": {"layer": [1]}, "zip": {"layer": [2]}}, r"a parameter stands twice in \['layer', 'layer'\]"),
         ({"notebooks": ["05"]}, r"notebooks is \['05'\]; give a list of some of \['01_datasets'"),
-        ({"gird": {}}, r"must be a mapping with keys of \['figure', 'fixed', 'grid', 'notebooks', 'profile', 'zip'\]; it has "),
+        ({"gird": {}}, r"a mapping with keys of \['figure', 'fixed', 'grid', 'notebooks', 'profile', 'zip'\]; it has "),
         ({"fixed": [1]}, r"fixed must be a mapping of names, it is \[1\]"),
         ({"profile": "nope"}, "unknown profile 'nope'"),
     ],
@@ -103,25 +106,30 @@ def test_no_yaml_is_one_sentence(tmp_path):
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_sweeps(path):
-    found, wanted = sweep_cells.plan(sweep_cells.read(path))
+    cells, wanted = sweep_cells.plan(sweep_cells.read(path))
     assert len(wanted) >= 12 and len({name for _, name in wanted}) == len(wanted), "every point is a cell of its own"
     assert path.read_text(encoding="utf-8").startswith("# ")
 
 
 def test_five_sweeps_are_shipped():
-    assert {path.stem for path in SHIPPED} == {"layer_by_k", "seed_by_recipe", "training_size", "label_noise", "sparsity_by_penalty"}
+    names = {"layer_by_k", "seed_by_recipe", "training_size", "label_noise", "sparsity_by_penalty"}
+    assert {path.stem for path in SHIPPED} == names
 
 
 def test_drawn_means_over_cells_and_single_intervals():
     rows = [("a", 1, 0, 0.2), ("a", 1, 1, 0.4), ("b", 1, 0, 0.5), ("b", 1, 0, 0.5)]
-    table = pd.DataFrame(rows, columns=["variant", "cell.x", "cell.seed", "value"]).assign(low=0.1, high=0.9, split="ood", other=range(4), cell=["c1", "c2", "c1", "c2"])
+    table = pd.DataFrame(rows, columns=["variant", "cell.x", "cell.seed", "value"])
+    table = table.assign(low=0.1, high=0.9, split="ood", other=range(4), cell=["c1", "c2", "c1", "c2"])
     about = {"x": "cell.x", "hue": "variant", "where": {"split": ["ood"]}, "distinct": ["variant", "cell.seed"]}
-    found = sweeps.drawn(table, about).set_index("variant")
+    shown = sweeps.drawn(table, about).set_index("variant")
     half = 12.706204736 * np.sqrt(0.02) / np.sqrt(2)  # t of one degree of freedom
-    np.testing.assert_allclose(found.loc["a", ["value", "low", "high"]].astype(float), [0.3, 0.3 - half, 0.3 + half], rtol=1e-6)
-    assert found.loc["b", ["value", "low", "high", "n"]].tolist() == [0.5, 0.1, 0.9, 1], "equal in 'distinct': one measurement, its own interval"
+    interval = shown.loc["a", ["value", "low", "high"]].astype(float)
+    np.testing.assert_allclose(interval, [0.3, 0.3 - half, 0.3 + half], rtol=1e-6)
+    columns = ["value", "low", "high", "n"]
+    single = shown.loc["b", columns].tolist()
+    assert single == [0.5, 0.1, 0.9, 1], "equal in 'distinct': one measurement, its own interval"
     same = sweeps.drawn(table.assign(other=0), {"x": "cell.x", "hue": "variant"}).set_index("variant")
-    assert same.loc["b", ["value", "low", "high", "n"]].tolist() == [0.5, 0.1, 0.9, 1], "a parameter that does not matter is no replicate"
+    assert same.loc["b", columns].tolist() == [0.5, 0.1, 0.9, 1], "a parameter that does not matter is no replicate"
     with pytest.raises(ValueError, match=r"2 rows of one cell at .*; where must also choose by \['other'\]"):
         sweeps.drawn(table.assign(cell="c1"), {"x": "cell.x", "hue": "variant"})
     with pytest.raises(ValueError, match=r"no row .* with a value of \['other'\]"):
@@ -134,23 +142,27 @@ def test_drawn_means_over_cells_and_single_intervals():
 
 def test_gather_takes_finished_cells_only(sweep, tmp_path, monkeypatch):
     monkeypatch.setattr(files, "DATA", tmp_path)
-    found, wanted = sweep_cells.plan(sweep_cells.read(sweep(grid={"layer": [1, 2], "k_poolings": [["max"], ["max", "mean"]]})))
-    assert sweeps.gather(wanted, found).empty
+    grid = {"layer": [1, 2], "k_poolings": [["max"], ["max", "mean"]]}
+    cells, wanted = sweep_cells.plan(sweep_cells.read(sweep(grid=grid)))
+    assert sweeps.gather(wanted, cells).empty
     for point, name in wanted[:2]:
-        cell = found[name]
+        cell = cells[name]
         for path, text in ((cell.executed, "{}"), (cell.record, json.dumps({"wall_time_s": 4.0}))):
             files.write_text(path, text)
-        files.write_table(cell.record.with_suffix(".parquet"), pd.DataFrame({"layer": [5], "value": [float(point["layer"])]}))
-    table = sweeps.gather(wanted, found)
-    assert table[["cell.layer", "layer", "value", "cell.k_poolings"]].to_numpy().tolist() == [[1, 5, 1.0, '["max"]'], [1, 5, 1.0, '["max", "mean"]']]
-    assert sweeps.seconds(list(found.values())) == {"05_probing": 4.0}
-    monkeypatch.setattr(sweeps.sizing, "peak_flops", lambda *_: 1e11)
-    sizes = sweeps.estimates(sweep_cells.read(tmp_path / "mine.yaml"), wanted, found).set_index("notebook")
+        result = pd.DataFrame({"layer": [5], "value": [float(point["layer"])]})
+        files.write_table(cell.record.with_suffix(".parquet"), result)
+    table = sweeps.gather(wanted, cells)[["cell.layer", "layer", "value", "cell.k_poolings"]]
+    assert table.to_numpy().tolist() == [[1, 5, 1.0, '["max"]'], [1, 5, 1.0, '["max", "mean"]']]
+    assert sweeps.seconds(list(cells.values())) == {"05_probing": 4.0}
+    monkeypatch.setattr(sizing, "peak_flops", lambda *_: 1e11)
+    sizes = sweeps.estimates(sweep_cells.read(tmp_path / "mine.yaml"), wanted, cells).set_index("notebook")
     assert sizes.loc["05_probing", ["cells", "finished"]].tolist() == [4, 2]
-    assert sizes.loc["05_probing", "hours"] == pytest.approx(2 * 4 / 3600) and sizes.loc["05_probing", "from"] == "measured"
+    assert sizes.loc["05_probing", "hours"] == pytest.approx(2 * 4 / 3600)
+    assert sizes.loc["05_probing", "from"] == "measured"
     assert sizes.loc["04_chat_finetune", "cells"] == 2 and sizes.loc["04_chat_finetune", "hours"] > 0
 
 
 def test_sources_hold_what_a_notebook_reads():
-    found = build_graph.sources(build_graph.NOTEBOOKS / "05_probing.py")
-    assert {"notebooks/05_probing.py", "lib/probing/ksparse.py", "lib/stats/draws.py", "data/sources.yaml"} <= set(found) and "lib/runs/sweeps.py" not in found
+    paths = set(build_graph.sources(build_graph.NOTEBOOKS / "05_probing.py"))
+    assert {"notebooks/05_probing.py", "lib/probing/ksparse.py", "lib/stats/draws.py", "data/sources.yaml"} <= paths
+    assert "lib/runs/sweeps.py" not in paths
