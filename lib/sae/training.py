@@ -42,7 +42,7 @@ def token_stores(reader: models.Reader, texts: list[str], layer: int, parent: Pa
 
 def held_out_store(reader: models.Reader, texts: list[str], layer: int, parent: Path, max_tokens: int, seed: int) -> Path:
     """:func:`token_store` on disk."""
-    return token_store(reader._replace(store="disk"), texts, layer, parent, max_tokens, seed)
+    return token_store(reader._replace(keeping="disk"), texts, layer, parent, max_tokens, seed)
 
 
 def token_store(reader: models.Reader, texts: list[str], layer: int, parent: Path, max_tokens: int, seed: int) -> Source:
@@ -55,7 +55,7 @@ def token_store(reader: models.Reader, texts: list[str], layer: int, parent: Pat
     token_ids = corpora.first_tokens(models.split_tokens(bridge, texts, reader.context), max_tokens, seed)
     content = activations.texts_hash([str(ids) for ids in token_ids])
     given = (bridge, models.identity(reader.model), content, token_ids, layer)
-    if reader.store == "stream":
+    if not reader.keeps():
         return activations.token_shards(*given, special=False, shuffle_seed=seed)
     return activations.harvest_tokens(*given, parent, special=False, shuffle_seed=seed)
 
