@@ -41,7 +41,7 @@ def training(folder: Path, store: str) -> None:
 def answers(folder: Path, model: str) -> None:
     """Rollouts in parts of 8 prompts."""
     rollouts.PART_PROMPTS = 8
-    rollouts.generate(load_model(model), {"model": model}, TEXTS[:80], folder, 4, 1.0, 0)
+    rollouts.generate(load_model(model), {"model": model}, TEXTS[:80], folder, 4)
 
 
 def digest(folder: Path) -> dict[str, str]:

@@ -13,8 +13,14 @@ ROLES = {"User": "user", "Assistant": "assistant"}
 
 
 class Encoded(NamedTuple):
-    """A prompt in the chat template: token ids, each token's characters in the *text* (both 0 for the template's own), and
-    the range of the text's tokens."""
+    """A prompt in the chat template.
+
+    Attributes:
+        ids: the token ids.
+        offsets: first and last character of each token in the *text*; both are 0 for the template's own tokens.
+        first: the text's first token.
+        last: the token behind the text's last one.
+    """
 
     ids: list[int]
     offsets: list[tuple[int, int]]
@@ -30,7 +36,10 @@ def has_template(tokenizer: PreTrainedTokenizerBase) -> bool:
 def require(tokenizer: PreTrainedTokenizerBase, what: str) -> None:
     """Raise ``ValueError`` if there is no chat template, which ``what`` needs."""
     if not has_template(tokenizer):
-        raise ValueError(f"{what} needs a chat model, but the tokenizer of {tokenizer.name_or_path!r} has no chat template; take an instruction-tuned model")
+        raise ValueError(
+            f"{what} needs a chat model, but the tokenizer of {tokenizer.name_or_path!r} has no chat template; "
+            "take an instruction-tuned model"
+        )
 
 
 def special(tokenizer: PreTrainedTokenizerBase) -> set[int]:
@@ -40,16 +49,18 @@ def special(tokenizer: PreTrainedTokenizerBase) -> set[int]:
 
 
 def rendered(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[str, int]:
-    """The prompt as the user's turn with the header of the model's turn behind it, and the character at which it begins.
+    """The prompt as the user's turn with the header of the model's turn behind it, and the character where it begins.
 
     Raises:
         ValueError: a template that changes the prompt beyond taking off the spaces around it.
     """
-    mark = "\u2063"  # a character that no template holds
+    mark = "\u2063"  # No template holds this character.
     prefix = _render(tokenizer, mark).partition(mark)[0]
     whole = _render(tokenizer, text)
     if not whole[len(prefix) :].startswith((text, text.strip())):
-        raise ValueError(f"the chat template of {tokenizer.name_or_path!r} changes the prompt {text[:60]!r}; it cannot be located")
+        raise ValueError(
+            f"the chat template of {tokenizer.name_or_path!r} changes the prompt {text[:60]!r}; it cannot be located"
+        )
     return whole, len(prefix)
 
 
@@ -61,16 +72,20 @@ def _render(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Encoded:
     """Tokens of a prompt in the chat template. The template writes BOS, so the tokenizer adds none: there is one."""
     whole, begin = rendered(tokenizer, text)
-    spaces = 0 if whole[begin:].startswith(text) else len(text) - len(text.lstrip())
-    size = len(text) if whole[begin:].startswith(text) else len(text.strip())
-    found = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    inside = [i for i, (start, stop) in enumerate(found["offset_mapping"]) if start < begin + size and stop > begin and stop > start]
-    offsets = [(0, 0)] * len(found["input_ids"])
+    is_stripped = not whole[begin:].startswith(text)
+    spaces = len(text) - len(text.lstrip()) if is_stripped else 0
+    size = len(text.strip()) if is_stripped else len(text)
+    end = begin + size
+    encoding = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    in_whole = encoding["offset_mapping"]
+    inside = [i for i, (start, stop) in enumerate(in_whole) if start < end and stop > begin and stop > start]
+    offsets = [(0, 0)] * len(in_whole)
     for i in inside:
-        start, stop = found["offset_mapping"][i]
+        start, stop = in_whole[i]
         offsets[i] = (max(start - begin, 0) + spaces, min(stop - begin, size) + spaces)
-    first = inside[0] if inside else next((i for i, (_, stop) in enumerate(found["offset_mapping"]) if stop > begin), len(offsets))
-    return Encoded(found["input_ids"], offsets, first, first + len(inside))
+    behind_begin = (i for i, (_, stop) in enumerate(in_whole) if stop > begin)
+    first = inside[0] if inside else next(behind_begin, len(offsets))
+    return Encoded(encoding["input_ids"], offsets, first, first + len(inside))
 
 
 def cut(encoded: Encoded, limit: int) -> Encoded:
@@ -90,16 +105,16 @@ def cut(encoded: Encoded, limit: int) -> Encoded:
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Position, counted from the first response token (−1 is the last before it), of the token that closes the user's turn.
+    """Position of the token that closes the user's turn, counted from the first response token: −1 is just before it.
 
-    It is the first special token after the prompt, or where the template has none, the first token after it. For Gemma 2
-    the prompt is followed by ``<end_of_turn>``, newline, ``<start_of_turn>``, ``model``, newline: −5 (the paper, aggregation).
+    It is the first special token after the prompt, or where the template has none, the first token after it. In Gemma 2
+    ``<end_of_turn>``, newline, ``<start_of_turn>``, ``model``, newline follow the prompt: −5 (the paper, aggregation).
     """
     require(tokenizer, "the end of the user's turn")
-    found = encode(tokenizer, "word")
-    behind = range(found.last, len(found.ids))
-    closing = next((i for i in behind if found.ids[i] in special(tokenizer)), next(iter(behind), found.last - 1))
-    return closing - len(found.ids)
+    encoded = encode(tokenizer, "word")
+    behind = range(encoded.last, len(encoded.ids))
+    closing = (i for i in behind if encoded.ids[i] in special(tokenizer))
+    return next(closing, next(iter(behind), encoded.last - 1)) - len(encoded.ids)
 
 
 def dialogue(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
@@ -112,7 +127,7 @@ def dialogue(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     parts = TURNS.split(text)[1:]
     turns = [{"role": ROLES[who], "content": said.strip()} for who, said in zip(parts[::2], parts[1::2], strict=True)]
     try:
-        found = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=False)
-    except Exception:  # templates raise what they like, such as on two user turns in a row
+        in_template = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=False)
+    except Exception:  # Templates raise what they like, such as on two user turns in a row.
         return text
-    return found.removeprefix(tokenizer.bos_token or "")
+    return in_template.removeprefix(tokenizer.bos_token or "")

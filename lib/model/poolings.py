@@ -63,6 +63,11 @@ class ActiveLatents:
         """A (prompts, d_sae) matrix of ``values`` at the prompts and latents of ``entries``."""
         return scipy.sparse.csr_matrix((values, np.divmod(self._key[entries], self.shape[1])), shape=self.shape)
 
+    def at(self, token: Int[np.ndarray, " prompts"]) -> scipy.sparse.csr_matrix:
+        """The (prompts, d_sae) activations at one token of every prompt, counted over all the prompts."""
+        entries = np.flatnonzero(self.token == token[self.prompt()])
+        return self.matrix(self.values[entries], entries)
+
 
 class Pooling(NamedTuple):
     """How a prompt's own tokens become one vector.
@@ -106,8 +111,7 @@ def _fixed(resid: Tensor, mask: Tensor, fixed: int) -> Tensor:
 
 
 def _fixed_latents(latents: ActiveLatents) -> scipy.sparse.csr_matrix:
-    entries = np.flatnonzero(latents.token == latents.fixed_token[latents.prompt()])
-    return latents.matrix(latents.values[entries], entries)
+    return latents.at(latents.fixed_token)
 
 
 POOLINGS = {

@@ -1,9 +1,10 @@
 """Rollouts: the model's own responses to prompts, generated in batches and kept as text.
 
-A folder ``rollouts-<hash>`` holds ``sampling.json`` (model, prompts, sampling parameters) and parquet parts, written under a
-temporary name and renamed; an interrupted run goes on at the first missing part.
+A folder ``rollouts-<hash>`` holds ``sampling.json`` (model, prompts, sampling parameters) and parquet parts, written
+under a temporary name and renamed; an interrupted run goes on at the first missing part.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,12 +25,19 @@ COLUMNS = ["prompt", "response", "finished"]
 
 
 def generate(
-    bridge: TransformerBridge, model: dict[str, str], prompts: list[str], parent: Path, max_new_tokens: int, temperature: float = 1.0, seed: int = 0
+    bridge: TransformerBridge,
+    model: dict[str, str],
+    prompts: list[str],
+    parent: Path,
+    max_new_tokens: int,
+    *,
+    temperature: float = 1.0,
+    seed: int = 0,
 ) -> pd.DataFrame:
     """A row per prompt: prompt, response, and whether the model ended its turn within ``max_new_tokens``.
 
-    Temperature 0 is greedy. A part's draws depend on the seed and the part, so that a resumed run equals an uninterrupted one.
-    ``model`` is ``lib.model.models.identity``.
+    Temperature 0 is greedy. A part's draws depend on the seed and the part, so that a resumed run equals an
+    uninterrupted one. ``model`` is ``lib.model.models.identity``.
 
     Raises:
         ValueError: a model without chat template, impossible sampling parameters, or a damaged part.
@@ -37,8 +45,17 @@ def generate(
     chat.require(bridge.tokenizer, "a rollout")
     room = bridge.cfg.n_ctx - max_new_tokens
     if temperature < 0 or not 0 < max_new_tokens < bridge.cfg.n_ctx:
-        raise ValueError(f"temperature {temperature} must be 0 or more, max_new_tokens {max_new_tokens} between 1 and the context of {bridge.cfg.n_ctx}")
-    sampling = model | {"prompts": texts_hash(prompts), "max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "part_prompts": PART_PROMPTS}
+        raise ValueError(
+            f"temperature {temperature} must be 0 or more, "
+            f"max_new_tokens {max_new_tokens} between 1 and the context of {bridge.cfg.n_ctx}"
+        )
+    sampling = model | {
+        "prompts": texts_hash(prompts),
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "seed": seed,
+        "part_prompts": PART_PROMPTS,
+    }
     folder = parent / f"rollouts-{value_hash(sampling)}"
     write_json(folder / "sampling.json", sampling, only_if_changed=True)
     parts = [range(start, min(start + PART_PROMPTS, len(prompts))) for start in range(0, len(prompts), PART_PROMPTS)]
@@ -46,9 +63,11 @@ def generate(
         todo = [i for i in range(len(parts)) if not _part(folder, i).exists()]
         for i in tqdm(todo, desc=folder.name, unit="part", disable=not todo):
             texts = [prompts[j] for j in parts[i]]
-            write_table(_part(folder, i), _responses(bridge, texts, tokenise(bridge, texts, room), max_new_tokens, temperature, seed * 100_003 + i))
-    found = [_read(_part(folder, i)) for i in range(len(parts))]
-    return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=COLUMNS)
+            token_ids, part_seed = tokenise(bridge, texts, room), seed * 100_003 + i
+            table = _responses(bridge, texts, token_ids, max_new_tokens, temperature, part_seed)
+            write_table(_part(folder, i), table)
+    tables = [_read(_part(folder, i)) for i in range(len(parts))]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=COLUMNS)
 
 
 class Sampling(NamedTuple):
@@ -60,19 +79,35 @@ class Sampling(NamedTuple):
     seed: int
 
 
+def _first_turns(prompts: list[str], source: str, tokens: int) -> list[str]:
+    return corpora.first_turns(corpora.corpus(source, tokens))
+
+
+# Form of a name -> what the model answers, from the caller's prompts, what stands in the place of <…>, and the tokens
+# that are wanted.
+OWN: dict[str, Callable[[list[str], str, int], list[str]]] = {
+    "own:prompts": lambda prompts, _, tokens: prompts,
+    "own:<corpus>": _first_turns,
+}
+
+
 def corpus(name: str, reader: Reader, sampling: Sampling, prompts: list[str], parent: Path, tokens: int) -> list[str]:
-    """``corpora.corpus``, or dialogues of the model itself: ``own:prompts`` answers the given prompts, ``own:<corpus>`` the user's
-    first turns of a corpus (such as ``own:hf:HuggingFaceH4/ultrachat_200k::train_sft``).
+    """``corpora.corpus``, or dialogues of the model itself (see ``OWN``).
+
+    ``own:prompts`` answers the given prompts, ``own:<corpus>`` the user's first turns of a corpus (such as
+    ``own:hf:HuggingFaceH4/ultrachat_200k::train_sft``).
 
     Raises:
-        ValueError: see ``corpora.corpus`` and :func:`generate`.
+        ValueError: unknown name, or see ``corpora.corpus`` and :func:`generate`.
     """
-    if not name.startswith("own:"):
+    form = corpora.form_of(name, [*corpora.CORPORA, *OWN])
+    if form not in OWN:
         return corpora.corpus(name, tokens)
-    source = name.removeprefix("own:")
-    asked = prompts if source == "prompts" else corpora.first_turns(corpora.corpus(source, tokens))
-    found = generate(reader.bridge(), identity(reader.model), asked[: sampling.n], parent, *sampling[1:])
-    answered = found[found["response"] != ""]
+    asked = OWN[form](prompts, corpora.argument(name, form), tokens)[: sampling.n]
+    options = {"temperature": sampling.temperature, "seed": sampling.seed}
+    bridge, model = reader.bridge(), identity(reader.model)
+    rollouts = generate(bridge, model, asked, parent, sampling.max_new_tokens, **options)
+    answered = rollouts[rollouts["response"] != ""]
     return [corpora.chat_turn(row.prompt, row.response) for row in answered.itertuples()]
 
 
@@ -84,11 +119,14 @@ def _read(path: Path) -> pd.DataFrame:
     try:
         return pd.read_parquet(path, columns=COLUMNS)
     except Exception as error:
-        raise ValueError(f"{path} is damaged ({type(error).__name__}); delete it and run again, it is generated anew") from error
+        why = type(error).__name__
+        raise ValueError(f"{path} is damaged ({why}); delete it and run again, it is generated anew") from error
 
 
 @torch.inference_mode()
-def _responses(bridge: TransformerBridge, texts: list[str], token_ids: list[list[int]], new: int, temperature: float, seed: int) -> pd.DataFrame:
+def _responses(
+    bridge: TransformerBridge, texts: list[str], token_ids: list[list[int]], new: int, temperature: float, seed: int
+) -> pd.DataFrame:
     waiting = sorted(range(len(texts)), key=lambda i: (len(token_ids[i]), i))
     rows: dict[int, dict[str, Any]] = {}
     budget = BATCH_TOKENS
@@ -97,30 +135,46 @@ def _responses(bridge: TransformerBridge, texts: list[str], token_ids: list[list
         while waiting:
             batch = [waiting[i] for i in next(batches([len(token_ids[i]) + new for i in waiting], budget))]
             try:
-                found = _generate(bridge, [token_ids[i] for i in batch], new, temperature)
+                responses = _generate(bridge, [token_ids[i] for i in batch], new, temperature)
             except torch.OutOfMemoryError as error:
                 if len(batch) == 1:
-                    raise ValueError(f"memory does not suffice for one prompt of {len(token_ids[batch[0]])} tokens and {new} new ones; lower max_new_tokens") from error
+                    n_tokens = len(token_ids[batch[0]])
+                    raise ValueError(
+                        f"memory does not suffice for one prompt of {n_tokens} tokens and {new} new ones; "
+                        "lower max_new_tokens"
+                    ) from error
                 budget = len(batch) // 2 * (len(token_ids[batch[-1]]) + new)
                 torch.cuda.empty_cache()
                 continue
             waiting = waiting[len(batch) :]
-            for i, (response, finished) in zip(batch, found, strict=True):
+            for i, (response, finished) in zip(batch, responses, strict=True):
                 rows[i] = {"prompt": texts[i], "response": response, "finished": finished}
     return pd.DataFrame([rows[i] for i in range(len(texts))], columns=COLUMNS)
 
 
-def _generate(bridge: TransformerBridge, token_ids: list[list[int]], new: int, temperature: float) -> list[tuple[str, bool]]:
+def _generate(
+    bridge: TransformerBridge, token_ids: list[list[int]], new: int, temperature: float
+) -> list[tuple[str, bool]]:
+    """The response to each prompt, and whether the model ended its turn."""
     model, tokenizer = bridge.original_model, bridge.tokenizer
     ids, mask = padded(token_ids, tokenizer.pad_token_id, model.device, left=True)
     ends = sorted(_ends(bridge))
-    draw = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
-    out = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=new, pad_token_id=tokenizer.pad_token_id, eos_token_id=ends, **draw)
-    found = []
+    sampled = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    greedy = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
+    out = model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        max_new_tokens=new,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=ends,
+        **(sampled if temperature else greedy),
+    )
+    responses = []
     for row in out[:, ids.shape[1] :].tolist():
         stop = next((i for i, token in enumerate(row) if token in ends), None)
-        found.append((tokenizer.decode(row[:stop], skip_special_tokens=True).strip(), stop is not None))
-    return found
+        text = tokenizer.decode(row[:stop], skip_special_tokens=True).strip()
+        responses.append((text, stop is not None))
+    return responses
 
 
 def _ends(bridge: TransformerBridge) -> set[int]:
@@ -128,4 +182,5 @@ def _ends(bridge: TransformerBridge) -> set[int]:
     ends = bridge.original_model.generation_config.eos_token_id
     ends = {ends} if isinstance(ends, int) else set(ends or [])
     closing = chat.encode(bridge.tokenizer, "word").ids[chat.end_of_turn(bridge.tokenizer)]
-    return (ends | {bridge.tokenizer.eos_token_id, closing if closing in chat.special(bridge.tokenizer) else None}) - {None}
+    ends |= {bridge.tokenizer.eos_token_id} | ({closing} & chat.special(bridge.tokenizer))
+    return ends - {None}

@@ -1,8 +1,8 @@
 """A store is a folder of safetensors shards with a manifest: checksummed, and resumed after an interruption.
 
 ``manifest.json``: ``parameters`` (they alone decide the folder's name), ``shards`` (SHA-256 by file name),
-``seconds`` (wall time by file name), ``n_shards`` and ``finished``. A shard is written under a temporary name and renamed; the
-manifest follows it. So a shard that the manifest does not list is made again.
+``seconds`` (wall time by file name), ``n_shards`` and ``finished``. A shard is written under a temporary name and
+renamed; the manifest follows it. So a shard that the manifest does not list is made again.
 """
 
 import json
@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load, save_file
@@ -21,6 +21,13 @@ from lib.base.files import WriteError, file_hash, locked, replacing, value_hash,
 from lib.model.models import send_by_name
 
 Shard = dict[str, torch.Tensor]
+
+
+class Job(NamedTuple):
+    """A shard to be made: its number, and the stores that lack it."""
+
+    i: int
+    folders: list[Path]
 
 
 def store_path(parent: Path, kind: str, parameters: dict[str, Any]) -> Path:
@@ -46,8 +53,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def build(folder: Path, parameters: dict[str, Any], n_shards: int, make: Callable[[int], Shard], unit: str) -> Path:
     """Make the shards that ``folder`` does not hold yet; returns the folder.
 
-    ``make(i)`` must depend on ``i`` and ``parameters`` only, so that a resumed store equals an uninterrupted one, and one that
-    several workers (``lib.base.cluster``) made.
+    ``make(i)`` must depend on ``i`` and ``parameters`` only, so that a resumed store equals an uninterrupted one, and
+    one that several workers (``lib.base.cluster``) made.
 
     Raises:
         ValueError: the folder holds other parameters, a tensor is not finite, or the disk is full.
@@ -59,18 +66,24 @@ def build(folder: Path, parameters: dict[str, Any], n_shards: int, make: Callabl
 def build_together(
     stores: dict[Path, dict[str, Any]], n_shards: int, make: Callable[[int, list[Path]], list[Shard]], unit: str
 ) -> None:
-    """:func:`build` of several stores (parameters by folder) in one pass: ``make(i, folders)`` gives the shard ``i`` of each of
-    ``folders``, those of ``stores`` that lack it."""
+    """:func:`build` of several stores (parameters by folder) in one pass.
+
+    ``make(i, folders)`` gives the shard ``i`` of each of ``folders``, those of ``stores`` that lack it.
+    """
     with ExitStack() as stack:
         for folder in stores:
             stack.enter_context(locked(folder))
         manifests = {folder: _begin(folder, parameters, n_shards) for folder, parameters in stores.items()}
-        lacking = {i: [folder for folder, manifest in manifests.items() if not _has(folder, manifest, i)] for i in range(n_shards)}
-        todo = [(i, folders) for i, folders in lacking.items() if folders]
+        todo: list[Job] = []
+        for i in range(n_shards):
+            lacking = [folder for folder, manifest in manifests.items() if not _has(folder, manifest, i)]
+            if lacking:
+                todo.append(Job(i, lacking))
         name = " and ".join(folder.name for folder in stores)
-        for (i, folders), (shards, seconds) in tqdm(_made(make, todo), total=len(todo), desc=name, unit=unit, disable=not todo):
-            for folder, shard in zip(folders, shards, strict=True):
-                _add(folder, manifests[folder], i, shard, seconds)
+        results = tqdm(_results(make, todo), total=len(todo), desc=name, unit=unit, disable=not todo)
+        for job, (shards, seconds) in results:
+            for folder, shard in zip(job.folders, shards, strict=True):
+                _add(folder, manifests[folder], job.i, shard, seconds)
 
 
 def _add(folder: Path, manifest: dict[str, Any], i: int, shard: Shard, seconds: float) -> None:
@@ -79,7 +92,8 @@ def _add(folder: Path, manifest: dict[str, Any], i: int, shard: Shard, seconds: 
         manifest["shards"][_name(i)] = _write_shard(folder / _name(i), shard)
         manifest["seconds"][_name(i)] = round(seconds, 3)
         manifest["finished"] = len(manifest["shards"]) == n_shards
-        write_json(folder / "manifest.json", manifest | {key: dict(sorted(manifest[key].items())) for key in ("shards", "seconds")})
+        in_order = {key: dict(sorted(manifest[key].items())) for key in ("shards", "seconds")}
+        write_json(folder / "manifest.json", manifest | in_order)
     except WriteError as error:
         done = sum(_has(folder, manifest, j) for j in range(n_shards))
         raise ValueError(f"{error}: {done} of {n_shards} shards are complete and stay usable") from error
@@ -94,10 +108,9 @@ def _begin(folder: Path, parameters: dict[str, Any], n_shards: int) -> dict[str,
     return manifest
 
 
-Job = tuple[int, list[Path]]
-
-
-def _made(make: Callable[[int, list[Path]], list[Shard]], todo: list[Job]) -> Iterator[tuple[Job, tuple[list[Shard], float]]]:
+def _results(
+    make: Callable[[int, list[Path]], list[Shard]], todo: list[Job]
+) -> Iterator[tuple[Job, tuple[list[Shard], float]]]:
     """Shards as they are made, here or by workers, with the seconds they took."""
 
     def timed(job: Job) -> tuple[list[Shard], float]:

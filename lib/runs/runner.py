@@ -81,7 +81,7 @@ def fetch(values: dict[str, Any]) -> None:
         select(path, values)
     _estimate(values)
     if values.get("dataset") == "public" and not values.get("train_csv"):
-        for name in sources.registry():
+        for name in sources.public_files():
             print(f"{name}: {sources.fetch(name).relative_to(ROOT)}, checksum right")
 
 

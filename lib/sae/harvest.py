@@ -35,7 +35,7 @@ def held_out_store(
     reader: models.Reader, texts: list[str], layer: int, parent: Path, max_tokens: int, seed: int
 ) -> Path:
     """:func:`token_store` on disk."""
-    return token_store(reader._replace(store="disk"), texts, layer, parent, max_tokens, seed)
+    return token_store(reader._replace(keeping="disk"), texts, layer, parent, max_tokens, seed)
 
 
 def token_store(
@@ -50,7 +50,7 @@ def token_store(
     token_ids = corpora.first_tokens(models.split_tokens(bridge, texts, reader.context), max_tokens, seed)
     content = activations.texts_hash([str(ids) for ids in token_ids])
     identity = models.identity(reader.model)
-    if reader.store == "stream":
+    if not reader.keeps():
         return activations.token_shards(bridge, identity, content, token_ids, layer, special=False, shuffle_seed=seed)
     return activations.harvest_tokens(
         bridge, identity, content, token_ids, layer, parent, special=False, shuffle_seed=seed

@@ -1,7 +1,7 @@
 """Texts that SAEs are trained on: pretraining-like prose, docstrings of installed packages, and chat rollouts.
 
-A corpus is a list of passages, a few paragraphs each. Passages, not windows, are held out, so that no passage
-is on both sides.
+A corpus is a list of passages, a few paragraphs each; its name is of one of the forms of ``CORPORA``. Passages, not
+windows, are held out, so that no passage is on both sides.
 """
 
 import gzip
@@ -9,79 +9,111 @@ import importlib.util
 import json
 import re
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from lib.texts.sources import N_CHAT_OOD, chat_instructions, fetch, registry
+from lib.base.registry import lookup
+from lib.texts.sources import N_CHAT_OOD, chat_instructions, fetch, public_files
 
-CORPORA = ("docstrings", "pretraining", "rollouts")
 CHARACTERS = 5  # of a token, at most, on average
 DIALOGUE = ("messages", "conversation", "conversations")  # columns of the hub's chat data sets
 TEXT = ("text", "prompt", "instruction", "question")
 PASSAGE = 1200  # characters, at least, unless the document ends
-PROSE_PACKAGES = ("numpy", "sklearn", "pandas", "matplotlib", "torch", "transformers", "networkx", "sympy", "jupyterlab",
-                  "nbconvert", "papermill", "seaborn", "pooch", "tqdm", "openai", "jinja2", "sae_lens")  # fmt: skip
-ZIPPED = {"brown": r"brown/c[a-r]\d\d$", "webtext": r"\.txt$", "abc": r"\.txt$", "state_union": r"\.txt$",
-          "movie_reviews": r"\.txt$"}  # fmt: skip
+PROSE_PACKAGES = (
+    *("numpy", "sklearn", "pandas", "matplotlib", "torch", "transformers", "networkx", "sympy", "jupyterlab"),
+    *("nbconvert", "papermill", "seaborn", "pooch", "tqdm", "openai", "jinja2", "sae_lens"),
+)
+ZIPPED = {  # archive -> the texts in it
+    "brown": r"brown/c[a-r]\d\d$",
+    "webtext": r"\.txt$",
+    "abc": r"\.txt$",
+    "state_union": r"\.txt$",
+    "movie_reviews": r"\.txt$",
+}
+ROLES = {"user": "User", "human": "User", "assistant": "Assistant", "gpt": "Assistant"}  # of hub data sets -> ours
 
 
 def corpus(name: str, tokens: int = 0) -> list[str]:
-    """The passages of a corpus, without repeats.
+    """The passages of the corpus of this name (see ``CORPORA``), without repeats.
 
-    ``docstrings``: prose paragraphs of the docstrings of installed packages. ``pretraining``: Brown, WikiText, news,
-    speeches, web text, film reviews. ``rollouts``: AlpacaEval answers of seven models, without the instructions that
-    notebook 01 keeps for OOD, and hh-rlhf dialogues. ``hf:<data set>[:<configuration>[:<split>]]``: a data set of the hub (or a
-    local folder of parquet, JSON or CSV), streamed until it holds about ``tokens`` tokens; see :func:`hub_rows`.
+    A corpus of the hub is read until it holds about ``tokens`` tokens; the others are read whole.
 
     Raises:
         ValueError: unknown name, or a file or data set that cannot be fetched.
     """
-    if name.startswith("hf:"):
-        return list(dict.fromkeys(hub_rows(name, tokens * CHARACTERS)))
-    if name not in CORPORA:
-        raise ValueError(f"unknown corpus {name!r}; allowed are {CORPORA}, or hf:<data set>[:<configuration>[:<split>]]")
-    makers = {"docstrings": _docstrings, "pretraining": _pretraining, "rollouts": _rollouts}
-    return list(dict.fromkeys(makers[name]()))
+    form = form_of(name, CORPORA)
+    passages = CORPORA[form](argument(name, form), tokens * CHARACTERS)
+    return list(dict.fromkeys(passages))
 
 
-def hub_rows(name: str, characters: int) -> Iterator[str]:
+def form_of(name: str, forms: Iterable[str]) -> str:
+    """The form that the name of a corpus has, such as ``hf:<data set>`` for ``hf:NeelNanda/pile-10k``.
+
+    Raises:
+        ValueError: no such form; the sentence lists those that there are.
+    """
+    for form in forms:
+        prefix, opens, _ = form.partition("<")
+        if name == form or (opens and name.startswith(prefix)):
+            return form
+    return lookup(dict.fromkeys(forms, ""), "corpus", name)
+
+
+def argument(name: str, form: str) -> str:
+    """What stands in the name of a corpus in the place of the form's ``<…>``."""
+    return name.removeprefix(form.partition("<")[0])
+
+
+def hub_rows(address: str, characters: int) -> Iterator[str]:
     """Rows of a hub data set until they hold ``characters``: a column of turns as a dialogue, or a column of text.
+
+    ``address`` is ``<data set>[:<configuration>[:<split>]]``; a local folder of parquet, JSON or CSV is a data set too.
 
     Raises:
         ValueError: the data set cannot be had, or has no such column.
     """
     import datasets as hub
 
-    place, configuration, split = [*name.removeprefix("hf:").split(":"), "", ""][:3]
+    place, configuration, split = [*address.split(":"), "", ""][:3]
     try:
         rows = hub.load_dataset(place, configuration or None, split=split or "train", streaming=True)
-        seen = 0
+        read = 0
         with tqdm(total=characters, desc=place, unit="character", unit_scale=True) as bar:
             for row in rows:
-                text = _of_row(row, name)
+                text = _of_row(row, address)
                 yield text
-                seen += len(text)
+                read += len(text)
                 bar.update(len(text))
-                if seen >= characters:
+                if read >= characters:
                     return
     except (OSError, hub.exceptions.DatasetsError) as error:
-        why = "it is gated: accept its terms on the hub and set HF_TOKEN" if "gated" in str(error).lower() else f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        why = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        if "gated" in str(error).lower():
+            why = "it is gated: accept its terms on the hub and set HF_TOKEN"
         raise ValueError(f"the data set {place!r} cannot be had from the hub ({why})") from error
 
 
-def _of_row(row: dict, name: str) -> str:
+def _of_row(row: dict, address: str) -> str:
     for column in DIALOGUE:
         if row.get(column):
-            turns = [{"role": turn.get("role", turn.get("from")), "content": turn.get("content", turn.get("value"))} for turn in row[column]]
-            people = {"user": "User", "human": "User", "assistant": "Assistant", "gpt": "Assistant"}
-            return "\n\n".join(f"{people[turn['role']]}: {turn['content'].strip()}" for turn in turns if turn["role"] in people)
+            return _dialogue(row[column])
     text = next((row[column] for column in TEXT if isinstance(row.get(column), str)), None)
     if text is None:
-        raise ValueError(f"{name} has the columns {sorted(row)}; one of {DIALOGUE + TEXT} is needed")
+        raise ValueError(f"hf:{address} has the columns {sorted(row)}; one of {DIALOGUE + TEXT} is needed")
     return text
+
+
+def _dialogue(turns: list[dict]) -> str:
+    """User's and assistant's turns as text, from either of the two ways in which the hub's data sets name them."""
+    lines = []
+    for turn in turns:
+        role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
+        if role in ROLES:
+            lines.append(f"{ROLES[role]}: {content.strip()}")
+    return "\n\n".join(lines)
 
 
 def first_turns(dialogues: list[str]) -> list[str]:
@@ -99,8 +131,8 @@ def hold_out(passages: list[str], share: float, seed: int) -> tuple[list[str], l
         raise ValueError(f"{len(groups)} passages cannot be divided into training and held-out ones; give at least 2")
     order = np.random.default_rng(seed).permutation(len(groups))
     held = {groups[i] for i in order[: max(1, round(share * len(groups)))]}
-    parts = ([p for p in passages if (_user_turn(p) in held) == side] for side in (False, True))
-    return next(parts), next(parts)
+    training = [passage for passage in passages if _user_turn(passage) not in held]
+    return training, [passage for passage in passages if _user_turn(passage) in held]
 
 
 def _user_turn(passage: str) -> str:
@@ -109,14 +141,14 @@ def _user_turn(passage: str) -> str:
 
 def passages(paragraphs: Iterable[str], least: int = PASSAGE) -> list[str]:
     """Join consecutive paragraphs until a passage has ``least`` characters; nothing is lost."""
-    found: list[str] = []
+    joined: list[str] = []
     part: list[str] = []
     for paragraph in paragraphs:
         part.append(paragraph)
         if sum(map(len, part)) >= least:
-            found.append(" ".join(part))
+            joined.append(" ".join(part))
             part = []
-    return found + ([" ".join(part)] if part else [])
+    return joined + ([" ".join(part)] if part else [])
 
 
 def detokenise(text: str) -> str:
@@ -127,25 +159,27 @@ def detokenise(text: str) -> str:
 
 
 def _docstrings() -> list[str]:
-    found = []
+    """Prose paragraphs of the docstrings of installed packages."""
+    paragraphs = []
     for name in PROSE_PACKAGES:
         spec = importlib.util.find_spec(name)
         if spec is None or not spec.submodule_search_locations:
             continue
         for path in sorted(Path(spec.submodule_search_locations[0]).rglob("*.py")):
-            found += _prose(path.read_text(encoding="utf-8", errors="ignore"))
-    return passages(dict.fromkeys(found), 600)
+            paragraphs += _prose(path.read_text(encoding="utf-8", errors="ignore"))
+    return passages(dict.fromkeys(paragraphs), 600)
 
 
 def _prose(source: str) -> list[str]:
     """Paragraphs of triple-quoted strings that read like prose: a sentence of ten words or more, hardly any code."""
-    found = []
+    paragraphs = []
     for block in re.findall(r'"""(.*?)"""', source, flags=re.DOTALL):
         for paragraph in re.split(r"\n\s*\n", block):
             text = " ".join(paragraph.split())
-            if text[:1].isupper() and text.endswith(".") and len(text.split()) >= 10 and _letters(text) > 0.96 * len(text):
-                found.append(text)
-    return found
+            is_sentence = text[:1].isupper() and text.endswith(".") and len(text.split()) >= 10
+            if is_sentence and _letters(text) > 0.96 * len(text):
+                paragraphs.append(text)
+    return paragraphs
 
 
 def _letters(text: str) -> int:
@@ -153,16 +187,17 @@ def _letters(text: str) -> int:
 
 
 def _pretraining() -> list[str]:
-    found = []
+    """Brown, WikiText, news, speeches, web text, film reviews."""
+    texts = []
     for name, pattern in ZIPPED.items():
-        with zipfile.ZipFile(fetch(name)) as archive:  # read in memory, nothing is unpacked
+        with zipfile.ZipFile(fetch(name)) as archive:  # It is read in memory; nothing is unpacked.
             members = [member for member in archive.namelist() if re.search(pattern, member)]
             for member in members:
                 text = archive.read(member).decode("utf-8", errors="ignore")
-                found += passages(_untagged(text) if name == "brown" else _lines(text))
+                texts += passages(_untagged(text) if name == "brown" else _lines(text))
     for name in ("wikitext_valid", "wikitext_test"):
-        found += passages(_lines(fetch(name).read_text(encoding="utf-8").replace("<unk>", "")))
-    return found
+        texts += passages(_lines(fetch(name).read_text(encoding="utf-8").replace("<unk>", "")))
+    return texts
 
 
 def _lines(text: str) -> list[str]:
@@ -171,7 +206,8 @@ def _lines(text: str) -> list[str]:
 
 def _untagged(text: str) -> list[str]:
     """Lines of the Brown corpus without the part-of-speech tags."""
-    return _lines("\n".join(" ".join(word.rsplit("/", 1)[0] for word in line.split()) for line in text.splitlines()))
+    lines = (" ".join(word.rsplit("/", 1)[0] for word in line.split()) for line in text.splitlines())
+    return _lines("\n".join(lines))
 
 
 def chat_turn(user: str, assistant: str = "") -> str:
@@ -190,16 +226,18 @@ def _pieces(words: list[str], size: int) -> list[str]:
 
 
 def _rollouts() -> list[str]:
+    """AlpacaEval answers of seven models, without the instructions kept for the OOD split, and hh-rlhf dialogues."""
     kept_for_ood = set(chat_instructions()[:N_CHAT_OOD])
-    found = []
-    for name in registry():
+    dialogues = []
+    for name in public_files():
         if name.startswith("alpaca_eval_"):
-            rows = json.loads(fetch(name).read_text(encoding="utf-8"))
-            found += [chat_turn(row["instruction"], row["output"]) for row in rows if row["instruction"] not in kept_for_ood]
+            for row in json.loads(fetch(name).read_text(encoding="utf-8")):
+                if row["instruction"] not in kept_for_ood:
+                    dialogues.append(chat_turn(row["instruction"], row["output"]))
     with gzip.open(fetch("hh_rlhf"), "rt", encoding="utf-8") as lines:
         for line in lines:
-            found.append(json.loads(line)["chosen"].strip().replace("Human:", "User:"))
-    return found
+            dialogues.append(json.loads(line)["chosen"].strip().replace("Human:", "User:"))
+    return dialogues
 
 
 def first_tokens(windows: list[list[int]], limit: int, seed: int) -> list[list[int]]:
@@ -207,3 +245,12 @@ def first_tokens(windows: list[list[int]], limit: int, seed: int) -> list[list[i
     order = np.random.default_rng(seed).permutation(len(windows))
     ends = np.cumsum([len(windows[i]) for i in order])
     return [windows[i] for i, end in zip(order, ends, strict=True) if not limit or end <= limit]
+
+
+# Form of a name -> its passages, from what stands in the place of <…> and the characters that are wanted.
+CORPORA: dict[str, Callable[[str, int], Iterable[str]]] = {
+    "docstrings": lambda _, characters: _docstrings(),
+    "pretraining": lambda _, characters: _pretraining(),
+    "rollouts": lambda _, characters: _rollouts(),
+    "hf:<data set>[:<configuration>[:<split>]]": hub_rows,
+}

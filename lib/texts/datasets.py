@@ -12,7 +12,8 @@ import pandas as pd
 import yaml
 
 from lib.base.files import DATA, write_table
-from lib.texts.sources import jailbreakchat_templates
+from lib.base.registry import lookup
+from lib.texts.sources import DATASETS
 
 COLUMNS = ["prompt_id", "text", "label", "split", "source", "transform", "base_id"]
 SPLITS = ("train", "val", "ood")
@@ -100,13 +101,16 @@ def split_base(base: pd.DataFrame, val_share: float, rng: np.random.Generator) -
 
 
 def load_templates(dataset: str) -> dict:
-    """The wrappers of ``templates.yaml``; ``public`` takes AIM and evil confidant from jailbreakchat."""
+    """The wrappers of ``templates.yaml``, with the data set's own jailbreaks in the place of those of the same name.
+
+    Raises:
+        ValueError: unknown data set, or a wrapper without a place for the prompt.
+    """
     path = DATA / "prompts" / "templates.yaml"
     templates = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if dataset == "public":
-        for name, text in jailbreakchat_templates().items():
-            pool = "train" if name in templates["jailbreaks"]["train"] else "ood"
-            templates["jailbreaks"][pool][name] = text
+    for name, text in lookup(DATASETS, "dataset", dataset).jailbreaks().items():
+        pool = "train" if name in templates["jailbreaks"]["train"] else "ood"
+        templates["jailbreaks"][pool][name] = text
     for group in ("jailbreaks", "innocuous"):
         for name, text in (item for pool in templates[group].values() for item in pool.items()):
             if not re.search(r"\{(prompt|items)\}", text):
@@ -153,12 +157,16 @@ def augment(base: pd.DataFrame, templates: dict, jailbreak_share: float, rng: np
             variants.append((name, jailbreaks[name], 0))
         for name, wrapper, label in variants:
             text = apply_template(wrapper, prompt.text, templates, rng)
-            rows.append((f"{prompt.base_id}:{name}{number}", text, label, prompt.split, prompt.source, name, prompt.base_id))
+            prompt_id = f"{prompt.base_id}:{name}{number}"
+            rows.append((prompt_id, text, label, prompt.split, prompt.source, name, prompt.base_id))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def chat_texts(prompts: pd.DataFrame, split: str, templates: dict, rng: np.random.Generator) -> list[str]:
-    """Every plain prompt of a split in all wrappers of the training pool: chat text for SAEs, more than the probe sees."""
+    """Every plain prompt of a split in all wrappers of the training pool: chat text for SAEs.
+
+    It is more than the probe sees, since harmless prompts stand in every wrapper.
+    """
     wrappers = ["{prompt}", *templates["jailbreaks"]["train"].values(), *templates["innocuous"]["train"].values()]
     plain_prompts = prompts.loc[(prompts["split"] == split) & (prompts["transform"] == "plain"), "text"]
     return [apply_template(wrapper, text, templates, rng) for text in plain_prompts for wrapper in wrappers]
@@ -167,8 +175,10 @@ def chat_texts(prompts: pd.DataFrame, split: str, templates: dict, rng: np.rando
 def kind(prompts: pd.DataFrame) -> pd.Series:
     """``plain``, ``jailbreak`` or ``innocuous``, from the transform's name."""
     wrappers = yaml.safe_load((DATA / "prompts" / "templates.yaml").read_text(encoding="utf-8"))
-    names = {name: group[:-1] if group == "jailbreaks" else group
-             for group in ("jailbreaks", "innocuous") for pool in wrappers[group].values() for name in pool}  # fmt: skip
+    names = {}
+    for group, kind_of_group in (("jailbreaks", "jailbreak"), ("innocuous", "innocuous")):
+        for pool in wrappers[group].values():
+            names |= dict.fromkeys(pool, kind_of_group)
     return prompts["transform"].map(names).fillna("plain")
 
 
@@ -195,16 +205,21 @@ def check(prompts: pd.DataFrame) -> pd.DataFrame:
     if missing:
         raise ValueError(f"the prompt table has no column {missing}; needed are {COLUMNS}")
     if not prompts["split"].isin(SPLITS).all():
-        raise ValueError(f"unknown split {sorted(set(prompts['split']) - set(SPLITS))}; allowed are {SPLITS}")
+        unknown = sorted(set(prompts["split"]) - set(SPLITS))
+        raise ValueError(f"unknown split {unknown}; allowed are {', '.join(SPLITS)}")
     if not prompts["label"].isin([0, 1]).all():
         raise ValueError(f"labels {sorted(set(prompts['label']) - {0, 1})}; allowed are 0 and 1")
     if prompts["text"].isna().any() or (prompts["text"].str.strip() == "").any():
         raise ValueError("the prompt table has an empty text; every prompt needs one")
     for split in ("train", "val"):
         if prompts.loc[prompts["split"] == split, "label"].nunique() < 2:
-            raise ValueError(f"the {split} split has fewer than two classes; both 0 and 1 are needed, so give more base prompts of each (train_csv)")
-    if prompts["prompt_id"].duplicated().any():
-        raise ValueError(f"prompt_id {prompts['prompt_id'][prompts['prompt_id'].duplicated()].iloc[0]!r} stands twice")
+            raise ValueError(
+                f"the {split} split has fewer than two classes; both 0 and 1 are needed, "
+                "so give more base prompts of each (train_csv)"
+            )
+    repeated = prompts.loc[prompts["prompt_id"].duplicated(), "prompt_id"]
+    if len(repeated):
+        raise ValueError(f"prompt_id {repeated.iloc[0]!r} stands twice")
     for column in ("base_id", "text"):
         crossing = prompts.groupby(column)["split"].nunique()
         if (crossing > 1).any():

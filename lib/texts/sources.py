@@ -4,22 +4,25 @@ A *base prompt* is a request before any jailbreak or transformation. Every sourc
 the columns of ``BASE_COLUMNS``; nothing here draws, normalises or splits.
 """
 
+import functools
+import itertools
 import json
 import os
 import shutil
 import urllib.parse
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 import pooch
 import yaml
 
 from lib.base.files import DATA, cause
+from lib.base.registry import lookup
 
 BASE_COLUMNS = ["base_id", "text", "label", "pool", "source"]
-DATASETS = ("embedded", "public")
-TOXIC_LOOKING = ("xstest", "or_bench")
-EMBEDDED_FILES = {  # file stem -> (pool, label)
+POOLS = {  # part of a data set -> (pool, label)
     "harmful": ("id", 1),
     "harmless": ("id", 0),
     "ood_harmful": ("ood", 1),
@@ -29,7 +32,7 @@ EMBEDDED_FILES = {  # file stem -> (pool, label)
 N_CHAT_OOD = 375  # AlpacaEval instructions kept for OOD; the others are free for SAE training on rollouts
 
 
-def registry() -> dict[str, dict]:
+def public_files() -> dict[str, dict]:
     """The pinned public files of ``data/sources.yaml``: name -> url, sha256, bytes, licence, content."""
     return yaml.safe_load((DATA / "sources.yaml").read_text(encoding="utf-8"))
 
@@ -43,10 +46,8 @@ def fetch(name: str, mirror: str | None = None) -> Path:
     Raises:
         ValueError: unknown name, wrong checksum, or neither network nor mirror.
     """
-    known = registry()
-    if name not in known:
-        raise ValueError(f"unknown public file {name!r}; data/sources.yaml has {sorted(known)}")
-    url, sha256 = known[name]["url"], known[name]["sha256"]
+    entry = lookup(public_files(), "public file", name)
+    url, sha256 = entry["url"], entry["sha256"]
     mirror = mirror if mirror is not None else os.environ.get("MIRROR", "")
     downloader = _copier(Path(mirror).expanduser()) if mirror else pooch.HTTPDownloader(timeout=60)
     pooch.get_logger().setLevel("WARNING")
@@ -89,36 +90,31 @@ def base_prompts(dataset: str, toxic_looking: str = "xstest", train_csv: str = "
         raise ValueError(f"ood_csv={ood_csv!r} is given without train_csv; give both, or train_csv alone")
     if train_csv:
         return _user_prompts(train_csv, ood_csv)
-    if dataset not in DATASETS:
-        raise ValueError(f"unknown dataset {dataset!r}; allowed are {DATASETS}, or a train_csv")
-    if toxic_looking not in TOXIC_LOOKING:
-        raise ValueError(f"unknown toxic_looking {toxic_looking!r}; allowed are {TOXIC_LOOKING}")
-    return _embedded() if dataset == "embedded" else _public(toxic_looking)
+    lookup(TOXIC_LOOKING, "toxic_looking", toxic_looking)
+    parts = lookup(DATASETS, "dataset", dataset).parts(toxic_looking)
+    tables = [_table(part.read(), part.source, *POOLS[name]) for name, part in parts.items()]
+    return pd.concat(tables, ignore_index=True)
+
+
+def limits(**of_parts: int) -> dict[str, int]:
+    """The number of base prompts at most by source, of all data sets, from that of each part (see ``POOLS``).
+
+    Raises:
+        ValueError: no part of that name.
+    """
+    for name in of_parts:
+        lookup(POOLS, "part of a data set", name)
+    by_source: dict[str, int] = {}
+    for dataset, toxic_looking in itertools.product(DATASETS.values(), TOXIC_LOOKING):
+        for name, part in dataset.parts(toxic_looking).items():
+            if name in of_parts:
+                by_source[part.source] = of_parts[name]
+    return by_source
 
 
 def _table(texts: list[str], source: str, pool: str, label: int) -> pd.DataFrame:
     ids = [f"{source}-{number:05d}" for number in range(len(texts))]
     return pd.DataFrame({"base_id": ids, "text": texts, "label": label, "pool": pool, "source": source})
-
-
-def _embedded() -> pd.DataFrame:
-    tables = [
-        _table(pd.read_csv(DATA / "prompts" / f"{stem}.csv")["text"].tolist(), stem, pool, label)
-        for stem, (pool, label) in EMBEDDED_FILES.items()
-    ]
-    return pd.concat(tables, ignore_index=True)
-
-
-def _public(toxic_looking: str) -> pd.DataFrame:
-    alpaca = json.loads(fetch("alpaca").read_text(encoding="utf-8"))
-    tables = [
-        _table(pd.read_csv(fetch("harmbench"))["Behavior"].tolist(), "harmbench", "id", 1),
-        _table([row["instruction"] for row in alpaca], "alpaca", "id", 0),
-        _table(pd.read_csv(fetch("advbench"))["goal"].tolist(), "advbench", "ood", 1),
-        _table(_xstest_safe() if toxic_looking == "xstest" else _or_bench(), toxic_looking, "ood", 0),
-        _table(chat_instructions()[:N_CHAT_OOD], "alpaca_eval", "ood", 0),
-    ]
-    return pd.concat(tables, ignore_index=True)
 
 
 def _xstest_safe() -> list[str]:
@@ -153,18 +149,63 @@ def jailbreakchat_templates() -> dict[str, str]:
     return {name: text.replace("{query}", "{prompt}") for name, text in marked.items()}
 
 
+class Part(NamedTuple):
+    """One part of a data set: the name of its source, and what reads its texts."""
+
+    source: str
+    read: Callable[[], list[str]]
+
+
+def _shipped(name: str) -> list[str]:
+    return pd.read_csv(DATA / "prompts" / f"{name}.csv")["text"].tolist()
+
+
+def _embedded(toxic_looking: str) -> dict[str, Part]:
+    return {name: Part(name, functools.partial(_shipped, name)) for name in POOLS}
+
+
+def _column(file: str, name: str) -> list[str]:
+    return pd.read_csv(fetch(file))[name].tolist()
+
+
+def _alpaca() -> list[str]:
+    return [row["instruction"] for row in json.loads(fetch("alpaca").read_text(encoding="utf-8"))]
+
+
+def _public(toxic_looking: str) -> dict[str, Part]:
+    return {
+        "harmful": Part("harmbench", lambda: _column("harmbench", "Behavior")),
+        "harmless": Part("alpaca", _alpaca),
+        "ood_harmful": Part("advbench", lambda: _column("advbench", "goal")),
+        "ood_toxic_looking": Part(toxic_looking, lookup(TOXIC_LOOKING, "toxic_looking", toxic_looking)),
+        "ood_chat": Part("alpaca_eval", lambda: chat_instructions()[:N_CHAT_OOD]),
+    }
+
+
+class Dataset(NamedTuple):
+    """A data set: its parts (see ``POOLS``) for a choice of ``TOXIC_LOOKING``, and wrappers by name, with ``{prompt}``,
+    that take the place of the shipped jailbreaks."""
+
+    parts: Callable[[str], dict[str, Part]]
+    jailbreaks: Callable[[], dict[str, str]] = dict
+
+
+TOXIC_LOOKING = {"xstest": _xstest_safe, "or_bench": _or_bench}  # harmless prompts that look toxic
+DATASETS = {"embedded": Dataset(_embedded), "public": Dataset(_public, jailbreakchat_templates)}
+
+
 def read_csv(path: str) -> pd.DataFrame:
     """A user's ``text,label`` table (an optional ``base_id`` column groups variants of one prompt).
 
     Raises:
-        ValueError: no such file, a missing or repeated column, a label other than 0 or 1, one class only, an empty text or
-            base_id, or one text under both labels; the message names file, row and value.
+        ValueError: no such file, a missing or repeated column, a label other than 0 or 1, one class only, an empty
+            text or base_id, or one text under both labels; the message names file, row and value.
     """
     try:
         table = pd.read_csv(path, header=None, keep_default_na=False, dtype=str, encoding="utf-8")
-    except Exception as error:  # by the file's suffix pandas takes a decompressor, and each raises errors of its own
+    except Exception as error:  # Pandas takes a decompressor by the file's suffix, and each raises its own errors.
         raise ValueError(f"{path} cannot be read as a CSV file: {cause(error)}") from error
-    # the header is read as a row: pandas would rename a repeated column, and take one without a name as the index
+    # The header is read as a row: pandas would rename a repeated column, and take one without a name as the index.
     names = table.iloc[0].tolist()
     table = table.iloc[1:].set_axis(names, axis=1)
     missing = {"text", "label"} - set(names)

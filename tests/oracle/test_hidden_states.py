@@ -7,7 +7,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from lib.model import activations, forward, models
+from lib.model import forward, models
 
 TEXTS = ["what is a lighthouse for", "tell", "a much longer prompt that goes on and on about the sea and its ships"]
 
@@ -15,13 +15,13 @@ TEXTS = ["what is a lighthouse for", "tell", "a much longer prompt that goes on 
 def compare(bridge, reference, layers):
     token_ids = models.tokenise(bridge, TEXTS)
     ids, mask = forward.padded(token_ids, bridge.tokenizer.pad_token_id)
-    found = forward.resid_post_at(bridge, ids, mask, layers)
-    assert sorted(found) == sorted(layers)
+    resid = forward.resid_post_at(bridge, ids, mask, layers)
+    assert sorted(resid) == sorted(layers)
     for row, tokens in enumerate(token_ids):  # each prompt alone, without padding
         with torch.inference_mode():
             alone = reference(torch.tensor([tokens]), output_hidden_states=True).hidden_states
         for layer in layers:
-            torch.testing.assert_close(found[layer][row, : len(tokens)], alone[layer + 1][0], atol=1e-5, rtol=0)
+            torch.testing.assert_close(resid[layer][row, : len(tokens)], alone[layer + 1][0], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("layers", [[0], [5], [1, 3, 4], list(range(6))])
@@ -37,8 +37,15 @@ def test_a_local_causal_model(tmp_path):
     tokenizer.pre_tokenizer = Whitespace()
     wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", unk_token="<unk>")
     wrapped.save_pretrained(tmp_path)
-    config = transformers.LlamaConfig(vocab_size=len(words), hidden_size=32, intermediate_size=48, num_hidden_layers=3,
-                                      num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64)  # fmt: skip
+    config = transformers.LlamaConfig(
+        vocab_size=len(words),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+    )
     transformers.LlamaForCausalLM(config).save_pretrained(tmp_path)
     bridge = models.load_model(str(tmp_path))
     reference = transformers.LlamaModel.from_pretrained(tmp_path, attn_implementation="sdpa").eval()

@@ -6,7 +6,8 @@ from lib.texts.corpora import chat_turn
 
 OTHER = (  # a template without BOS and with a system turn, in the manner of Qwen
     "{% if messages[0]['role'] != 'system' %}{{ '<s>system\nYou help.<e>\n' }}{% endif %}{% for m in messages %}"
-    "{{ '<s>' + m['role'] + '\n' + m['content'] + '<e>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<s>assistant\n' }}{% endif %}"
+    "{{ '<s>' + m['role'] + '\n' + m['content'] + '<e>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<s>assistant\n' }}{% endif %}"
 )
 
 
@@ -15,14 +16,13 @@ def words(bridge, ids):
 
 
 def test_a_prompt_is_the_users_turn_with_one_bos(gemma):
-    (ids,) = models.tokenise(gemma, ["  Write a poem about a user's model\n\nwith ships  "])
-    found = words(gemma, ids)
-    assert found[:4] == ["<bos>", "<start_of_turn>", "user", "\n"] and found.count("<bos>") == 1
-    assert found[-5:] == ["<end_of_turn>", "\n", "<start_of_turn>", "model", "\n"]
-    expected = gemma.tokenizer.apply_chat_template(
-        [{"role": "user", "content": "  Write a poem about a user's model\n\nwith ships  "}], add_generation_prompt=True, return_dict=False
-    )
-    assert ids == expected
+    text = "  Write a poem about a user's model\n\nwith ships  "
+    (ids,) = models.tokenise(gemma, [text])
+    tokens = words(gemma, ids)
+    assert tokens[:4] == ["<bos>", "<start_of_turn>", "user", "\n"] and tokens.count("<bos>") == 1
+    assert tokens[-5:] == ["<end_of_turn>", "\n", "<start_of_turn>", "model", "\n"]
+    turns = [{"role": "user", "content": text}]
+    assert ids == gemma.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
 
 
 def test_the_end_of_the_users_turn_is_found_from_the_template(gemma):
@@ -36,10 +36,12 @@ def test_the_end_of_the_users_turn_is_found_from_the_template(gemma):
     tokenizer.chat_template = OTHER
     encoded = chat.encode(tokenizer, "word")
     assert tokenizer.convert_ids_to_tokens(encoded.ids[chat.end_of_turn(tokenizer)]) == "<e>"
-    assert "You" in tokenizer.decode(encoded.ids[: encoded.first]) and tokenizer.decode(encoded.ids[encoded.first : encoded.last]) == "word"
+    assert "You" in tokenizer.decode(encoded.ids[: encoded.first])
+    assert tokenizer.decode(encoded.ids[encoded.first : encoded.last]) == "word"
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}\nA:"
     encoded = chat.encode(tokenizer, "word")
-    assert chat.end_of_turn(tokenizer) == encoded.last - len(encoded.ids), "no special token: the first one after the prompt"
+    first_after = encoded.last - len(encoded.ids)
+    assert chat.end_of_turn(tokenizer) == first_after, "no special token: the first one after the prompt"
 
 
 def test_offsets_are_the_texts_own(gemma):
@@ -57,8 +59,9 @@ def test_a_long_prompt_keeps_its_end_and_the_whole_template(gemma):
     long = "start " * 900 + "finish line"
     with pytest.warns(UserWarning, match="1 of 1 texts are longer than 512 tokens; their end is kept"):
         (ids,) = models.tokenise(gemma, [long])
-    found = words(gemma, ids)
-    assert len(ids) == 512 and found[:4] == ["<bos>", "<start_of_turn>", "user", "\n"] and found[-5] == "<end_of_turn>"
+    tokens = words(gemma, ids)
+    assert len(ids) == 512
+    assert tokens[:4] == ["<bos>", "<start_of_turn>", "user", "\n"] and tokens[-5] == "<end_of_turn>"
     assert gemma.tokenizer.decode(ids[4:-5]).endswith("finish line")
     with pytest.raises(ValueError, match="no room for a prompt beside the chat template"):
         chat.cut(chat.encode(gemma.tokenizer, "a b c d e f g h"), 9)
@@ -67,12 +70,15 @@ def test_a_long_prompt_keeps_its_end_and_the_whole_template(gemma):
 def test_dialogues_are_put_into_the_template_and_other_text_is_not(gemma):
     text = "User: hi\n\nAssistant: hello\nthere\n\nUser: more"
     assert chat.dialogue(gemma.tokenizer, text) == (
-        "<start_of_turn>user\nhi<end_of_turn>\n<start_of_turn>model\nhello\nthere<end_of_turn>\n<start_of_turn>user\nmore<end_of_turn>\n"
+        "<start_of_turn>user\nhi<end_of_turn>\n"
+        "<start_of_turn>model\nhello\nthere<end_of_turn>\n"
+        "<start_of_turn>user\nmore<end_of_turn>\n"
     )
     assert chat.dialogue(gemma.tokenizer, "no dialogue") == "no dialogue"
-    assert chat.dialogue(gemma.tokenizer, "User: a\n\nUser: b") == "User: a\n\nUser: b", "the template refuses two turns in a row"
-    windows = models.split_tokens(gemma, [chat_turn("word " * 40, "yes " * 40)], 32)
-    assert len(windows) > 2 and all(words(gemma, ids)[0] == "<bos>" and words(gemma, ids).count("<bos>") == 1 for ids in windows)
+    twice = "User: a\n\nUser: b"
+    assert chat.dialogue(gemma.tokenizer, twice) == twice, "the template refuses two turns in a row"
+    windows = [words(gemma, ids) for ids in models.split_tokens(gemma, [chat_turn("word " * 40, "yes " * 40)], 32)]
+    assert len(windows) > 2 and all(window[0] == "<bos>" and window.count("<bos>") == 1 for window in windows)
 
 
 def test_a_model_without_template_is_named(minilm):

@@ -84,7 +84,8 @@ def test_rollouts_leave_the_ood_instructions_out(public):
 
 
 def test_unknown_corpus():
-    with pytest.raises(ValueError, match="unknown corpus 'news'"):
+    message = "^unknown corpus 'news'; allowed are docstrings, pretraining, rollouts, hf:<data set>"
+    with pytest.raises(ValueError, match=message):
         corpora.corpus("news")
 
 
@@ -101,6 +102,6 @@ def test_answers_to_one_question_are_held_out_together():
 
 
 def test_pretraining_text_as_user_prompts_loses_no_word():
-    found = corpora.as_user_prompts([" ".join(str(i) for i in range(200)), "short text"], words=80)
-    assert len(found) == 4 and all(text.startswith("User: ") for text in found)
-    assert " ".join(text.removeprefix("User: ") for text in found[:3]).split() == [str(i) for i in range(200)]
+    prompts = corpora.as_user_prompts([" ".join(str(i) for i in range(200)), "short text"], words=80)
+    assert len(prompts) == 4 and all(text.startswith("User: ") for text in prompts)
+    assert " ".join(text.removeprefix("User: ") for text in prompts[:3]).split() == [str(i) for i in range(200)]

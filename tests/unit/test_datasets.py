@@ -34,7 +34,7 @@ def base_table(n=50):
 
 def test_draw_matches_the_share_of_questions_and_the_limits():
     base = base_table(200)
-    base.loc[base["source"] == "good", "text"] = [f"{'how' if i % 4 else 'do'} {i}" if i % 4 else f"list {i}" for i in range(200)]
+    base.loc[base["source"] == "good", "text"] = [f"how {i}" if i % 4 else f"list {i}" for i in range(200)]
     drawn = datasets.draw(base, {"good": 60, "bad": 100}, True, np.random.default_rng(0))
     asks = drawn["text"].map(datasets.is_question).groupby(drawn["source"]).mean()
     target = base.loc[base["source"] == "bad", "text"].map(datasets.is_question).mean()
@@ -53,10 +53,14 @@ def test_variants_of_a_base_prompt_never_cross_splits():
 
 def test_base_prompts_with_variants_of_both_labels():
     """A user's own groups: the share is of base prompts, and all their variants keep apart when they are wrapped."""
-    pairs = pd.DataFrame({"base_id": [f"g{i // 2}" for i in range(20)], "text": [f"text {i}" for i in range(20)], "label": [0, 1] * 10, "pool": "id", "source": "csv"})
+    pairs = pd.DataFrame({
+        "base_id": [f"g{i // 2}" for i in range(20)], "text": [f"text {i}" for i in range(20)],
+        "label": [0, 1] * 10, "pool": "id", "source": "csv",
+    })  # fmt: skip
     split = datasets.split_base(pairs, 0.2, np.random.default_rng(0))
     assert split["split"].value_counts().to_dict() == {"train": 16, "val": 4}
-    prompts = datasets.check(datasets.augment(split, datasets.load_templates("embedded"), 1.0, np.random.default_rng(0)))
+    templates = datasets.load_templates("embedded")
+    prompts = datasets.check(datasets.augment(split, templates, 1.0, np.random.default_rng(0)))
     assert {"g0:plain", "g0:plain1"} <= set(prompts["prompt_id"])
 
 
@@ -65,7 +69,8 @@ def test_augmentation_by_hand():
     prompts = datasets.augment(split, datasets.load_templates("embedded"), 1.0, np.random.default_rng(0))
     of = {base_id: rows for base_id, rows in prompts.groupby("base_id")}
     harmful = of["b0"].set_index("transform")["label"].to_dict()
-    assert harmful == {"plain": 1, "aim": 1, "role_play": 1, "gcg_suffix": 1, "cocky_genius": 1, "count_words": 0, "ignore_one": 0}
+    jailbreaks, innocuous = ("aim", "role_play", "gcg_suffix", "cocky_genius"), ("count_words", "ignore_one")
+    assert harmful == {"plain": 1} | dict.fromkeys(jailbreaks, 1) | dict.fromkeys(innocuous, 0)
     assert len(of["b60"]) == 2 and (of["b60"]["label"] == 0).all()
     assert set(of["b101"]["transform"]) == {"plain", "evil_confidant", "pliny_google", "all_caps", "find_synonyms"}
     text = split.set_index("base_id")["text"]
@@ -95,6 +100,7 @@ def test_a_prompt_with_braces_is_not_expanded():
 def test_check_names_what_is_wrong():
     prompts = datasets.plain(datasets.split_base(base_table(), 0.2, np.random.default_rng(0)))
     assert datasets.check(prompts) is prompts
+    same_text = np.where(prompts["base_id"].isin(["b0", "b110"]), "same", prompts["text"])
     wrong = {
         "no column": prompts.drop(columns="label"),
         "unknown split": prompts.assign(split="test"),
@@ -102,7 +108,7 @@ def test_check_names_what_is_wrong():
         "empty text": prompts.assign(text=" "),
         "train split has fewer": prompts.assign(label=np.where(prompts["split"] == "train", 0, prompts["label"])),
         "stands twice": prompts.assign(prompt_id="x"),
-        "text '.*' is in more than one split": prompts.assign(text=np.where(prompts["base_id"].isin(["b0", "b110"]), "same", prompts["text"])),
+        "text '.*' is in more than one split": prompts.assign(text=same_text),
     }
     for message, table in wrong.items():
         with pytest.raises(ValueError, match=message):
@@ -118,7 +124,8 @@ def test_no_near_duplicates_across_splits_of_the_embedded_set():
 
 
 def test_cross_split_cosine_finds_a_planted_copy():
-    table = pd.DataFrame({"text": ["Bake a cake.", "Fix my bike.", "Bake a cake!", "Name a star."], "split": ["train", "train", "val", "ood"]})
+    texts = ["Bake a cake.", "Fix my bike.", "Bake a cake!", "Name a star."]
+    table = pd.DataFrame({"text": texts, "split": ["train", "train", "val", "ood"]})
     cosine = datasets.cross_split_cosine(table)
     assert cosine[:2].tolist() == [0, 0] and cosine[2] > 0.9 > cosine[3]
 

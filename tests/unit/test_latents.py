@@ -59,7 +59,7 @@ def test_decoding_pooled_latents_is_exact_where_the_pooling_says_so(name):
 
 
 def test_an_unknown_pooling_of_latents_is_one_sentence():
-    with pytest.raises(ValueError, match="^unknown pooling 'median'; allowed are max, mean, fixed$"):
+    with pytest.raises(ValueError, match=f"^unknown pooling 'median'; allowed are {', '.join(POOLINGS)}$"):
         latents.pool_latents(*example(), ["mean", "median"])
 
 

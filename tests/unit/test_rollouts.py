@@ -13,16 +13,18 @@ MODEL = {"model": "tiny", "revision": "r"}
 
 
 def test_rollouts_are_kept_as_text_with_their_sampling_parameters(gemma, tmp_path):
-    found = rollouts.generate(gemma, MODEL, PROMPTS, tmp_path, 8, 0.7, 3)
+    generated = rollouts.generate(gemma, MODEL, PROMPTS, tmp_path, 8, temperature=0.7, seed=3)
     (folder,) = tmp_path.glob("rollouts-*")
     sampling = json.loads((folder / "sampling.json").read_text())
-    assert sampling | {"prompts": ""} == MODEL | {"max_new_tokens": 8, "temperature": 0.7, "seed": 3, "part_prompts": 256, "prompts": ""}
+    expected = MODEL | {"max_new_tokens": 8, "temperature": 0.7, "seed": 3, "part_prompts": 256}
+    assert sampling | {"prompts": ""} == expected | {"prompts": ""}
     kept = pd.read_parquet(folder / "part-00000.parquet")
-    pd.testing.assert_frame_equal(kept, found)
-    assert found["prompt"].tolist() == PROMPTS and found["response"].nunique() > 1
-    assert not found["response"].str.contains("<|turn|>", regex=False).any() and not found["response"].str.contains("<end_of_turn>").any()
-    again = rollouts.generate(gemma, MODEL, PROMPTS, tmp_path, 8, 0.7, 4)
-    assert len(list(tmp_path.glob("rollouts-*"))) == 2 and again["response"].tolist() != found["response"].tolist()
+    pd.testing.assert_frame_equal(kept, generated)
+    assert generated["prompt"].tolist() == PROMPTS and generated["response"].nunique() > 1
+    for mark in ("<|turn|>", "<end_of_turn>"):
+        assert not generated["response"].str.contains(mark, regex=False).any()
+    again = rollouts.generate(gemma, MODEL, PROMPTS, tmp_path, 8, temperature=0.7, seed=4)
+    assert len(list(tmp_path.glob("rollouts-*"))) == 2 and again["response"].tolist() != generated["response"].tolist()
 
 
 def test_an_interrupted_run_goes_on_to_the_same_text(gemma, tmp_path, monkeypatch):
@@ -58,7 +60,8 @@ def test_batches_shrink_when_memory_does_not_suffice(gemma, tmp_path, monkeypatc
         return real(bridge, token_ids, *rest)
 
     monkeypatch.setattr(rollouts, "_generate", small)
-    pd.testing.assert_frame_equal(rollouts.generate(gemma, MODEL, PROMPTS, tmp_path / "b", 6, temperature=0.0), expected)
+    generated = rollouts.generate(gemma, MODEL, PROMPTS, tmp_path / "b", 6, temperature=0.0)
+    pd.testing.assert_frame_equal(generated, expected)
     assert sizes[0] == 7 and sizes.count(7) == 1 and max(sizes[2:]) <= 3
 
     def never(*_):
@@ -71,27 +74,42 @@ def test_batches_shrink_when_memory_does_not_suffice(gemma, tmp_path, monkeypatc
 
 def test_the_models_own_dialogues_as_a_corpus(gemma, tiny_gemma, tmp_path):
     reader, sampling = models.Reader(str(tiny_gemma)), Sampling(4, 8, 1.0, 0)
-    found = rollouts.corpus("own:prompts", reader, sampling, PROMPTS, tmp_path, 1000)
-    assert 1 <= len(found) <= 4 and all(text.startswith("User: Write about ship number") and "\n\nAssistant: " in text for text in found)
-    rows = [{"messages": [{"role": "user", "content": f"question {i}"}, {"role": "assistant", "content": "answer"}]} for i in range(9)]
+    dialogues = rollouts.corpus("own:prompts", reader, sampling, PROMPTS, tmp_path, 1000)
+    assert 1 <= len(dialogues) <= 4
+    assert all(text.startswith("User: Write about ship number") and "\n\nAssistant: " in text for text in dialogues)
+    answer = {"role": "assistant", "content": "answer"}
+    rows = [{"messages": [{"role": "user", "content": f"question {i}"}, answer]} for i in range(9)]
     (tmp_path / "hub").mkdir()
     (tmp_path / "hub" / "train.json").write_text("\n".join(map(json.dumps, rows)))
-    found = rollouts.corpus(f"own:hf:{tmp_path / 'hub'}", reader, sampling, [], tmp_path, 1000)
-    assert found[0].startswith("User: question 0\n\nAssistant: ") and not found[0].endswith("Assistant: answer")
+    dialogues = rollouts.corpus(f"own:hf:{tmp_path / 'hub'}", reader, sampling, [], tmp_path, 1000)
+    assert dialogues[0].startswith("User: question 0\n\nAssistant: ")
+    assert not dialogues[0].endswith("Assistant: answer")
+
+
+def test_an_unknown_corpus_is_one_sentence_with_the_models_own_among_the_allowed(tiny_gemma, tmp_path):
+    reader, sampling = models.Reader(str(tiny_gemma)), Sampling(4, 8, 1.0, 0)
+    allowed = "docstrings, pretraining, rollouts, hf:.*, own:prompts, own:<corpus>"
+    for name in ("news", "own", "docstrings:x"):
+        with pytest.raises(ValueError, match=f"^unknown corpus '{name}'; allowed are {allowed}$"):
+            rollouts.corpus(name, reader, sampling, PROMPTS, tmp_path, 1000)
+    with pytest.raises(ValueError, match="^unknown corpus 'news'; allowed are docstrings, pretraining, rollouts, hf:"):
+        rollouts.corpus("own:news", reader, sampling, PROMPTS, tmp_path, 1000)
 
 
 def test_impossible_sampling_and_models_are_named(gemma, minilm, tmp_path):
     for new, temperature in ((0, 1.0), (600, 1.0), (8, -1.0)):
-        with pytest.raises(ValueError, match=f"temperature {temperature} must be 0 or more, max_new_tokens {new} between 1 and the context of 512"):
-            rollouts.generate(gemma, MODEL, PROMPTS, tmp_path, new, temperature)
+        message = f"temperature {temperature} must be 0 or more, max_new_tokens {new} between 1 and the context of 512"
+        with pytest.raises(ValueError, match=message):
+            rollouts.generate(gemma, MODEL, PROMPTS, tmp_path, new, temperature=temperature)
     with pytest.raises(ValueError, match="a rollout needs a chat model"):
         rollouts.generate(minilm, MODEL, PROMPTS, tmp_path, 8)
 
 
 def test_hub_data_sets_are_streamed_until_they_hold_enough(tmp_path):
-    pd.DataFrame({"text": [f"document {i} " * 20 for i in range(50)], "id": range(50)}).to_parquet(tmp_path / "train.parquet")
-    found = corpora.corpus(f"hf:{tmp_path}", tokens=200)
-    assert 4 <= len(found) < 10 and found[0].startswith("document 0")
+    documents = pd.DataFrame({"text": [f"document {i} " * 20 for i in range(50)], "id": range(50)})
+    documents.to_parquet(tmp_path / "train.parquet")
+    passages = corpora.corpus(f"hf:{tmp_path}", tokens=200)
+    assert 4 <= len(passages) < 10 and passages[0].startswith("document 0")
     turns = [{"from": "human", "value": " hi "}, {"from": "gpt", "value": "hello"}, {"from": "system", "value": "x"}]
     (tmp_path / "chat").mkdir()
     pd.DataFrame({"conversations": [turns]}).to_parquet(tmp_path / "chat" / "train.parquet")

@@ -11,9 +11,9 @@ def make(i):
 
 
 def test_parameters_decide_the_folder(tmp_path):
-    one, two = (shards.store_path(tmp_path, "pooled", {"layer": layer, "model": "m"}) for layer in (1, 2))
+    first, second = (shards.store_path(tmp_path, "pooled", {"layer": layer, "model": "m"}) for layer in (1, 2))
     same = shards.store_path(tmp_path, "pooled", {"model": "m", "layer": 1})
-    assert one != two and one == same
+    assert first != second and first == same
 
 
 def test_interrupted_build_resumes_at_the_first_missing_shard(tmp_path):

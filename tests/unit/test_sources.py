@@ -13,8 +13,9 @@ def test_embedded_sets_are_large_enough_and_have_both_forms():
     base = sources.base_prompts("embedded")
     assert list(base.columns) == sources.BASE_COLUMNS
     sizes = base["source"].value_counts()
-    for source, least in {"harmful": 400, "harmless": 1000, "ood_harmful": 300, "ood_toxic_looking": 300, "ood_chat": 300}.items():
-        assert sizes[source] >= least
+    least = {"harmful": 400, "harmless": 1000, "ood_harmful": 300, "ood_toxic_looking": 300, "ood_chat": 300}
+    for source in least:
+        assert sizes[source] >= least[source]
         share = base.loc[base["source"] == source, "text"].map(is_question).mean()
         assert 0.2 < share < 0.8, f"{source} has {share:.0%} questions"
     topics = pd.read_csv(sources.DATA / "prompts" / "harmless.csv")["category"].nunique()
@@ -61,12 +62,22 @@ def test_csv_keeps_given_groups_and_drops_repeats(csv):
 
 
 def test_unknown_names_are_named():
-    with pytest.raises(ValueError, match="unknown dataset 'nope'"):
+    with pytest.raises(ValueError, match="unknown dataset 'nope'; allowed are embedded, public"):
         sources.base_prompts("nope")
-    with pytest.raises(ValueError, match="unknown toxic_looking 'x'"):
+    with pytest.raises(ValueError, match="unknown toxic_looking 'x'; allowed are xstest, or_bench"):
         sources.base_prompts("public", toxic_looking="x")
     with pytest.raises(ValueError, match="unknown public file 'x'"):
         sources.fetch("x")
+
+
+def test_limits_of_the_parts_hold_for_the_sources_of_every_data_set():
+    limits = sources.limits(harmful=1, harmless=2, ood_harmful=3, ood_toxic_looking=4)
+    assert limits == {
+        "harmful": 1, "harmless": 2, "ood_harmful": 3, "ood_toxic_looking": 4,
+        "harmbench": 1, "alpaca": 2, "advbench": 3, "xstest": 4, "or_bench": 4,
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="unknown part of a data set 'chat'; allowed are harmful, harmless"):
+        sources.limits(chat=1)
 
 
 @pytest.fixture

@@ -91,7 +91,7 @@ def test_an_unfinished_store_and_an_unknown_kind_are_named(tmp_path, tiny_gemma)
     with pytest.raises(ValueError, match="has 2 of 3 shards"):
         Blocks([folder])
     with pytest.raises(ValueError, match="unknown store 'ram'; allowed are"):
-        harvest.token_store(models.Reader(str(tiny_gemma), store="ram"), TEXTS, 1, tmp_path, 0, 0)
+        harvest.token_store(models.Reader(str(tiny_gemma), keeping="ram"), TEXTS, 1, tmp_path, 0, 0)
 
 
 def test_a_recipe_needs_room_on_the_device(tmp_path, monkeypatch):
