@@ -16,13 +16,15 @@
 #
 # Prepares claims C1–C8 and shows the problem behind C13.
 #
-# The paper asks whether SAE latents give better *out-of-distribution* probes than dense linear probes for one task:
-# telling from a user's prompt whether the intent is harmful. The label stays "harmful" when a jailbreak hides the
-# request, and it is "harmless" when a harmful text is only an object of something innocent ("How many words are in
-# the following text: …"). This notebook builds the labelled prompts: base prompts are drawn, their formatting is
-# normalised, they are split, and each is put into the wrappers of its split.
+# The paper asks whether SAE latents give better *out-of-distribution* probes than dense linear
+# probes for one task: telling from a user's prompt whether the intent is harmful. The label stays
+# "harmful" when a jailbreak hides the request, and it is "harmless" when a harmful text is only an
+# object of something innocent ("How many words are in the following text: …"). This notebook builds
+# the labelled prompts: base prompts are drawn, their formatting is normalised, they are split, and
+# each is put into the wrappers of its split.
 #
-# **Content note.** The harmful class consists of short requests at the level of AdvBench; there are no answers.
+# **Content note.** The harmful class consists of short requests at the level of AdvBench; there are
+# no answers.
 
 # %%
 import numpy as np
@@ -37,14 +39,14 @@ from lib.texts import datasets, sources
 
 # %% [markdown]
 # ## Parameters
-# The defaults are the `embedded` profile. With `train_csv` (columns `text,label`) your own data take the place of the
-# shipped ones; augmentation is then off unless you set `augment="on"`.
+# The defaults are the `embedded` profile. With `train_csv` (columns `text,label`) your own data
+# take the place of the shipped ones; augmentation is then off unless you set `augment="on"`.
 
 # %% tags=["parameters"]
 profile = "embedded"
 dataset = "embedded"  # embedded | public
-toxic_looking = "xstest"  # benign prompts that look toxic, in public, xstest | or_bench (from the hub)
-train_csv = ""  # your own data, columns text and label (1 = positive class)
+toxic_looking = "xstest"  # harmless prompts of public that look toxic, xstest | or_bench (hub)
+train_csv = ""  # your own data, columns text and label (1 is the positive class)
 ood_csv = ""  # your own out-of-distribution data, same columns
 normalize = True  # remove formatting that tells the label
 augment = "auto"  # auto | on | off, wrap prompts in jailbreaks and innocuous transformations
@@ -53,14 +55,14 @@ n_harmless = 1130
 n_ood_harmful = 440
 n_ood_toxic_looking = 420
 n_ood_chat = 405
-benign_jailbreak_share = 1.0  # fraction of harmless prompts that are also wrapped in a jailbreak
+benign_jailbreak_share = 1.0  # fraction of harmless prompts that are also put into a jailbreak
 val_share = 0.2  # fraction of in-distribution base prompts
 max_cosine = 0.9  # near-duplicates across splits above this MiniLM cosine are removed
 n_bootstrap = 1000
 model = "all-MiniLM-L6-v2"  # packaged MiniLM, a Hugging Face id, or a local folder
 device = "cpu"
 dtype = "float32"  # of the forward pass, float32 | bfloat16 | float16
-n_jailbroken = 100  # harmful base prompts of either pool whose variants a chat model answers (0: none)
+n_jailbroken = 100  # harmful base prompts of each pool that a chat model answers (0: none)
 response_tokens = 64  # of such an answer, at most
 refusal_judge = "phrases"  # phrases | llm
 llm_model = ""  # as the server calls it
@@ -72,10 +74,11 @@ seed = 0
 
 # %% [markdown]
 # ## Base prompts
-# In distribution, the harmful requests are formal imperatives and questions (HarmBench in the public profile) and the
-# harmless ones ordinary instructions (Alpaca). Out of distribution, the harmful requests have another style (AdvBench),
-# and the harmless ones are prompts that look toxic and are not (XSTest in the place of OR-Bench, which needs the
-# Hugging Face hub) and plain chat requests.
+# In distribution, the harmful requests are formal imperatives and questions (HarmBench in the
+# public profile) and the harmless ones ordinary instructions (Alpaca). Out of distribution, the
+# harmful requests have another style (AdvBench), and the harmless ones are prompts that look
+# toxic and are not (XSTest in the place of OR-Bench, which needs the Hugging Face hub) and plain
+# chat requests.
 
 # %%
 run = records.start("01_datasets", globals())
@@ -89,15 +92,20 @@ base.groupby(["pool", "source", "label"], sort=False).agg(
 
 # %% [markdown]
 # ## Draw, normalise, split
-# Normalising removes closing punctuation and brackets, straightens quotes, and makes the first letter a capital. The
-# harmless class is drawn with the harmful class's share of questions. Base prompts, not their variants, are divided
-# into training and validation, so variants of one prompt never cross splits.
+# Normalising removes closing punctuation and brackets, straightens quotes, and makes the first
+# letter a capital. The harmless class is drawn with the harmful class's share of questions. Base
+# prompts, not their variants, are divided into training and validation, so variants of one prompt
+# never cross splits.
 
 # %%
 rng = np.random.default_rng(seed)
-limits = {"harmful": n_harmful, "harmbench": n_harmful, "harmless": n_harmless, "alpaca": n_harmless}
-limits |= {"ood_harmful": n_ood_harmful, "advbench": n_ood_harmful, "ood_chat": n_ood_chat, "alpaca_eval": n_ood_chat}
-limits |= {"ood_toxic_looking": n_ood_toxic_looking, toxic_looking: n_ood_toxic_looking}
+limits = sources.limits(
+    harmful=n_harmful,
+    harmless=n_harmless,
+    ood_harmful=n_ood_harmful,
+    ood_toxic_looking=n_ood_toxic_looking,
+    ood_chat=n_ood_chat,
+)
 raw = datasets.split_base(datasets.draw(base, limits, False, rng), val_share, rng)
 drawn = datasets.draw(base, limits, normalize and not train_csv, rng)
 if normalize:
@@ -107,49 +115,62 @@ clean.groupby(["split", "label"], sort=False).size().unstack()
 
 # %% [markdown]
 # ## What formatting alone gives away
-# A probe that sees only the surface form (closing marks, brackets, quotes, capital first letter, question form, commas,
-# number of words) should be near chance. **What to look for:** the AUROC of this probe falls towards 0.5 with
-# normalisation. What is left is mostly length. **What would refute that normalising helps:** the same AUROC before and after.
+# A probe that sees only the surface form (closing marks, brackets, quotes, capital first letter,
+# question form, commas, number of words) should be near chance. **What to look for:** the AUROC
+# of this probe falls towards 0.5 with normalisation. What is left is mostly length. **What would
+# refute that normalising helps:** the same AUROC before and after.
 
 # %%
 rows = []
-for name, table in {"raw": raw, "normalised" if normalize else "raw, drawn again": clean}.items():
-    form = datasets.surface_form(table["text"].tolist()).to_numpy()
-    train, y, ids = (table["split"] == "train").to_numpy(), table["label"].to_numpy(), table["base_id"].to_numpy()
-    scores = dense_probes.fit_logistic(form[train], y[train], ids[train]).decision_function(form)
-    rows += metrics.by_split(table, scores, metrics.split_weights(table, n_bootstrap, seed), formatting=name)
-formatting = pd.DataFrame(rows).query("metric == 'auroc' and split != 'train' and n > 0").assign(metric="formatting_auroc")
+for name, drawing in {"raw": raw, "normalised" if normalize else "raw, drawn again": clean}.items():
+    form = datasets.surface_form(drawing["text"].tolist()).to_numpy()
+    train, y = (drawing["split"] == "train").to_numpy(), drawing["label"].to_numpy()
+    probe = dense_probes.fit_logistic(form[train], y[train], drawing["base_id"].to_numpy()[train])
+    weights = metrics.split_weights(drawing, n_bootstrap, seed)
+    rows += metrics.by_split(drawing, probe.decision_function(form), weights, formatting=name)
+formatting = pd.DataFrame(rows).query("metric == 'auroc' and split != 'train' and n > 0")
+formatting = formatting.assign(metric="formatting_auroc")
 
 # %%
-caption = f"Probe on surface form only. Profile {profile}, base prompts, 95 % bootstrap over base prompts."
+caption = (
+    f"Probe on surface form only. Profile {profile}, base prompts, "
+    "95 % bootstrap over base prompts."
+)
 chance = pd.DataFrame({"split": ["val", "ood"], "value": 0.5, "low": 0.5, "high": 0.5})
-figure = figures.points(formatting, "formatting", "split", reference=chance, reference_label="chance", xlim=(0.3, 1.02))
+options = {"reference": chance, "reference_label": "chance", "xlim": (0.3, 1.02)}
+figure = figures.points(formatting, "formatting", "split", **options)
 figures.save(figure, run.figures, "01_formatting", caption)
 
 # %% [markdown]
 # ## Near-duplicates across splits
-# Prompts that say the same in two splits would make validation and OOD look easier than they are. For each base prompt
-# the largest cosine of MiniLM sentence embeddings to the earlier splits; those above the threshold are removed (in your
-# own CSV they are only shown).
+# Prompts that say the same in two splits would make validation and OOD look easier than they are.
+# For each base prompt the largest cosine of MiniLM sentence embeddings to the earlier splits;
+# those above the threshold are removed (in your own CSV they are only shown).
 
 # %%
 clean["cosine"] = datasets.cross_split_cosine(clean)
 near = clean["cosine"] > max_cosine
 caption = f"Profile {profile}; {near.sum()} of {len(clean):,} base prompts above {max_cosine}."
-figure = figures.save(figures.nearest_neighbours(clean, max_cosine), run.figures, "01_near_duplicates", caption)
+figure = figures.nearest_neighbours(clean, max_cosine)
+figures.save(figure, run.figures, "01_near_duplicates", caption)
+
+# %%
 clean = clean if train_csv else clean[~near]
-figure
 
 # %% [markdown]
 # ## Augmentation
-# A harmful prompt appears as it is, in every jailbreak of its split (label 1), and in every innocuous transformation
-# (label 0): hard positives and hard negatives. So that the wrapper is not the label, harmless prompts are wrapped in the
-# jailbreaks too. Wrappers of the OOD split are never seen in training.
+# A harmful prompt appears as it is, in every jailbreak of its split (label 1), and in every
+# innocuous transformation (label 0): hard positives and hard negatives. So that the wrapper is
+# not the label, harmless prompts are wrapped in the jailbreaks too. Wrappers of the OOD split are
+# never seen in training.
 
 # %%
 wrap = augment == "on" or (augment == "auto" and not train_csv)
 templates = datasets.load_templates("embedded" if train_csv else dataset)
-prompts = datasets.augment(clean, templates, benign_jailbreak_share, rng) if wrap else datasets.plain(clean)
+if wrap:
+    prompts = datasets.augment(clean, templates, benign_jailbreak_share, rng)
+else:
+    prompts = datasets.plain(clean)
 prompts = datasets.check(prompts)
 example = prompts[prompts["base_id"] == prompts["base_id"].iloc[0]]
 example[["transform", "label", "text"]].assign(text=lambda t: t["text"].str[:110])
@@ -164,51 +185,74 @@ figures.save(figures.lengths(prompts), run.figures, "01_lengths", caption)
 
 # %% [markdown]
 # ## Jailbreak effectiveness
-# The paper plots how well each jailbreak works on the model, and takes the stronger of a kind for OOD. A chat model answers harmful
-# base prompts in every wrapper, greedily; an answer counts as refused by the phrases it begins with, or by a language model's
-# judgement (`refusal_judge`). **What to look for:** plain requests refused most, jailbreaks less, innocuous transformations least.
-# A model without chat template cannot be asked: not applicable. (Where all answers agree, the bootstrap has no spread and no bar.)
+# The paper plots how well each jailbreak works on the model, and takes the stronger of a kind for
+# OOD. A chat model answers harmful base prompts in every wrapper, greedily; an answer counts as
+# refused by the phrases it begins with, or by a language model's judgement (`refusal_judge`).
+# **What to look for:** plain requests refused most, jailbreaks less, innocuous transformations
+# least. A model without chat template cannot be asked: not applicable. (Where all answers agree,
+# the bootstrap has no spread and no bar.)
 
 # %%
 answered = pd.DataFrame(columns=[*prompts.columns, "response", "refused"])
 if n_jailbroken and chat.has_template(models.load_tokenizer(model)):
     answered = refusals.asked(prompts, n_jailbroken, np.random.default_rng(seed))
     bridge, parent = models.load_model(model, device, dtype), run.folder / "rollouts"
-    found = rollouts.generate(bridge, models.identity(model), answered["text"].tolist(), parent, response_tokens, temperature=0.0)
-    answered = answered.assign(response=found["response"].to_numpy())
-settings = llm.Settings(llm_model, llm_base_url, llm_key_variable, run.folder / "llm", llm_max_requests, llm_max_tokens)
+    asked = answered["text"].tolist()
+    responses = rollouts.generate(
+        bridge, models.identity(model), asked, parent, response_tokens, temperature=0.0
+    )["response"]
+    answered = answered.assign(response=responses.to_numpy())
+
+# %%
+settings = llm.Settings(
+    llm_model, llm_base_url, llm_key_variable, run.folder / "llm", llm_max_requests, llm_max_tokens
+)
 answered["refused"] = refusals.refused(answered["response"].tolist(), refusal_judge, settings)
 refused = refusals.rates(answered, n_bootstrap, seed)
 
 # %%
-caption = f"Profile {profile}, {model}; greedy, {response_tokens} tokens; refusal by {refusal_judge}; 95 % bootstrap over base prompts."
+caption = (
+    f"Profile {profile}, {model}; greedy, {response_tokens} tokens; refusal by {refusal_judge}; "
+    "95 % bootstrap over base prompts."
+)
 if len(refused):
     kinds = refused["kind"].where(refused["kind"] != "plain", "request")
-    named = refused.assign(row=kinds + ", " + refused["transform"] + " (" + refused["pool"] + ")", panel=f"{answered['base_id'].nunique()} harmful base prompts")
-    figure = figures.points(named, "row", "panel", xlabel="refusal rate (fraction)", xlim=(-0.02, 1.02))
+    named = refused.assign(
+        row=kinds + ", " + refused["transform"] + " (" + refused["pool"] + ")",
+        panel=f"{answered['base_id'].nunique()} harmful base prompts",
+    )
+    axis = {"xlabel": "refusal rate (fraction)", "xlim": (-0.02, 1.02)}
+    figure = figures.points(named, "row", "panel", **axis)
     display(figures.save(figure, run.figures, "01_jailbreaks", caption))
-Markdown("" if len(refused) else f"Not applicable: {model} is no chat model." if n_jailbroken else "Not asked: `n_jailbroken` is 0.")
+not_asked = f"Not applicable: {model} is no chat model."
+if not n_jailbroken:
+    not_asked = "Not asked: `n_jailbroken` is 0."
+Markdown("" if len(refused) else not_asked)
 
 # %% [markdown]
 # ## Sizes beside the paper's
 
 # %%
 paper = records.claims()["setting"]["prompts"]
-sizes = prompts.groupby("split").agg(prompts=("text", "size"), harmful=("label", "mean"), base_prompts=("base_id", "nunique"))
-sizes.loc[[s for s in datasets.SPLITS if s in sizes.index]].assign(paper=pd.Series(paper)).round(3)
+sizes = prompts.groupby("split").agg(
+    prompts=("text", "size"), harmful=("label", "mean"), base_prompts=("base_id", "nunique")
+)
+in_order = [split for split in datasets.SPLITS if split in sizes.index]
+sizes.loc[in_order].assign(paper=pd.Series(paper)).round(3)
 
 # %% [markdown]
 # ## Takeaway
 
 # %%
-value = {(r.formatting, r.split): tables.text(r, 2) for r in formatting.itertuples()}
-lines = [f"- {name}, {figures.SPLITS[split]}: AUROC {text}" for (name, split), text in value.items()]
+rows = zip(formatting["formatting"], formatting["split"], tables.texts(formatting, 2), strict=True)
+lines = [f"- {name}, {figures.SPLITS[split]}: AUROC {text}" for name, split, text in rows]
 Markdown(
     f"{len(prompts):,} prompts from {prompts['base_id'].nunique():,} base prompts. "
     "Surface form alone separates the classes with\n\n" + "\n".join(lines)
-    + "\n\nLength and question form are left as they are, so a score above 0.5 remains; the TF-IDF baseline of notebook 05 "
-    "says what words alone give. The embedded prompts were written for this project and are smaller in topic than the "
-    "paper's sets; XSTest stands in for OR-Bench in the public profile, and the paper's internal chat set cannot be had."
+    + "\n\nLength and question form are left as they are, so a score above 0.5 remains; the TF-IDF "
+    "baseline of notebook 05 says what words alone give. The embedded prompts were written for "
+    "this project and are smaller in topic than the paper's sets; XSTest stands in for OR-Bench in "
+    "the public profile, and the paper's internal chat set cannot be had."
 )
 
 # %%
@@ -219,5 +263,7 @@ counts = [
     {"metric": "prompts", "split": split, "value": float(n), "n": int(n), "unit": "prompts"}
     for split, n in prompts["split"].value_counts(sort=False).items()
 ]
-table = pd.concat([formatting, pd.DataFrame(counts), *([refused] if len(refused) else [])], ignore_index=True)
-records.write(run, table, table, inputs=[], outputs={"prompts": path, "raw_prompts": raw_path}).name
+parts = [formatting, pd.DataFrame(counts), *([refused] if len(refused) else [])]
+table = pd.concat(parts, ignore_index=True)
+outputs = {"prompts": path, "raw_prompts": raw_path}
+records.write(run, table, table, inputs=[], outputs=outputs).name

@@ -16,10 +16,11 @@
 #
 # Prepares claims C1–C8.
 #
-# The paper probes the residual stream of Gemma 2 9B IT after block 20, aggregated over a prompt's tokens in two ways:
-# the maximum over the sequence, per coordinate, or a fixed position at the end of the user's turn. Here every layer of
-# the model is harvested in one forward pass per batch, with three aggregations: max, mean, and the fixed position
-# (for MiniLM, an encoder without chat turns, the closing [SEP] token).
+# The paper probes the residual stream of Gemma 2 9B IT after block 20, aggregated over a prompt's
+# tokens in two ways: the maximum over the sequence, per coordinate, or a fixed position at the
+# end of the user's turn. Here every layer of the model is harvested in one forward pass per
+# batch, with three aggregations: max, mean, and the fixed position (for MiniLM, an encoder
+# without chat turns, the closing [SEP] token).
 
 # %%
 import pandas as pd
@@ -52,44 +53,61 @@ prompts = datasets.load(prompts_path)
 bridge = models.load_model(model, device, dtype)
 wanted = models.check_layers(bridge, layers or list(range(bridge.cfg.n_layers)))
 fixed = models.fixed_position(bridge)
-print(f"{len(prompts):,} prompts; {model}: {bridge.cfg.n_layers} layers, d_model {bridge.cfg.d_model}, context {bridge.cfg.n_ctx}; fixed position {fixed}")
+print(
+    f"{len(prompts):,} prompts; {model}: {bridge.cfg.n_layers} layers, "
+    f"d_model {bridge.cfg.d_model}, context {bridge.cfg.n_ctx}; fixed position {fixed}"
+)
 
 # %% [markdown]
 # ## Method
-# Let $x_{l,t} \in \mathbb{R}^{d}$ be the residual stream after block $l$ at token $t$ of a prompt with $T$ tokens. The
-# pooled activations are
+# Let $x_{l,t} \in \mathbb{R}^{d}$ be the residual stream after block $l$ at token $t$ of a prompt
+# with $T$ tokens. The pooled activations are
 #
-# $$\text{max: } \max_t x_{l,t,i} \qquad \text{mean: } \tfrac1T \textstyle\sum_t x_{l,t,i} \qquad \text{fixed: } x_{l,T+1+p,i}$$
+# $$\text{max: } \max_t x_{l,t,i} \qquad \text{mean: } \tfrac1T \textstyle\sum_t x_{l,t,i}
+# \qquad \text{fixed: } x_{l,T+1+p,i}$$
 #
-# with $p = -1$, or for a chat model the place of the token that closes the user's turn, found from its template ($-5$ for Gemma 2,
-# as in the paper). A chat model reads the prompt in its chat template, with the header of its own turn behind it; a causal model's
-# BOS, which sees nothing, does not count. Batches are bucketed by length, padded positions never count, a batch that memory
-# cannot hold is halved, and the forward pass stops at the last wanted layer. For SAEs, every token of one layer is kept beside.
-# The result is a folder of checksummed shards, named by a hash of everything that determines it: run this again and
-# nothing is computed; interrupt it and it goes on where it was.
+# with $p = -1$, or for a chat model the place of the token that closes the user's turn, found
+# from its template ($-5$ for Gemma 2, as in the paper). A chat model reads the prompt in its chat
+# template, with the header of its own turn behind it; a causal model's BOS, which sees nothing,
+# does not count. Batches are bucketed by length, padded positions never count, a batch that
+# memory cannot hold is halved, and the forward pass stops at the last wanted layer. For SAEs,
+# every token of one layer is kept beside. The result is a folder of checksummed shards, named by
+# a hash of everything that determines it: run this again and nothing is computed; interrupt it
+# and it goes on where it was. A pooling is one entry of `lib.model.poolings.POOLINGS`; to add
+# one, add an entry.
 
 # %%
 store = activations.harvest_pooled(
-    bridge, models.identity(model), prompts["text"].tolist(), wanted, run.folder / "activations", token_layer=layer
+    bridge,
+    models.identity(model),
+    prompts["text"].tolist(),
+    wanted,
+    run.folder / "activations",
+    token_layer=layer,
 )
 shards = activations.describe(store)
 shards[["length", "tokens", "seconds", "tokens_per_s"]].round(1)
 
 # %% [markdown]
 # ## Norms and throughput
-# **What to look for:** norms of one order of magnitude over the layers; a jump would mean that a few coordinates dominate
-# max pooling. Speed falls for the longest prompts, where attention costs more.
+# **What to look for:** norms of one order of magnitude over the layers; a jump would mean that a
+# few coordinates dominate max pooling. Speed falls for the longest prompts, where attention costs
+# more.
 
 # %%
-caption = f"Profile {profile}, {model}, {shards['tokens'].sum():,} tokens. Left: median over prompts, bars are quartiles."
+caption = (
+    f"Profile {profile}, {model}, {shards['tokens'].sum():,} tokens. "
+    "Left: median over prompts, bars are quartiles."
+)
 figures.save(figures.norms(shards, wanted), run.figures, "02_norms", caption)
 
 # %% [markdown]
 # ## A first look at the classes
-# The plane is spanned by the difference of the class means of the *training* split and the largest principal component
-# beside it; validation and OOD prompts are laid onto the same plane. **What to look for:** classes apart along the
-# horizontal axis in validation, closer together out of distribution, and hard negatives (a harmful text inside an
-# innocuous wrapper) close to the harmful prompts.
+# The plane is spanned by the difference of the class means of the *training* split and the largest
+# principal component beside it; validation and OOD prompts are laid onto the same plane. **What to
+# look for:** classes apart along the horizontal axis in validation, closer together out of
+# distribution, and hard negatives (a harmful text inside an innocuous wrapper) close to the harmful
+# prompts.
 
 # %%
 shown_layer = show_layer if show_layer in wanted else wanted[-1]
@@ -97,10 +115,17 @@ pooled = activations.load_pooled(store)[shown_layer, "mean"]
 train = (prompts["split"] == "train").to_numpy()
 mean, plane = dense_probes.projection_plane(pooled[train], prompts["label"].to_numpy()[train])
 direction, component = ((pooled - mean) @ plane.T).T
-where = prompts.assign(direction=direction, component=component, kind=datasets.kind(prompts))
-shown = where.groupby("split").sample(n=900, random_state=seed, replace=True).drop_duplicates("prompt_id")
-parts = {split: shown[shown["split"] == split] for split in datasets.SPLITS if (shown["split"] == split).any()}
-caption = f"Profile {profile}, {model}, residual stream after block {shown_layer}, mean over tokens; about 900 prompts a panel."
+placed = prompts.assign(direction=direction, component=component, kind=datasets.kind(prompts))
+shown = placed.groupby("split").sample(n=900, random_state=seed, replace=True)
+shown = shown.drop_duplicates("prompt_id")
+by_split = {split: shown[shown["split"] == split] for split in datasets.SPLITS}
+parts = {split: rows for split, rows in by_split.items() if len(rows)}
+
+# %%
+caption = (
+    f"Profile {profile}, {model}, residual stream after block {shown_layer}, mean over tokens; "
+    "about 900 prompts a panel."
+)
 figures.save(figures.projection(parts), run.figures, "02_projection", caption)
 
 # %% [markdown]
@@ -109,13 +134,20 @@ figures.save(figures.projection(parts), run.figures, "02_projection", caption)
 # %%
 speed = shards["tokens"].sum() / shards["seconds"].sum()
 Markdown(
-    f"{shards['tokens'].sum():,} tokens of {len(prompts):,} prompts at {speed:,.0f} tokens/s, layers {wanted[0]} to {wanted[-1]} in one pass "
-    f"(with all poolings; hardware in the record). The store is `{store.name}`."
+    f"{shards['tokens'].sum():,} tokens of {len(prompts):,} prompts at {speed:,.0f} tokens/s, "
+    f"layers {wanted[0]} to {wanted[-1]} in one pass (with all poolings; hardware in the record). "
+    f"The store is `{store.name}`."
 )
 
 # %%
+n_tokens = float(shards["tokens"].sum())
 table = pd.DataFrame([
-    {"metric": "harvest_tokens_per_s", "value": float(speed), "n": len(shards), "unit": "tokens/s"},
-    {"metric": "tokens", "value": float(shards["tokens"].sum()), "n": len(prompts), "unit": "tokens"},
+    {
+        "metric": "harvest_tokens_per_s",
+        "value": float(speed),
+        "n": len(shards),
+        "unit": "tokens/s",
+    },
+    {"metric": "tokens", "value": n_tokens, "n": len(prompts), "unit": "tokens"},
 ])
 records.write(run, table, table, inputs=[prompts_path], outputs={"pooled": store}).name

@@ -1,6 +1,7 @@
-"""A tiny random Gemma 2 with Gemma's turn tokens and template, and a Gemma-Scope-shaped SAE: ``python -m tests.tiny_gemma FOLDER``.
+"""A tiny random Gemma 2 with Gemma's turn tokens and template, and a Gemma-Scope-shaped SAE.
 
-Nothing in it is trained but the tokenizer. It stands for Gemma 2 wherever only the handling is tested.
+``python -m tests.tiny_gemma FOLDER`` writes it. Nothing in it is trained but the tokenizer. It stands for Gemma 2
+wherever only the handling is tested.
 """
 
 import json
@@ -20,7 +21,8 @@ from lib.texts import sources
 SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
-    "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}"
+    "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}"
     "{{ '<start_of_turn>' + ('model' if message['role'] == 'assistant' else message['role']) + '\n' }}"
     "{{ message['content'] | trim }}{{ '<end_of_turn>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
@@ -31,33 +33,51 @@ D_MODEL, D_SAE, LAYER = 32, 256, 1
 def tokenizer(texts: list[str], vocab_size: int = 1500) -> transformers.PreTrainedTokenizerFast:
     """Byte-fallback BPE with '▁' for spaces, as Gemma's; newline, ``user`` and ``model`` are single tokens."""
     bpe = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
-    bpe.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(r"\n"), "isolated"), pre_tokenizers.Metaspace(prepend_scheme="never"),
-    ])  # fmt: skip
+    newlines = pre_tokenizers.Split(Regex(r"\n"), "isolated")
+    spaces = pre_tokenizers.Metaspace(prepend_scheme="never")
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([newlines, spaces])
     bpe.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     alphabet = [f"<0x{i:02X}>" for i in range(256)]
     trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=SPECIAL + alphabet, show_progress=False)
     bpe.train_from_iterator([*texts, *["user\nmodel\n"] * 500], trainer)
-    written = json.loads(bpe.to_str())  # the bytes are in the vocabulary, and no special tokens
+    written = json.loads(bpe.to_str())  # The bytes are in the vocabulary, and no special tokens.
     written["added_tokens"] = [token for token in written["added_tokens"] if token["content"] in SPECIAL]
     bpe = Tokenizer.from_str(json.dumps(written))
-    bpe.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", SPECIAL.index("<bos>"))])
+    bos = ("<bos>", SPECIAL.index("<bos>"))
+    bpe.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[bos])
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=bpe, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>", unk_token="<unk>", padding_side="left",
-        additional_special_tokens=["<start_of_turn>", "<end_of_turn>"], chat_template=TEMPLATE, clean_up_tokenization_spaces=False,
-    )  # fmt: skip
+        tokenizer_object=bpe,
+        bos_token="<bos>",
+        eos_token="<eos>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        padding_side="left",
+        additional_special_tokens=["<start_of_turn>", "<end_of_turn>"],
+        chat_template=TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
 
 
 def build(folder: Path) -> Path:
-    """Write config, weights and tokenizer of the model, and ``gemma-scope/layer_1/…/params.npz``; returns the folder."""
+    """Write config, weights and tokenizer, and ``gemma-scope/layer_1/…/params.npz``; returns the folder."""
     texts = sources.base_prompts("embedded")["text"].tolist()
     words = tokenizer(texts)
     config = transformers.Gemma2Config(
-        vocab_size=len(words), hidden_size=D_MODEL, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, query_pre_attn_scalar=8, sliding_window=64, max_position_embeddings=512,
-        bos_token_id=words.bos_token_id, eos_token_id=[words.eos_token_id, words.convert_tokens_to_ids("<end_of_turn>")],
-        pad_token_id=words.pad_token_id, initializer_range=0.2,
-    )  # fmt: skip
+        vocab_size=len(words),
+        hidden_size=D_MODEL,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        query_pre_attn_scalar=8,
+        sliding_window=64,
+        max_position_embeddings=512,
+        bos_token_id=words.bos_token_id,
+        eos_token_id=[words.eos_token_id, words.convert_tokens_to_ids("<end_of_turn>")],
+        pad_token_id=words.pad_token_id,
+        initializer_range=0.2,
+    )
     torch.manual_seed(0)
     transformers.Gemma2ForCausalLM(config).save_pretrained(folder)
     words.save_pretrained(folder)
@@ -70,10 +90,10 @@ def _scope(folder: Path, texts: list[str]) -> None:
     bridge = load_model(str(folder))
     ids, mask = forward.padded(tokenise(bridge, texts), bridge.tokenizer.pad_token_id)
     x = forward.resid_post_at(bridge, ids, mask, [LAYER])[LAYER][mask.bool()]
-    dec = torch.nn.functional.normalize(torch.randn(D_SAE, D_MODEL, generator=torch.Generator().manual_seed(1)), dim=1)
-    b_dec = x.mean(0)
-    threshold = torch.quantile((x - b_dec) @ dec.T, 1 - 10 / D_SAE, dim=0)
-    arrays = {"W_enc": dec.T, "W_dec": dec, "b_enc": -(dec @ b_dec), "threshold": threshold.clamp(min=0.01), "b_dec": b_dec}
+    directions = torch.randn(D_SAE, D_MODEL, generator=torch.Generator().manual_seed(1))
+    W_dec, b_dec = torch.nn.functional.normalize(directions, dim=1), x.mean(0)
+    threshold = torch.quantile((x - b_dec) @ W_dec.T, 1 - 10 / D_SAE, dim=0).clamp(min=0.01)
+    arrays = {"W_enc": W_dec.T, "W_dec": W_dec, "b_enc": -(W_dec @ b_dec), "threshold": threshold, "b_dec": b_dec}
     target = folder / "gemma-scope" / f"layer_{LAYER}" / f"width_{D_SAE}" / "average_l0_10" / "params.npz"
     target.parent.mkdir(parents=True, exist_ok=True)
     np.savez(target, **{name: tensor.numpy().astype(np.float32) for name, tensor in arrays.items()})

@@ -17,11 +17,14 @@ from tests.fuzzing import JSON, Outcomes, fuzz
 
 HUGE = b"x" * 200_000
 ODD = {
-    "text": ["", " ", "\x00", "nan", "Bake a cake.", "bake a cake", "(x)", "?!", 'say "hi"', "two\nlines", "\u2028", "\ufeff", "\ud800", HUGE.decode()],
+    "text": [
+        *("", " ", "\x00", "nan", "Bake a cake.", "bake a cake", "(x)", "?!", 'say "hi"'),
+        *("two\nlines", "\u2028", "\ufeff", "\ud800", HUGE.decode()),
+    ],
     "label": ["", " 1", "1.0", "2", "-1", "yes", "True", "nan", "inf", "1e400", "9" * 5000, "\x00", "٠"],
     "base_id": ["", " ", "0", "nan", "id_csv-00001", ":plain", "\x00"],
     "note": ["", "x" * 5000, "\x00"],
-}  # fmt: skip
+}
 KINDS = ["cell", "cell", "cell", "short", "long", "copy", "rename", "column"]
 HEADERS = ["text", "label", "base_id", "note", "", "Text", "text.1"]
 SUFFIXES = [".csv"] * 30 + [".csv.gz", ".csv.bz2", ".csv.xz", ".csv.zip", ".csv.zst", ".tar", ".tsv", ""]
@@ -58,11 +61,17 @@ def csv_bytes(draw, word):
     if draw(st.integers(0, 9)) == 0:
         return draw(st.binary(max_size=200))
     out = io.StringIO(newline="")
-    delimiter, end = draw(st.sampled_from([","] * 20 + [";", "\t", "|"])), draw(st.sampled_from(["\n", "\r\n", "\r"]))
-    csv.writer(out, delimiter=delimiter, lineterminator=end, quoting=draw(st.sampled_from([0, 1]))).writerows(draw(tables(word)))
-    data = out.getvalue().encode(draw(st.sampled_from(["utf-8"] * 20 + ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])), "surrogatepass")
+    dialect = {
+        "delimiter": draw(st.sampled_from([","] * 20 + [";", "\t", "|"])),
+        "lineterminator": draw(st.sampled_from(["\n", "\r\n", "\r"])),
+        "quoting": draw(st.sampled_from([0, 1])),
+    }
+    csv.writer(out, **dialect).writerows(draw(tables(word)))
+    encoding = draw(st.sampled_from(["utf-8"] * 20 + ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"]))
+    data = out.getvalue().encode(encoding, "surrogatepass")
     if draw(st.integers(0, 4)) == 0:
-        at, put = draw(st.integers(0, len(data))), draw(st.sampled_from([b"", b'"', b"\0", b"\xff", b"\n", b",", b'"\n']))
+        at = draw(st.integers(0, len(data)))
+        put = draw(st.sampled_from([b"", b'"', b"\0", b"\xff", b"\n", b",", b'"\n']))
         data = data[:at] + put + data[at + draw(st.integers(0, 2)) :]
     return data
 
@@ -78,7 +87,9 @@ def write_prompts(path, train, ood, normalise, wrap):
         drawn = drawn.assign(text=drawn["text"].map(datasets.normalise)).drop_duplicates("text")
     clean = datasets.split_base(drawn, 0.2, rng)
     assert np.isfinite(datasets.surface_form(clean["text"].tolist())).all().all()
-    prompts = datasets.augment(clean, datasets.load_templates("embedded"), 1.0, rng) if wrap else datasets.plain(clean)
+    prompts = datasets.plain(clean)
+    if wrap:
+        prompts = datasets.augment(clean, datasets.load_templates("embedded"), 1.0, rng)
     datasets.save(prompts, path)
     datasets.save(datasets.plain(raw), path.with_stem("raw_prompts"))
     return prompts
@@ -87,12 +98,14 @@ def write_prompts(path, train, ood, normalise, wrap):
 def test_csv(tmp_path):
     outcomes, path = Outcomes(), tmp_path / "run" / "prompts.parquet"
 
+    questions = st.none() | csv_bytes("question")
+
     @example(b"text,label\na," + HUGE, None, ".csv", False, False)
     @example(b"text," + HUGE + b"\na,1\n", None, ".csv", False, False)
     @example(b"text,label\n" + HUGE + b",1\n" + HUGE + b",0\n", None, ".csv", False, False)
     @example(b"text,label\n" + HUGE + b",1\na,0\n", b"text,label\n" + HUGE + b",1\nb,0\n", ".csv", False, False)
     @fuzz(max_examples=400)
-    @given(csv_bytes("request"), st.none() | csv_bytes("question"), st.sampled_from(SUFFIXES), st.booleans(), st.booleans())
+    @given(csv_bytes("request"), questions, st.sampled_from(SUFFIXES), st.booleans(), st.booleans())
     def check(train_bytes, ood_bytes, suffix, normalise, wrap):
         for old in path.parent.glob("*"):
             old.unlink()
@@ -100,13 +113,16 @@ def test_csv(tmp_path):
         train.write_bytes(train_bytes)
         if ood:
             ood.write_bytes(ood_bytes)
-        prompts = outcomes.judge(lambda: write_prompts(path, train, ood, normalise, wrap), *map(str, filter(None, (train, ood))), "train_csv")
+        names = [str(file) for file in (train, ood) if file]
+        prompts = outcomes.judge(lambda: write_prompts(path, train, ood, normalise, wrap), *names, "train_csv")
         written = {file.name: datasets.load(file) for file in path.parent.glob("*")}
         assert set(written) <= {"prompts.parquet", "raw_prompts.parquet"}
         assert prompts is None or len(written) == 2 and written["prompts.parquet"].equals(prompts)
         for table in written.values():
-            assert list(table) == datasets.COLUMNS and table.notna().all().all() and table["text"].str.strip().ne("").all()
-            assert not table["base_id"].str.fullmatch(r"(id|ood)_csv-\s*").any(), "rows without a base_id are no variants of one prompt"
+            assert list(table) == datasets.COLUMNS and table.notna().all().all()
+            assert table["text"].str.strip().ne("").all()
+            without_id = table["base_id"].str.fullmatch(r"(id|ood)_csv-\s*")
+            assert not without_id.any(), "rows without a base_id are no variants of one prompt"
             assert set(table["label"]) == {0, 1} and (table.groupby("base_id")["split"].nunique() == 1).all()
 
     check()
@@ -114,20 +130,40 @@ def test_csv(tmp_path):
 
 
 ODD_VALUES = [
-    "!!python/object/apply:os.system ['touch TOUCHED']", "!!python/object/new:pathlib.Path [TOUCHED]", "!!python/name:os.system ",
-    "!!bool x", "!!int ''", "!!float ''", "!!timestamp x", "!!binary aGk=", "!!str {a: 1}", "!!set {a, b}", "!!omap [a: 1]", "!!nope x",
-    "2020-01-01", "2020-13-45", ".nan", ".inf", "[.nan]", "1e400", "9" * 5000, "0x" + "f" * 5000, ":".join(["59"] * 200) + ".5",
-    "7", "1.5", "true", "~", "", "text", "[]", "[7, 8]", "[a, 1]", "[true]", "[1.5]", "[[1]]", "[" * 3000, "{a: 1}", "[a: 1]", "'no end",
+    "!!python/object/apply:os.system ['touch TOUCHED']", "!!python/object/new:pathlib.Path [TOUCHED]",
+    "!!python/name:os.system ", "!!bool x", "!!int ''", "!!float ''", "!!timestamp x", "!!binary aGk=", "!!str {a: 1}",
+    "!!set {a, b}", "!!omap [a: 1]", "!!nope x",
+    "2020-01-01", "2020-13-45", ".nan", ".inf", "[.nan]", "1e400", "9" * 5000, "0x" + "f" * 5000,
+    ":".join(["59"] * 200) + ".5",
+    "7", "1.5", "true", "~", "", "text", "[]", "[7, 8]", "[a, 1]", "[true]", "[1.5]", "[[1]]", "[" * 3000, "{a: 1}",
+    "[a: 1]", "'no end",
     '"\\ud800"', '"\\0"', "&a 1", "*a", "&b [*b]", "|\n  two\n  lines", "a: b: c", "\t", "@", "\x07", "\ufeff",
 ]  # fmt: skip
-ODD_NAMES = ["1", "~", "[a]", "{a: 1}", "<<", "?", "layre", "2020-01-01", "!!int 0x" + "f" * 5000, '"\\ud800"', "profile"]
-ALIASES = "".join(["seed: &l0 [1]\n", *(f"seed: &l{i + 1} [{', '.join([f'*l{i}'] * 9)}]\n" for i in range(9))]).encode()
-MERGES = "".join(["? &l0 {a: 1}\n: 1\n", *(f"? &l{i + 1} {{<<: [{', '.join([f'*l{i}'] * 9)}]}}\n: 1\n" for i in range(9))]).encode()
+ODD_NAMES = [
+    *("1", "~", "[a]", "{a: 1}", "<<", "?", "layre", "2020-01-01", "!!int 0x" + "f" * 5000, '"\\ud800"', "profile"),
+]
+NINE = [", ".join([f"*l{i}"] * 9) for i in range(9)]  # the anchor before, nine times
+ALIASES = "seed: &l0 [1]\n" + "".join(f"seed: &l{i} [{anchors}]\n" for i, anchors in enumerate(NINE, 1))
+MERGES = "? &l0 {a: 1}\n: 1\n" + "".join(f"? &l{i} {{<<: [{anchors}]}}\n: 1\n" for i, anchors in enumerate(NINE, 1))
 DEFAULTS = {path: build_graph.parameters(path) for path in build_graph.notebooks()}
 KNOWN = {name: default for defaults in DEFAULTS.values() for name, default in defaults.items() if name != "profile"}
-ANOTHER = {bool: lambda v: not v, int: lambda v: v + 1, float: lambda v: v / 2 + 1, str: lambda v: v + "x", list: lambda v: v[1:]}
-SOUND_LINES = st.sampled_from(sorted(KNOWN)).map(lambda name: f"{name}: {json.dumps(ANOTHER[type(KNOWN[name])](KNOWN[name]))}")
-ODD_LINES = st.tuples(st.sampled_from(sorted(KNOWN)) | st.sampled_from(ODD_NAMES), st.sampled_from(ODD_VALUES)).map(": ".join)
+ANOTHER = {
+    bool: lambda value: not value,
+    int: lambda value: value + 1,
+    float: lambda value: value / 2 + 1,
+    str: lambda value: value + "x",
+    list: lambda value: value[1:],
+}
+
+
+def sound_line(name):
+    """A line that gives a known parameter another value."""
+    return f"{name}: {json.dumps(ANOTHER[type(KNOWN[name])](KNOWN[name]))}"
+
+
+SOUND_LINES = st.sampled_from(sorted(KNOWN)).map(sound_line)
+NAMES = st.sampled_from(sorted(KNOWN)) | st.sampled_from(ODD_NAMES)
+ODD_LINES = st.tuples(NAMES, st.sampled_from(ODD_VALUES)).map(": ".join)
 PROFILES = st.sampled_from([
     *2 * [st.lists(SOUND_LINES, max_size=4).map(lambda lines: "\n".join(lines).encode())],
     *2 * [st.tuples(SOUND_LINES, ODD_LINES).map(lambda lines: "\n".join(lines).encode())],
@@ -139,13 +175,18 @@ PROFILES = st.sampled_from([
 def fits(value, default):
     """Whether a value may stand in a default's place."""
     if isinstance(default, list):
-        return isinstance(value, list) and all(fits(item, default[0]) if default else not isinstance(item, list | dict) for item in value)
+        if not isinstance(value, list):
+            return False
+        if not default:
+            return not any(isinstance(item, list | dict) for item in value)
+        return all(fits(item, default[0]) for item in value)
     return type(value) is type(default) or (type(value), type(default)) == (int, float)
 
 
 def test_profile(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(build_graph, "parameters", DEFAULTS.__getitem__)  # they are read for each notebook of each example
+    # The parameters are read for each notebook of each example.
+    monkeypatch.setattr(build_graph, "parameters", DEFAULTS.__getitem__)
     outcomes, path = Outcomes(), tmp_path / "mine.yaml"
 
     def choose():
@@ -159,8 +200,8 @@ def test_profile(tmp_path, monkeypatch):
     @example(b"lr: .nan")
     @example(b"target_l0s: [8, true]")
     @example(b'train_csv: "\\ud800"')
-    @example(ALIASES)
-    @example(MERGES)
+    @example(ALIASES.encode())
+    @example(MERGES.encode())
     def check(data):
         path.write_bytes(data)
         chosen = outcomes.judge(choose, str(path), "parameter ")
@@ -181,14 +222,30 @@ def test_a_parameter_of_the_command_line(value, monkeypatch):
 
 
 SOUND_LISTS = st.lists(st.integers(0, 9).map(str), min_size=1, max_size=3).map(lambda items: f"[{', '.join(items)}]")
-ODD_LISTS = st.lists(st.sampled_from(["1", "x", "[1]", "true", ".nan", "~", "{a: 1}", "*a"]), max_size=3).map(lambda items: f"[{', '.join(items)}]") | st.sampled_from(ODD_VALUES)
-GROUP = st.sampled_from([st.tuples(st.sampled_from(["seed", "layer", "show_k"]), SOUND_LISTS)] * 5 + [
-    st.tuples(st.sampled_from(["seed", "layre", "1", "profile", "~"]), SOUND_LISTS), st.tuples(st.just("seed"), ODD_LISTS)]).flatmap(lambda strategy: strategy)  # fmt: skip
-GROUPS = st.lists(GROUP, max_size=2).map(lambda items: "{" + ", ".join(f"{name}: {value}" for name, value in items) + "}")
-SWEEPS = st.binary(max_size=60) | st.tuples(
-    st.sampled_from(["[05_probing]"] * 9 + ["05_probing", "[nope]", "~"]), GROUPS, GROUPS | st.sampled_from(["{}", "[]"]),
-    st.sampled_from(["{}"] * 6 + ["{x: k}", "{hue: k}", "{x: k, where: 1}", "[x]"])).map(
-    lambda parts: "notebooks: {}\ngrid: {}\nzip: {}\nfigure: {}\n".format(*parts).encode("utf-8", "surrogatepass"))  # fmt: skip
+ODD_ITEMS = st.lists(st.sampled_from(["1", "x", "[1]", "true", ".nan", "~", "{a: 1}", "*a"]), max_size=3)
+ODD_LISTS = ODD_ITEMS.map(lambda items: f"[{', '.join(items)}]") | st.sampled_from(ODD_VALUES)
+GROUP = st.sampled_from([
+    *5 * [st.tuples(st.sampled_from(["seed", "layer", "show_k"]), SOUND_LISTS)],
+    st.tuples(st.sampled_from(["seed", "layre", "1", "profile", "~"]), SOUND_LISTS),
+    st.tuples(st.just("seed"), ODD_LISTS),
+]).flatmap(lambda strategy: strategy)
+GROUPS = st.lists(GROUP, max_size=2).map(
+    lambda items: "{" + ", ".join(f"{name}: {value}" for name, value in items) + "}"
+)
+PARTS = st.tuples(
+    st.sampled_from(["[05_probing]"] * 9 + ["05_probing", "[nope]", "~"]),
+    GROUPS,
+    GROUPS | st.sampled_from(["{}", "[]"]),
+    st.sampled_from(["{}"] * 6 + ["{x: k}", "{hue: k}", "{x: k, where: 1}", "[x]"]),
+)
+
+
+def sweep_file(parts):
+    """A sweep's YAML of the four parts."""
+    return "notebooks: {}\ngrid: {}\nzip: {}\nfigure: {}\n".format(*parts).encode("utf-8", "surrogatepass")
+
+
+SWEEPS = st.binary(max_size=60) | PARTS.map(sweep_file)
 
 
 def test_sweep(tmp_path, monkeypatch):
@@ -201,10 +258,10 @@ def test_sweep(tmp_path, monkeypatch):
     @example(b"notebooks: [05_probing]\ngrid: {layer: [1, 2]}\nfigure: {x: k, where: {split: ood}}")
     def check(data):
         path.write_bytes(data)
-        found = outcomes.judge(lambda: sweep_cells.read(path), str(path), "parameter", "profile")
-        if found:
-            assert len(found.points) >= 1 and all(set(point) == set(found.points[0]) for point in found.points)
-            json.dumps(found.points, allow_nan=False)
+        sweep = outcomes.judge(lambda: sweep_cells.read(path), str(path), "parameter", "profile")
+        if sweep:
+            assert len(sweep.points) >= 1 and all(set(point) == set(sweep.points[0]) for point in sweep.points)
+            json.dumps(sweep.points, allow_nan=False)
 
     check()
     outcomes.check_both()

@@ -8,6 +8,7 @@ import sys
 
 import jupytext
 import nbformat
+import papermill
 import pytest
 
 from lib.base import build_graph
@@ -103,6 +104,16 @@ def test_parameters_are_literals_and_a_name_means_the_same_everywhere(path):
     defaults = {name: value for other in NOTEBOOKS for name, value in build_graph.parameters(other).items()}
     for name, value in build_graph.parameters(path).items():
         assert defaults[name] == value, f"{name} has two defaults"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_papermill_reads_the_same_parameters(path, tmp_path, caplog):
+    """Its parser goes by the line, and a mark such as ``=`` in a comment leads it astray."""
+    jupytext.write(jupytext.read(path), tmp_path / "notebook.ipynb")
+    with caplog.at_level("WARNING", logger="papermill"):
+        listed = papermill.inspect_notebook(str(tmp_path / "notebook.ipynb"))
+    assert not caplog.messages
+    assert {name: ast.literal_eval(entry["default"]) for name, entry in listed.items()} == build_graph.parameters(path)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
