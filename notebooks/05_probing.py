@@ -297,8 +297,8 @@ beside_dense |= {f"k = {show_k}, {name}": probed.scores[probe] for name, probe i
 wrappers_of_saes = probe_tables.by_wrapper(prompts, kinds, beside_dense, weights)
 shown = probe_tables.in_wrapper_order(wrappers_of_saes, last_split)
 caption = (
-    f"Profile {profile}, layer {sae_layer}; 95 % bootstrap over base prompts, one SAE of each kind. "
-    f"{latents_read}"
+    f"Profile {profile}, layer {sae_layer}; 95 % bootstrap over base prompts, one SAE of each kind."
+    f" {latents_read}"
 )
 figure = figures.points(shown, "wrapper", "split", hue="probe")
 figures.save(figure, run.figures, "05_transforms_sae", caption)

@@ -38,7 +38,7 @@ from lib.texts import corpora, datasets
 # %% tags=["parameters"]
 profile = "embedded"
 device = "cpu"
-interp_corpus = "docstrings"  # docstrings | pretraining | rollouts | hf:<data set>; plain training and validation prompts are added
+interp_corpus = "docstrings"  # docstrings | pretraining | rollouts | hf:<data set>; prompts join
 interp_tokens = 60_000  # read in random order; half of the texts for explaining, half for scoring
 n_latents = 100  # judged per SAE, drawn by firing frequency
 interp_seeds = [0]  # SAEs of these seeds

@@ -44,11 +44,11 @@ device = "cpu"
 dtype = "float32"  # of the forward pass, float32 | bfloat16 | float16
 model = "all-MiniLM-L6-v2"  # packaged MiniLM, a Hugging Face id, or a local folder
 layer = 2  # block whose residual stream is trained on; notebook 05 chose it on validation
-base_sae = "data/pretrained/all-MiniLM-L6-v2-layer-2-base"  # SAELens folder, folder with params.npz, or release:sae_id; empty to train one
+base_sae = "data/pretrained/all-MiniLM-L6-v2-layer-2-base"  # folder | release:sae_id | empty
 n_bootstrap = 1000  # replicates over base prompts
 show_k = 20  # of the figures that show one k
 plant_shares = [0.05, 0.1, 0.25, 0.5, 1.0]  # of one class that gets an artefact
-plant_seeds = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]  # each draws 80 % of the prompts and which of them get the artefact
+plant_seeds = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]  # each draws 80 % of the prompts
 show_share = 0.5  # share of the figures and tables that show one
 seed = 0
 
@@ -163,7 +163,8 @@ ranks = pd.concat(parts, ignore_index=True)
 # %%
 recall = debugging.recall(ranks, ["method", "control", "share"]).assign(artefact="all")
 caption = f"Profile {profile}, layer {layer}; {len(artefacts.ARTEFACTS)} artefacts in "
-caption += f"{len(plain):,} prompts (n), {len(plant_seeds)} seeds; bands: 95 % t intervals over seeds."
+caption += f"{len(plain):,} prompts (n), {len(plant_seeds)} seeds; "
+caption += "bands: 95 % t intervals over seeds."
 names = {"planted": "planted in one class", "placebo": "placebo: in both classes"}
 panels = recall.assign(panel=recall["control"].map(names))
 x_label = "share of a class with the artefact (fraction)"

@@ -77,7 +77,7 @@ def mean_difference(x: Float[np.ndarray, "rows d"], y: Int[np.ndarray, " rows"])
 
 
 class Inputs(NamedTuple):
-    """What a dense probe may read of all prompts: pooled activations of one layer, texts, every token (None: not there)."""
+    """What a dense probe may read of all prompts: pooled activations of one layer, texts, every token (or None)."""
 
     x: Float[np.ndarray, "prompts d_model"]
     texts: list[str]
@@ -235,7 +235,7 @@ def _train_attention(
 def projection_plane(
     x: Float[np.ndarray, "rows d"], y: Int[np.ndarray, " rows"]
 ) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, "2 d"]]:
-    """Mean of ``x``, and two orthonormal rows: the mean-difference direction, and the first principal component beside."""
+    """Mean of ``x``, and two orthonormal rows: the mean-difference direction, the first principal component beside it."""
     mean, direction = x.mean(0), mean_difference(x, y)
     rest = x - mean
     rest = rest - np.outer(rest @ direction, direction)

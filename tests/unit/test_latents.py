@@ -4,7 +4,8 @@ import torch
 
 from lib.model.activations import PromptTokens
 from lib.model.poolings import POOLINGS
-from lib.probing.on_saes import Task, untrained
+from lib.probing.controls import untrained
+from lib.probing.tasks import Task
 from lib.sae import folders, latents
 from lib.sae.jumprelu import Parameters
 
