@@ -162,8 +162,9 @@ ranks = pd.concat(parts, ignore_index=True)
 
 # %%
 recall = debugging.recall(ranks, ["method", "control", "share"]).assign(artefact="all")
-caption = f"Profile {profile}, layer {layer}; {len(artefacts.ARTEFACTS)} artefacts in "
-caption += f"{len(plain):,} prompts (n), {len(plant_seeds)} seeds; bands: 95 % t intervals over seeds."
+n_artefacts, n_seeds = len(artefacts.ARTEFACTS), len(plant_seeds)
+sizes = f"{n_artefacts} artefacts in {len(plain):,} prompts (n), {n_seeds} seeds"
+caption = f"Profile {profile}, layer {layer}; {sizes}; bands: 95 % t intervals over seeds."
 names = {"planted": "planted in one class", "placebo": "placebo: in both classes"}
 panels = recall.assign(panel=recall["control"].map(names))
 x_label = "share of a class with the artefact (fraction)"
