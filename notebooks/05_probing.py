@@ -264,7 +264,7 @@ about = f"Profile {profile}, layer {sae_layer}, n = {len(prompts):,} prompts; {o
 latents_read = f"Latents: {k_pooling} pooling, mean difference."
 dotted = f"Dotted: dense probe, {dense_pooling} pooling."
 main = ["pretraining SAE", "finetuned from pretraining SAE", "from scratch"]
-base_sae, finetuned = main[:2]
+pretraining, finetuned = main[:2]
 
 # %%
 shown = at_pooling[at_pooling["variant"].isin(main)]
@@ -327,7 +327,7 @@ tables.in_columns(at_one_percent[at_one_percent["metric"] == "recall_at_1pct_fpr
 gap_split = last_split if last_split in set(dense_line["split"]) else "val"
 gap_draws = drawn.where(probe=on_saes.K_SPARSE, split=gap_split)
 dense_in_gap = dense_at_pooling.where(split=gap_split)
-gaps = probe_tables.gaps_closed(gap_draws, dense_in_gap, base_sae, seed)
+gaps = probe_tables.gaps_closed(gap_draws, dense_in_gap, pretraining, seed)
 gap_table = gaps[gaps["selection"] == ksparse.MEAN_DIFFERENCE]
 panels = gap_table[gap_table["variant"].isin(main)]
 panels = panels.assign(panel=panels["pooling"] + " pooling")
@@ -437,7 +437,7 @@ takeaway = tables.in_columns(cells, ["variant", "split"], "k")
 of_pooling = reconstruction[reconstruction["pooling"] == linear_pooling]
 lost_texts = tables.texts(of_pooling.set_index(["variant", "split"]), 4)
 claimed = records.claims()["C5"]["paper"]
-claimed = {base_sae: claimed["pretraining SAE"], finetuned: claimed["finetuned"]}
+claimed = {pretraining: claimed["pretraining SAE"], finetuned: claimed["finetuned"]}
 takeaway["lost by the reconstruction"] = lost_texts.reindex(takeaway.index)
 takeaway["the paper's"] = [claimed.get(name, {}).get(s, "") for name, s in takeaway.index]
 takeaway

@@ -198,7 +198,7 @@ def exposing_terms(pair: Pair, dataset: Dataset, n_items: int = TOP, c: float = 
     names = vectors.get_feature_names_out()
     weights = LogisticRegression(C=c, max_iter=2000).fit(x, dataset.y).coef_[0]
     exposes = []
-    for term in np.argsort(-np.abs(weights), kind="stable")[:n_items]:
+    for term in np.argsort(-np.abs(weights), kind="stable")[:n_items].tolist():
         value = _columns(x, [term])[:, 0]
         carrying = [i for i in _top(value) if value[i] > 0 and dataset.planted[i]]
         exposes.append(_mostly([_more(names[term], clean[i], texts[i]) for i in carrying]))
