@@ -235,7 +235,7 @@ def _train_attention(
 def projection_plane(
     x: Float[np.ndarray, "rows d"], y: Int[np.ndarray, " rows"]
 ) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, "2 d"]]:
-    """Mean of ``x``, and two orthonormal rows: the mean difference's direction, the first principal component beside."""
+    """Mean of ``x``, and two orthonormal rows: the mean difference's direction, the first principal component."""
     mean, direction = x.mean(0), mean_difference(x, y)
     rest = x - mean
     rest = rest - np.outer(rest @ direction, direction)
