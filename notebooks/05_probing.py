@@ -17,14 +17,11 @@
 # Claims C1 to C8.
 #
 # **The claims** (the paper, section on probing; Gemma 2 9B IT, layer 20). A dense linear probe on
-# the
-# residual stream is nearly perfect, also out of distribution (C1). Single SAE latents (C2) and
-# k-sparse
-# probes (C3) are worse, most of all out of distribution; chat finetuning of the SAE closes about
-# half of
-# that gap (C4). A linear probe on the SAE's reconstruction loses to one on the residual stream
-# (C5). How
-# latents are chosen (C6), the pooling (C7) and the way to a chat SAE (C8) matter little.
+# the residual stream is nearly perfect, also out of distribution (C1). Single SAE latents (C2) and
+# k-sparse probes (C3) are worse, most of all out of distribution; chat finetuning of the SAE closes
+# about half of that gap (C4). A linear probe on the SAE's reconstruction loses to one on the
+# residual stream (C5). How latents are chosen (C6), the pooling (C7) and the way to a chat SAE (C8)
+# matter little.
 #
 # Controls, and reasons why sparse probes may lose, are in notebook 08.
 
@@ -70,6 +67,7 @@ prompts, pooled = datasets.load(prompts_path), activations.load_pooled(store)
 harvest = records.read(run, "02_activations")["parameters"]
 model, dtype = harvest["model"], harvest["dtype"]
 task, texts = Task.of(prompts), prompts["text"].tolist()
+poolings.named(k_poolings)  # an unknown one ends the notebook here
 weights = metrics.split_weights(prompts, n_bootstrap, seed)
 shape = next(iter(pooled.values())).shape
 print(f"{len(prompts):,} prompts; {len(pooled)} cells of layer × pooling, each {shape}")
@@ -82,10 +80,9 @@ print(f"{len(prompts):,} prompts; {len(pooled)} cells of layer × pooling, each 
 # + \tfrac{1}{2C}\lVert w\rVert^2 ,$$
 #
 # with $C$ by cross-validated AUROC in folds that keep the variants of a base prompt together.
-# Scaling
-# and $C$ see the training split only. **Layer and pooling are chosen on validation AUROC**; OOD is
-# looked at afterwards. Intervals are 95 % percentile bootstraps that draw *base prompts* with
-# replacement, since the variants of one prompt are not independent.
+# Scaling and $C$ see the training split only. **Layer and pooling are chosen on validation AUROC**;
+# OOD is looked at afterwards. Intervals are 95 % percentile bootstraps that draw *base prompts*
+# with replacement, since the variants of one prompt are not independent.
 
 # %%
 y, train, ids = task
@@ -112,13 +109,11 @@ areas.pivot_table("value", ["pooling", "layer"], "split", sort=False)[list(weigh
 # %% [markdown]
 # ## C1: dense probes, and other ways to read the same layer
 # At the layer and pooling of best validation AUROC. Beside the dense probe stand the
-# mean-difference
-# direction (no fitting beyond two means), one attention head over the tokens,
+# mean-difference direction (no fitting beyond two means), one attention head over the tokens,
 # $\sum_t \mathrm{softmax}_t(q \cdot z_t)\,(v \cdot z_t) + b$, whose weight decay and epochs are
-# chosen on
-# held-out *training* prompts, and logistic regression on TF-IDF of words and word pairs, which
-# needs no
-# model at all. **What would refute C1 here:** dense probes that fall OOD to the level of TF-IDF.
+# chosen on held-out *training* prompts, and logistic regression on TF-IDF of words and word pairs,
+# which needs no model at all. **What would refute C1 here:** dense probes that fall OOD to the
+# level of TF-IDF.
 
 # %%
 tokens = None
@@ -154,10 +149,8 @@ figures.save(figure, run.figures, "05_methods_recall_at_1pct_fpr", caption)
 # %% [markdown]
 # ## C1 by jailbreak and transformation
 # A jailbreak's harmful prompts against harmless ones *in the same wrapper*, and plain harmful
-# prompts
-# against harmful text in an innocuous wrapper. **What to look for:** whether one wrapper carries
-# the
-# OOD loss.
+# prompts against harmful text in an innocuous wrapper. **What to look for:** whether one wrapper
+# carries the OOD loss.
 
 # %%
 kinds = datasets.kind(prompts)
@@ -177,8 +170,8 @@ ordered.assign(auroc=tables.texts(ordered))[columns].reset_index(drop=True)
 # %% [markdown]
 # ## C7: layer and pooling of the dense probe
 # **What to look for:** curves above the dotted TF-IDF line, most of all OOD; max and fixed position
-# close
-# together. **What would refute C7 here:** an interval of their paired OOD difference outside ±
+# close together. **What would refute C7 here:** an interval of their paired OOD difference outside
+# ±
 # 0.02.
 
 # %%
@@ -195,20 +188,13 @@ figures.save(figure, run.figures, "05_layers", caption)
 # %% [markdown]
 # ## SAE probes
 # All SAEs of notebook 04 read the residual stream of one layer. Their latents are computed once for
-# every
-# token of every prompt and pooled per latent. A **k-sparse probe** chooses k latents on the
-# training
-# split, by the largest difference of class means or by the support of an L1 path whose size is
-# nearest k,
-# and refits a logistic regression on them without penalty; k = 1 is the single latent of best
-# training
-# AUROC. **Linear probes** read the SAE's reconstruction $\hat x$, its error $x - \hat x$, and all
-# latents;
-# their C is chosen by cross-validation on the first SAE and kept for the others. The dense probe of
-# the
-# same layer is the line to beat. The pooling of either is the one of best validation AUROC (for
-# latents:
-# at one k, mean over SAEs).
+# every token of every prompt and pooled per latent. A **k-sparse probe** chooses k latents on the
+# training split, by the largest difference of class means or by the support of an L1 path whose
+# size is nearest k, and refits a logistic regression on them without penalty; k = 1 is the single
+# latent of best training AUROC. **Linear probes** read the SAE's reconstruction $\hat x$, its error
+# $x - \hat x$, and all latents; their C is chosen by cross-validation on the first SAE and kept for
+# the others. The dense probe of the same layer is the line to beat. The pooling of either is the
+# one of best validation AUROC (for latents: at one k, mean over SAEs).
 
 # %%
 saes_path = records.output(run, "04_chat_finetune", "saes")
@@ -253,8 +239,7 @@ print(f"pooling of the latents, chosen on validation: {k_pooling}")
 # %% [markdown]
 # ## C2 and C3: AUROC against k
 # **What to look for:** SAE curves that reach the dense line in train and validation and stay below
-# it OOD.
-# **What would refute C3:** a k-sparse curve at the dense line OOD.
+# it OOD. **What would refute C3:** a k-sparse curve at the dense line OOD.
 
 # %%
 n_seeds = saes["seed"].nunique()
@@ -285,8 +270,7 @@ tables.in_columns(behind[behind["variant"].isin(main)], ["variant", "k"])
 
 # %% [markdown]
 # The same loss by jailbreak and transformation, one SAE of each kind. **What to look for:** whether
-# the
-# SAE probes lose on the same wrappers as the dense one.
+# the SAE probes lose on the same wrappers as the dense one.
 
 # %%
 at_show_k = {
@@ -314,14 +298,11 @@ tables.in_columns(at_one_percent[at_one_percent["metric"] == "recall_at_1pct_fpr
 # ## C4: how much of the gap does finetuning close?
 # $\text{share} = (\mathrm{AUROC}_\text{chat SAE} - \mathrm{AUROC}_\text{pretraining SAE}) /
 # (\mathrm{AUROC}_\text{dense} - \mathrm{AUROC}_\text{pretraining SAE})$ out of distribution;
-# prompts are
-# resampled together in all three. The paper's value is about one half. It is null where the gap
-# itself is
-# not above zero in nearly all replicates. Where notebook 04 took the training prompts as chat text
-# (the
-# embedded profile), finetuning means on the task's own kind of text, which the paper's chat
-# rollouts are
-# not. **What would refute C4:** an interval below zero, or one that excludes one half.
+# prompts are resampled together in all three. The paper's value is about one half. It is null where
+# the gap itself is not above zero in nearly all replicates. Where notebook 04 took the training
+# prompts as chat text (the embedded profile), finetuning means on the task's own kind of text,
+# which the paper's chat rollouts are not. **What would refute C4:** an interval below zero, or one
+# that excludes one half.
 
 # %%
 gap_split = last_split if last_split in set(dense_line["split"]) else "val"
@@ -345,10 +326,9 @@ tables.in_columns(closed, "variant", "k", digits=2)
 # %% [markdown]
 # ## C5: linear probes on the reconstruction, the error and all latents
 # AUROC of the dense probe minus that of the probe on the SAE, same pooling. **What to look for:**
-# losses
-# above zero for the reconstruction, largest OOD; an error that can be probed as well shows what the
-# dictionary leaves out. SAEs are trained without special tokens: the printed FVU says how well they
-# reconstruct what each pooling reads. **What would refute C5:** no loss OOD.
+# losses above zero for the reconstruction, largest OOD; an error that can be probed as well shows
+# what the dictionary leaves out. SAEs are trained without special tokens: the printed FVU says how
+# well they reconstruct what each pooling reads. **What would refute C5:** no loss OOD.
 
 # %%
 lost = probe_tables.auroc_lost(drawn.without(probe=on_saes.K_SPARSE), dense_drawn, seed)
@@ -372,10 +352,9 @@ tables.in_columns(reconstruction, ["variant", "pooling"], digits=4)
 # %% [markdown]
 # ## C6 and C7: selection and pooling of the latents
 # **What to look for:** the curves of one SAE close together (C6: the two selections, C7: the
-# poolings). The
-# table has the paired differences, which decide; curves of different poolings may overlap and still
-# differ
-# on the same prompts. **What would refute either:** a paired difference outside ± 0.02.
+# poolings). The table has the paired differences, which decide; curves of different poolings may
+# overlap and still differ on the same prompts. **What would refute either:** a paired difference
+# outside ± 0.02.
 
 # %%
 ways = sparse_table[sparse_table["variant"] == finetuned]
@@ -401,8 +380,7 @@ tables.in_columns(dense_ways, "pooling")
 # %% [markdown]
 # ## C8: the ways to a chat SAE
 # **What to look for:** no order among the chat SAEs; paired differences to the finetuned SAE that
-# hold
-# zero. **What would refute C8:** a way whose difference excludes zero.
+# hold zero. **What would refute C8:** a way whose difference excludes zero.
 
 # %%
 variants = at_pooling[at_pooling["k"] == show_k]
@@ -476,8 +454,7 @@ headline = pd.concat([chosen_cell, sae_rows[kept]], ignore_index=True)
 
 # %% [markdown]
 # What notebooks 06 and 08 read: the chosen latents with their own AUROC, the probes' estimates, and
-# what
-# was chosen on validation.
+# what was chosen on validation.
 
 # %%
 chosen_by = list(at_show_k.values())

@@ -17,15 +17,11 @@
 # Claims C2 and C3, looked at from behind.
 #
 # **What this is.** The paper asks whether it is surprising that sparse probes lose, and lists
-# reasons: the
-# concept is no simple function of few latents, the SAE has not learned the concepts cleanly,
-# directions
-# are missing from the dictionary, spurious directions are represented as well as true ones. This
-# notebook
-# sets the probes of notebook 05 beside bases that no training made, looks for the dense probe's
-# direction
-# in the dictionary, follows latents out of distribution, and takes training prompts or right labels
-# away.
+# reasons: the concept is no simple function of few latents, the SAE has not learned the concepts
+# cleanly, directions are missing from the dictionary, spurious directions are represented as well
+# as true ones. This notebook sets the probes of notebook 05 beside bases that no training made,
+# looks for the dense probe's direction in the dictionary, follows latents out of distribution, and
+# takes training prompts or right labels away.
 
 # %%
 import json
@@ -92,12 +88,10 @@ print(f"{len(prompts):,} prompts, layer {layer}; {', '.join(dictionaries)}")
 # %% [markdown]
 # ## Controls at equal k
 # The same selection and refit on bases that no SAE training made: principal components, coordinates
-# of the
-# residual stream, random unit directions, and an SAE of random weights whose thresholds give the
-# same L0
-# on training prompts (one draw of each). **What to look for:** whether the SAE beats them; a basis
-# of no
-# meaning that does as well would say that k, not the dictionary, sets the result.
+# of the residual stream, random unit directions, and an SAE of random weights whose thresholds give
+# the same L0 on training prompts (one draw of each). **What to look for:** whether the SAE beats
+# them; a basis of no meaning that does as well would say that k, not the dictionary, sets the
+# result.
 
 # %%
 first = folders.load(every_sae["folder"].iloc[0])
@@ -129,12 +123,9 @@ figures.save(figure, run.figures, "08_controls", caption)
 # %% [markdown]
 # ## (a) Is the dense probe's direction in the dictionary?
 # The probe's weights $w$ (in model units), and the pattern $\Sigma w$ that they respond to (Haufe
-# et al.
-# 2014), are expressed by k decoder rows, chosen by orthogonal matching pursuit. **What to look
-# for:**
-# curves above those of an untrained SAE, and above those of as many random training tokens, which
-# share
-# the activations' covariance and no training.
+# et al. 2014), are expressed by k decoder rows, chosen by orthogonal matching pursuit. **What to
+# look for:** curves above those of an untrained SAE, and above those of as many random training
+# tokens, which share the activations' covariance and no training.
 
 # %%
 x, c = here[linear_pooling], choices["c"]
@@ -155,10 +146,9 @@ caption = f"Profile {profile}, layer {layer}, dense probe with {linear_pooling} 
 figures.save(figure, run.figures, "08_directions", f"{caption} one SAE of each kind, no intervals.")
 
 # %% [markdown]
-# The same fixed weights applied to the two parts of the activation,
-# $w\cdot x = w\cdot\hat x + w\cdot(x-\hat x)$: how much of the logit's variance and of its AUROC is
-# in the
-# part that the SAE leaves out. (Nothing is refitted here.)
+# The same fixed weights applied to the two parts of the activation, $w\cdot x = w\cdot\hat x +
+# w\cdot(x-\hat x)$: how much of the logit's variance and of its AUROC is in the part that the SAE
+# leaves out. (Nothing is refitted here.)
 
 # %%
 parts_table = pd.DataFrame([
@@ -175,10 +165,8 @@ by_part.pivot(columns="split", values="auroc").join(variance).round(3)
 # %% [markdown]
 # ## (b) Do latents that work in distribution work OOD?
 # Every latent's own AUROC on validation and OOD prompts; below 0.5 it fires for harmless prompts.
-# **What to
-# look for:** chosen latents (marked) that are far from 0.5 in validation and near it, or on the
-# other side,
-# OOD: right for the wrong reason.
+# **What to look for:** chosen latents (marked) that are far from 0.5 in validation and near it, or
+# on the other side, OOD: right for the wrong reason.
 
 # %%
 areas = pd.read_parquet(latents_path)
@@ -192,12 +180,9 @@ figures.save(figure, run.figures, "08_latents", caption)
 # %% [markdown]
 # ## (c) Few training prompts, (d) wrong labels
 # Training prompts are taken by whole base prompts; the same draws for every probe. **What to look
-# for:** a
-# range in which the k-sparse probe is ahead. Kantamneni et al. (arXiv 2502.16681) found none on
-# average.
-# The comparison leans to the dense probe: its C was chosen on all, rightly labelled training
-# prompts,
-# while the k-sparse probe has no penalty and the same k throughout.
+# for:** a range in which the k-sparse probe is ahead. Kantamneni et al. (arXiv 2502.16681) found
+# none on average. The comparison leans to the dense probe: its C was chosen on all, rightly
+# labelled training prompts, while the k-sparse probe has no penalty and the same k throughout.
 
 # %%
 strength = c[choices["dense_pooling"]]

@@ -148,6 +148,7 @@ class _MappedTokens(NamedTuple):
     fixed: int
 
     def tokens(self) -> PromptTokens:
+        """The tokens, without a copy."""
         return PromptTokens(torch.from_numpy(self.bits).view(self.dtype), torch.from_numpy(self.starts), self.fixed)
 
 
