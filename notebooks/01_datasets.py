@@ -30,6 +30,7 @@
 import numpy as np
 import pandas as pd
 from IPython.display import Markdown, display
+
 from lib.interp import llm, refusals
 from lib.model import chat, models, rollouts
 from lib.probing import dense as dense_probes

@@ -25,6 +25,7 @@
 # %%
 import pandas as pd
 from IPython.display import Markdown
+
 from lib.model import activations, models
 from lib.probing import dense as dense_probes
 from lib.results import figures, records

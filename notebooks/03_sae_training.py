@@ -26,6 +26,7 @@
 import numpy as np
 import pandas as pd
 from IPython.display import Markdown
+
 from lib.base.files import relative, write_table
 from lib.model import models, rollouts
 from lib.results import figures, records, tables

@@ -28,6 +28,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from IPython.display import Markdown
+
 from lib.base.files import write_table
 from lib.model import models, rollouts
 from lib.results import figures, records, tables

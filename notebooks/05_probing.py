@@ -29,6 +29,7 @@
 import joblib
 import pandas as pd
 from IPython.display import Markdown
+
 from lib.base import processes
 from lib.base.files import write_json, write_table
 from lib.model import activations, models, poolings

@@ -25,6 +25,7 @@
 # %%
 import pandas as pd
 from IPython.display import HTML, Markdown, display
+
 from lib.base.files import write_table, write_text
 from lib.interp import autointerp, cards, examples, judges, llm, summaries
 from lib.model import models

@@ -26,6 +26,7 @@
 import numpy as np
 import pandas as pd
 from IPython.display import HTML, Markdown, display
+
 from lib.base.files import write_text
 from lib.interp import cards, debugging, examples, readings
 from lib.interp.ngram import NgramJudge

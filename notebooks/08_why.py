@@ -29,6 +29,7 @@ import json
 import numpy as np
 import pandas as pd
 from IPython.display import Markdown
+
 from lib.model import activations, models
 from lib.probing import controls, on_saes, stress
 from lib.probing import dense as dense_probes

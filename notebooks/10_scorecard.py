@@ -23,6 +23,7 @@
 # %%
 import pandas as pd
 from IPython.display import HTML, Markdown
+
 from lib.results import figures, records, scorecard
 
 # %% [markdown]

@@ -4,6 +4,7 @@ import torch
 
 from lib.model.activations import PromptTokens
 from lib.probing import dense as dense_probes
+from lib.probing.tasks import Task
 from lib.stats.metrics import auroc
 
 
@@ -98,3 +99,16 @@ def test_projection_plane_is_orthonormal_and_holds_the_direction():
     np.testing.assert_allclose(plane @ plane.T, np.eye(2), atol=1e-5)
     np.testing.assert_allclose(plane[0], dense_probes.mean_difference(x, y), atol=1e-6)
     np.testing.assert_allclose(mean, x.mean(0), atol=1e-6)
+
+
+def test_one_entry_makes_a_dense_probe(monkeypatch):
+    """The errand of docs/architecture.md; probes that read tokens are left out where there are none."""
+    x, y, groups, _ = planted()
+    norm = dense_probes.DenseProbe(lambda inputs: np.linalg.norm(inputs.x, axis=1))
+    monkeypatch.setitem(dense_probes.PROBES, "norm", norm)
+    texts = [f"{'yes' if label else 'no'} text {i % 7}" for i, label in enumerate(y)]
+    inputs = dense_probes.Inputs(x, texts, Task(y, np.arange(len(y)) < 300, groups))
+    scores = dense_probes.all_scores(inputs, known={"dense": x[:, 0]})
+    assert list(scores) == ["dense", "mean difference", "TF-IDF", "norm"]
+    np.testing.assert_array_equal(scores["norm"], np.linalg.norm(x, axis=1))
+    assert scores["dense"] is not None and score(y[300:], scores["TF-IDF"][300:]) > 0.99

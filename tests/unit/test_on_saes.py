@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lib.model.activations import PromptTokens, pool
-from lib.probing import controls, on_saes
+from lib.probing import controls, ksparse, on_saes
 from lib.probing.tasks import Probe, Task
 from lib.sae import folders, latents
 from lib.sae.jumprelu import Parameters
@@ -109,3 +109,24 @@ def test_fvu_of_a_pooled_reconstruction(world):
     error = resid["mean"] - latents.reconstruction(sae, pooled)
     expected = (error**2).sum() / ((resid["mean"] - resid["mean"].mean(0)) ** 2).sum()
     assert latents.pooled_fvu(sae, pooled, resid["mean"]) == pytest.approx(expected)
+
+
+def test_one_entry_makes_a_probe_on_saes_or_a_selection(world, monkeypatch):
+    """The errands of docs/architecture.md: a linear probe on both parts of an activation, and latents by variance."""
+    table, tokens, resid, prompts = world
+
+    def by_variance(x, y, ks):
+        order = np.argsort(-x.toarray().var(0), kind="stable")
+        return {k: order[:k] for k in ks}
+
+    def both_parts(encoded):
+        return np.hstack([encoded.reconstruction, encoded.resid - encoded.reconstruction])
+
+    monkeypatch.setitem(on_saes.VIEWS, "both parts", both_parts)
+    monkeypatch.setitem(ksparse.SELECTIONS, "variance", by_variance)
+    inputs = on_saes.Inputs(tokens, resid, Task.of(prompts))
+    probed = on_saes.probe_saes(table, inputs, on_saes.Grid([2], ["max"], [1.0], tuple(ksparse.SELECTIONS)))
+    assert Probe("both parts", "mean", "base") in probed.scores
+    chosen = probed.chosen[Probe("k-sparse", "max", "base", None, "variance", 2)]
+    training = probed.latents["base"]["max"][:80].toarray()
+    assert training[:, chosen].var(0).min() >= np.delete(training.var(0), chosen).max()
