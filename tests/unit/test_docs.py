@@ -196,6 +196,22 @@ def test_times_and_memory_cover_the_records():
         assert max(record["peak_memory_gib"] for record in records[profile].values()) <= int(limit)
 
 
+def test_what_a_gpu_did_is_as_measured():
+    rows = {row["name"]: row for row in json.loads((DATA / "bench" / "gemma.json").read_text())}
+    value = {name: row["value"] for name, row in rows.items()}
+    says = " ".join(TEXTS["docs/profiles.md"].split())
+    for words in (
+        f"{round(value['harvest_tokens_per_s'], -2):,.0f} tokens/s, {value['harvest_vs_hf_cut']:.2f} times",
+        f"{round(value['sae_training_tokens_per_s'], -2):,.0f} tokens/s",
+        f"{value['sae_training_vs_saelens']:.1f} times as many as SAELens",
+        f"{value['sae_training_share_of_peak']:.2f} of the card's matrix peak",
+        f"{value['peak_memory_gib']:.0f} GiB of its memory",
+    ):
+        assert words in says, words
+    assert {row["hardware"]["device"] for row in rows.values()} == {"NVIDIA H200"}
+    assert not any(row["commit"].endswith("+") for row in rows.values())
+
+
 def test_the_shipped_saes_are_as_described():
     (width, l0), *others = re.findall(r"([\d,]+) latents, L0 (\d+), float16", TEXTS["docs/usage.md"])
     assert not others
