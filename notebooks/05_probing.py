@@ -121,8 +121,8 @@ tokens = None
 if attention_probe:
     bridge, identity = models.load_model(model, device, dtype), models.identity(model)
     tokens = activations.prompt_tokens(bridge, identity, texts, layer, run.folder / "activations")
-inputs = dense_probes.Inputs(pooled[layer, pooling], texts, task, tokens, tuple(c_grid), seed)
-scores = dense_probes.all_scores(inputs, known={"dense": dense_scores[layer, pooling]})
+reading = dense_probes.Inputs(pooled[layer, pooling], texts, task, tokens, tuple(c_grid), seed)
+scores = dense_probes.all_scores(reading, known={"dense": dense_scores[layer, pooling]})
 methods = probe_tables.by_split(prompts, scores, weights)
 methods_auroc = methods[methods["metric"] == "auroc"]
 
@@ -212,11 +212,11 @@ print(f"pooling of the dense probe there: {dense_pooling}")
 
 # %%
 ks = sorted({1, show_k, *ks})
-inputs = on_saes.Inputs(
+sae_inputs = on_saes.Inputs(
     tokens, {linear_pooling: here[linear_pooling]}, task,
     models.resid_post(sae_layer), model, device,
 )  # fmt: skip
-probed = on_saes.probe_saes(saes, inputs, on_saes.Grid(ks, k_poolings, c_grid))
+probed = on_saes.probe_saes(saes, sae_inputs, on_saes.Grid(ks, k_poolings, c_grid))
 
 # %%
 few = {split: replicates[:grid_bootstrap] for split, replicates in weights.items()}
@@ -280,7 +280,8 @@ at_show_k = {
 beside_dense = {"dense": dense_scores[sae_layer, dense_pooling]}
 beside_dense |= {f"k = {show_k}, {name}": probed.scores[probe] for name, probe in at_show_k.items()}
 wrappers_of_saes = probe_tables.by_wrapper(prompts, kinds, beside_dense, weights)
-shown = probe_tables.in_wrapper_order(wrappers_of_saes, last_split)
+gap_split = last_split if last_split in set(dense_line["split"]) else "val"
+shown = probe_tables.in_wrapper_order(wrappers_of_saes, gap_split)
 caption = (
     f"Profile {profile}, layer {sae_layer}; 95 % bootstrap over base prompts, one SAE of each kind."
     f" {latents_read}"
@@ -306,7 +307,6 @@ tables.in_columns(at_one_percent[at_one_percent["metric"] == "recall_at_1pct_fpr
 # that excludes one half.
 
 # %%
-gap_split = last_split if last_split in set(dense_line["split"]) else "val"
 gap_draws = drawn.where(probe=on_saes.K_SPARSE, split=gap_split)
 dense_in_gap = dense_at_pooling.where(split=gap_split)
 gaps = probe_tables.gaps_closed(gap_draws, dense_in_gap, pretraining, seed)
@@ -449,9 +449,9 @@ by_way = sae_rows["selection"].isna() | (sae_rows["selection"] == ksparse.MEAN_D
 at_k = sae_rows["k"].isin([1, show_k]) & (sae_rows["pooling"] == k_pooling) & by_way
 linear = sae_rows["k"].isna() & (sae_rows["pooling"] == linear_pooling)
 inside_sae = sae_rows["level"].isin(["selection", "pooling"]) & (sae_rows["variant"] == finetuned)
-kept = linear | at_k | inside_sae | (sae_rows["probe"] == "dense")
+in_headline = linear | at_k | inside_sae | (sae_rows["probe"] == "dense")
 chosen_cell = methods.assign(layer=layer, pooling=pooling)
-headline = pd.concat([chosen_cell, sae_rows[kept]], ignore_index=True)
+headline = pd.concat([chosen_cell, sae_rows[in_headline]], ignore_index=True)
 
 # %% [markdown]
 # What notebooks 06 and 08 read: the chosen latents with their own AUROC, the probes' estimates, and
@@ -464,15 +464,18 @@ folder_of = first_of_kind.set_index("variant")["folder"]
 chosen = every_latent[every_latent["chosen"]].assign(folder=lambda t: t["variant"].map(folder_of))
 choices = {
     "sae_layer": sae_layer, "dense_pooling": dense_pooling, "linear_pooling": linear_pooling,
-    "k_pooling": k_pooling, "split": gap_split, "ks": ks, "variants": main,
+    "k_pooling": k_pooling, "k_poolings": k_poolings, "ks": ks, "show_k": show_k,
+    "split": gap_split, "variants": main,
     "c": {name: dense_probes.chosen_c(fits[sae_layer, name]) for name in poolings.POOLINGS},
 }  # fmt: skip
-kept = {
+outputs_of = {
     "chosen_latents": chosen.drop(columns="chosen"),
     "latents": every_latent,
     "probes": pd.concat([at_pooling, dense_line]),
 }
-outputs = {name: write_table(run.results / f"{name}.parquet", part) for name, part in kept.items()}
+outputs = {
+    name: write_table(run.results / f"{name}.parquet", part) for name, part in outputs_of.items()
+}
 outputs["choices"] = run.results / "choices.json"
 write_json(outputs["choices"], choices)
 inputs = [prompts_path, store, saes_path]

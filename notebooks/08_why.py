@@ -47,8 +47,6 @@ from lib.texts import datasets
 profile = "embedded"
 device = "cpu"
 n_bootstrap = 1000  # replicates over base prompts
-show_k = 20  # of the figures that show one k
-k_poolings = ["max", "mean", "fixed"]  # of the latents over a prompt's tokens: max | mean | fixed
 grid_bootstrap = 200  # replicates for the grid of SAE probes
 train_sizes = [60, 200, 600, 2000, 0]  # training prompts; 0: all
 noise_shares = [0.0, 0.1, 0.2, 0.4]  # of training labels flipped
@@ -69,7 +67,7 @@ latents_path = records.output(run, "05_probing", "latents")
 choices = json.loads(choices_path.read_text())
 layer, gap_split = choices["sae_layer"], choices["split"]
 k_pooling, linear_pooling = choices["k_pooling"], choices["linear_pooling"]
-ks, main = choices["ks"], choices["variants"]
+ks, show_k, main = choices["ks"], choices["show_k"], choices["variants"]
 
 # %%
 prompts, probes = datasets.load(prompts_path), pd.read_parquet(probes_path)
@@ -81,7 +79,7 @@ identity = models.identity(harvest["model"])
 tokens = activations.prompt_tokens(bridge, identity, texts, layer, run.folder / "activations")
 every_sae = pd.read_parquet(saes_path)
 first_of_kind = every_sae[every_sae["variant"].isin(main)].drop_duplicates("variant")
-dictionaries = {row.variant: folders.load(row.folder) for row in first_of_kind.itertuples()}
+dictionaries = {row.variant: folders.load(row.folder, device) for row in first_of_kind.itertuples()}
 pooled = {name: latents.pool_latents(sae, tokens) for name, sae in dictionaries.items()}
 dense_line = probes[probes["probe"] == "dense"]
 print(f"{len(prompts):,} prompts, layer {layer}; {', '.join(dictionaries)}")
@@ -91,15 +89,15 @@ print(f"{len(prompts):,} prompts, layer {layer}; {', '.join(dictionaries)}")
 # The same selection and refit on bases that no SAE training made: principal components, coordinates
 # of the residual stream, random unit directions, and an SAE of random weights whose thresholds give
 # the same L0 on training prompts (one draw of each). **What to look for:** whether the SAE beats
-# them; a basis of no meaning that does as well would say that k, not the dictionary, sets the
-# result.
+# them. **What would refute that its training helps:** a basis of no meaning that does as well; then
+# k sets the result, and not the dictionary.
 
 # %%
 first = folders.load(every_sae["folder"].iloc[0])
-untrained = controls.untrained(first, tokens, task, seed)
+untrained = controls.untrained(first, tokens, task, seed).to(device)
 of_untrained = latents.pool_latents(untrained, tokens)
-columns = {("untrained SAE", p): of_untrained[p] for p in of_untrained if p in k_poolings}
-for p in k_poolings:
+columns = {("untrained SAE", p): of_untrained[p] for p in choices["k_poolings"]}
+for p in choices["k_poolings"]:
     inputs = controls.Inputs(here[p], task, first.cfg.d_sae, seed)
     columns |= {(name, p): basis for name, basis in controls.bases(inputs).items()}
 control_scores = controls.scores(columns, task, ks)
@@ -126,15 +124,17 @@ figures.save(figure, run.figures, "08_controls", caption)
 # The probe's weights $w$ (in model units), and the pattern $\Sigma w$ that they respond to (Haufe
 # et al. 2014), are expressed by k decoder rows, chosen by orthogonal matching pursuit. **What to
 # look for:** curves above those of an untrained SAE, and above those of as many random training
-# tokens, which share the activations' covariance and no training.
+# tokens, which share the activations' covariance and no training. **What would refute that the SAE
+# lacks the direction:** a curve far above both.
 
 # %%
 x, c = here[linear_pooling], choices["c"]
 dense_probe = dense_probes.logistic(c[linear_pooling]).fit(x[task.train], task.y[task.train])
 weight = dense_probe[-1].coef_[0] / dense_probe[0].scale_
 directions = {"probe weights w": weight, "pattern Σw": np.cov(x[task.train].T) @ weight}
-rows_of = {name: sae.W_dec.detach().float().numpy() for name, sae in dictionaries.items()}
-rows_of["untrained SAE"] = untrained.W_dec.detach().numpy()
+rows_of = {name: sae.W_dec for name, sae in dictionaries.items()}
+rows_of["untrained SAE"] = untrained.W_dec
+rows_of = {name: rows.detach().float().cpu().numpy() for name, rows in rows_of.items()}
 rows_of["random training tokens"] = controls.training_tokens(tokens, task, first.cfg.d_sae, seed)
 shares = controls.direction_shares(directions, rows_of, ks)
 
@@ -167,7 +167,8 @@ by_part.pivot(columns="split", values="auroc").join(variance).round(3)
 # ## (b) Do latents that work in distribution work OOD?
 # Every latent's own AUROC on validation and OOD prompts; below 0.5 it fires for harmless prompts.
 # **What to look for:** chosen latents (marked) that are far from 0.5 in validation and near it, or
-# on the other side, OOD: right for the wrong reason.
+# on the other side, OOD: right for the wrong reason. **What would refute this reason:** marked
+# latents along the diagonal.
 
 # %%
 areas = pd.read_parquet(latents_path)
@@ -184,6 +185,7 @@ figures.save(figure, run.figures, "08_latents", caption)
 # for:** a range in which the k-sparse probe is ahead. Kantamneni et al. (arXiv 2502.16681) found
 # none on average. The comparison leans to the dense probe: its C was chosen on all, rightly
 # labelled training prompts, while the k-sparse probe has no penalty and the same k throughout.
+# **What would refute that sparse probes lose here too:** a k-sparse curve above the dense one.
 
 # %%
 strength = c[choices["dense_pooling"]]
@@ -217,8 +219,9 @@ at_k = beside[(beside["k"] == show_k) & (beside["split"] == gap_split)]
 tables.in_columns(at_k, "variant")
 
 # %%
-value = at_k.set_index("variant")["value"]
-ahead = [name for name in control_table["variant"].unique() if value[name] > value[main[0]]]
+of_controls = at_k[at_k["probe"] == controls.CONTROL]
+trained = at_k.loc[at_k["variant"] == main[0], "value"].max()
+ahead = of_controls.loc[of_controls["value"] > trained, "variant"].tolist()
 scarce = scarcity[(scarcity["split"] == gap_split) & (scarcity["setting"] == sizes[0])]
 of_few = "; ".join(scarce["probe"] + " " + tables.texts(scarce))
 Markdown(
@@ -236,8 +239,8 @@ table = pd.concat([
     scarcity.assign(metric="auroc", change="training prompts"),
     noise.assign(metric="auroc", change="share of labels flipped"),
 ], ignore_index=True).assign(layer=layer, unit="fraction")  # fmt: skip
-of_controls = table["k"].isin([1, show_k]) & (table["pooling"] == k_pooling)
+of_bases = table["k"].isin([1, show_k]) & (table["pooling"] == k_pooling)
 of_directions = (table["metric"] == "direction_share") & (table["k"] == show_k)
-headline = table[of_controls | of_directions]
+headline = table[of_bases | of_directions]
 inputs = [prompts_path, store, saes_path, probes_path, choices_path, latents_path]
 records.write(run, table, headline, inputs=inputs, outputs={}).name

@@ -124,9 +124,16 @@ class Probed(NamedTuple):
     latents: dict[str, latents.Pooled]
 
     def first(self, variant: str, pooling: str, selection: str, k: int) -> Probe:
-        """The k-sparse probe on a variant's first SAE."""
+        """The k-sparse probe on a variant's first SAE.
+
+        Raises:
+            ValueError: there is none, such as for a k above the latents that fire.
+        """
         wanted = Probe(K_SPARSE, pooling, variant, None, selection, k)
-        return next(probe for probe in self.chosen if probe._replace(seed=None) == wanted)
+        probe = next((probe for probe in self.chosen if probe._replace(seed=None) == wanted), None)
+        if probe is None:
+            raise ValueError(f"there is no probe {wanted.columns()}; k may be above the number of latents that fire")
+        return probe
 
 
 class _Job(NamedTuple):

@@ -14,7 +14,10 @@ from matplotlib.figure import Figure
 LABELS = {0: "harmless", 1: "harmful"}
 SPLITS = {"train": "training", "val": "validation", "ood": "out of distribution"}
 COLOURS = {"harmless": "#4477aa", "harmful": "#cc3311"}
-CYCLE = ["#4477aa", "#ee7733", "#228833", "#aa3377", "#66ccee", "#bbbbbb"]
+CYCLE = [
+    "#4477aa", "#ee7733", "#228833", "#aa3377", "#66ccee", "#bbbbbb",
+    "#222255", "#ccbb44", "#117733", "#ee99aa", "#009988", "#663333",
+]  # fmt: skip
 
 
 def _panels(n: int, width: float = 4.2, height: float = 3.4, rows: int = 1, **options) -> tuple[Figure, list[Axes]]:
@@ -106,7 +109,7 @@ def points(
     style = {"fmt": "o", "capsize": 2.5, "markersize": 5}
     for ax, value in zip(axes, panels, strict=True):
         rows = table[table[panel] == value].dropna(subset=["value"])
-        for colour, offset, group in zip(CYCLE, offsets, hues, strict=False):
+        for colour, offset, group in zip(itertools.cycle(CYCLE), offsets, hues, strict=False):
             part = rows[rows[hue] == group] if hue else rows
             position = len(names) - 1 - part[y].map(names.index).to_numpy() + offset
             ax.errorbar(part["value"], position, xerr=_spread(part), color=colour, label=group, **style)
@@ -138,7 +141,8 @@ def curves(
     panels = list(dict.fromkeys(table[panel]))
     figure, axes = _panels(len(panels), width=max(3.7, 7.5 / len(panels)), height=3.6, sharey=share_y)
     for ax, value in zip(axes, panels, strict=True):
-        for colour, (group, rows) in zip(CYCLE, table[table[panel] == value].groupby(hue, sort=False), strict=False):
+        groups = table[table[panel] == value].groupby(hue, sort=False)
+        for colour, (group, rows) in zip(itertools.cycle(CYCLE), groups, strict=False):
             rows = rows.dropna(subset=["value"]).sort_values(x)
             low, high = rows[["low", "high"]].astype(float).to_numpy().T
             ax.plot(rows[x], rows["value"], marker="o", markersize=4, color=colour, label=group)

@@ -15,6 +15,7 @@ import yaml
 
 from lib.base import build_graph
 from lib.base.files import DATA, ROOT, file_hash, run_dir, write_json, write_table
+from lib.base.registry import lookup
 
 # Tracked files that runs, benchmarks and `make publish` write themselves; no result depends on them. A tree that
 # differs from its commit in these alone counts as committed, else no run could be published after another one.
@@ -99,8 +100,12 @@ def read(run: Run, notebook: str) -> dict[str, Any]:
 
 
 def output(run: Run, notebook: str, name: str) -> Path:
-    """Path of a named output of an upstream notebook."""
-    return ROOT / read(run, notebook)["outputs"][name]["path"]
+    """Path of a named output of an upstream notebook.
+
+    Raises:
+        ValueError: that notebook has not been run, or an earlier version of it that has no such output.
+    """
+    return ROOT / lookup(read(run, notebook)["outputs"], f"output of {notebook}", name)["path"]
 
 
 def claims(path: Path = DATA / "claims.yaml") -> dict[str, Any]:

@@ -22,12 +22,15 @@ def texts(estimates: pd.DataFrame, digits: int = 3) -> pd.Series:
 def in_columns(
     estimates: pd.DataFrame, index: str | list[str], columns: str = "split", digits: int = 3
 ) -> pd.DataFrame:
-    """Texts of the estimates with the levels ``index`` as rows and one column per value of ``columns``, both in the
-    order in which they stand in the table."""
-    index = [index] if isinstance(index, str) else index
-    shown = estimates.assign(shown=texts(estimates, digits))
-    rows = list(shown[index].itertuples(index=False, name=None))
-    wide = shown.pivot(index=index, columns=columns, values="shown")
-    order = pd.MultiIndex.from_tuples(dict.fromkeys(rows), names=index) if len(index) > 1 else pd.Index(
-        list(dict.fromkeys(row[0] for row in rows)), name=index[0])
-    return wide.reindex(order)[list(dict.fromkeys(shown[columns]))]
+    """Texts of the estimates: the levels ``index`` as rows, a column per value of ``columns``, in the table's order.
+
+    Raises:
+        ValueError: two estimates for one cell.
+    """
+    levels = [index] if isinstance(index, str) else index
+    cells = estimates.assign(shown=texts(estimates, digits)).set_index([*levels, columns])["shown"]
+    if not cells.index.is_unique:
+        repeated = cells.index[cells.index.duplicated()][0]
+        raise ValueError(f"{repeated} has more than one estimate; a cell of a table holds one")
+    rows = cells.index.droplevel(columns).unique()
+    return cells.unstack(columns).reindex(index=rows, columns=list(dict.fromkeys(estimates[columns])))

@@ -145,6 +145,7 @@ def _steps(v: dict[str, Any], shape: dict[str, Any]) -> list[Step]:
             weights,
             prompt_tokens * 4 * cut,
         ),
+        Step("08", "controls and stress", prompt_tokens, 0, weights, prompt_tokens * 4 * encode),  # three SAEs and one
     ]
 
 

@@ -55,7 +55,7 @@ def sparsities(name: str, by_field: dict[str, list[int | float]]) -> list[int | 
         ValueError: an unknown name.
     """
     entry = architecture(name)
-    return list(entry.sparsities) or by_field[entry.steered_by]
+    return list(entry.sparsities) or lookup(by_field, "field with sparsities", entry.steered_by)
 
 
 def make_trainer(recipe: Recipe, calibration: Float[Tensor, "tokens d_model"], start: SAE | None = None) -> Trainer:

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from sae_lens import SAE
 
+from lib.base.registry import lookup
 from lib.sae import architectures, folders
 from lib.sae.recipes import Recipe
 from lib.sae.token_blocks import Source
@@ -47,7 +48,7 @@ def variants(f0s: list[float], comparators: list[str], lrs: dict[str, float]) ->
         changes[quadratic_frequency(f0)] = {"penalty": "quadratic_frequency", "f0": f0}
     for name in comparators:
         entry = architectures.architecture(name)
-        lr = lrs[entry.steered_by] if entry.lr is None else entry.lr
+        lr = entry.lr or lookup(lrs, "field with a learning rate", entry.steered_by)
         changes[name] = {"architecture": name, "lr": lr}
     return changes
 

@@ -36,7 +36,11 @@ class Draws:
     def of(
         cls, prompts: pd.DataFrame, scores: Mapping[Any, Scores], weights: SplitWeights, metric: Metric = auroc
     ) -> "Draws":
-        """Draws of ``metric`` for every key of ``scores`` (see :class:`Key`) and every split with both classes."""
+        """Draws of ``metric`` for every key of ``scores`` (see :class:`Key`) and every split with both classes.
+
+        Raises:
+            ValueError: no scores, or no split with both classes.
+        """
         values, rows = [], []
         for split, replicates in weights.items():
             part = (prompts["split"] == split).to_numpy()
@@ -47,6 +51,8 @@ class Draws:
             for key, score in scores.items():
                 values.append(metric(y, score[part], with_value))
                 rows.append(key.columns() | {"split": split})
+        if not rows:
+            raise ValueError(f"{len(scores)} probes and no split of {list(weights)} with both classes: nothing to draw")
         return cls(pd.DataFrame(rows, dtype=object), np.array(values, dtype=np.float64))
 
     def _rows(self, mask: np.ndarray) -> "Draws":

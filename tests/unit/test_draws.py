@@ -46,6 +46,12 @@ def test_draws_hold_the_value_and_the_replicates():
     assert drawn.where(split="ood").values.shape == (1, 51)
 
 
+def test_nothing_to_draw_is_said():
+    table = prompts().assign(label=1)
+    with pytest.raises(ValueError, match="no split of .*train.* with both classes"):
+        Draws.of(table, {Named("a"): np.zeros(400)}, metrics.split_weights(table, 5, 0))
+
+
 def test_rows_are_found_by_any_dimension_and_a_null_is_a_value():
     rows = {("a", None): [0.1], ("a", 5): [0.2], ("b", 5): [0.3], ("b", 20): [0.4]}
     drawn = of_rows(rows, ["probe", "k"])

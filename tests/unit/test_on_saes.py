@@ -45,6 +45,8 @@ def test_every_probe_of_an_sae_and_the_views_add_up(world):
     probe = probed.first("base", "max", "mean difference", 1)
     assert probe == Probe("k-sparse", "max", "base", None, "mean difference", 1)
     assert probed.chosen[probe].tolist() == [4]
+    with pytest.raises(ValueError, match="k may be above the number of latents that fire"):
+        probed.first("base", "max", "mean difference", 100)
     encoded = on_saes.Encoded(folders.load(table["folder"][0]), probed.latents["base"]["mean"], resid["mean"])
     parts = on_saes.views(encoded)
     np.testing.assert_allclose(parts["reconstruction"] + parts["error"], resid["mean"], atol=1e-5)
