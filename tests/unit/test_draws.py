@@ -149,3 +149,9 @@ def test_the_parts_of_a_logit_add_up():
     parts = {"reconstruction": rng.standard_normal((400, 5)), "error": 0.1 * rng.standard_normal((400, 5))}
     rows = pd.DataFrame(logit_parts(np.ones(5), parts, table)).set_index(["split", "part"])["variance_share"]
     assert rows["ood", "reconstruction"] + rows["ood", "error"] == pytest.approx(1) and rows["ood", "error"] < 0.1
+
+
+def test_a_single_pooling_has_no_difference_to_another():
+    rows = {Probe("k-sparse", "max", variant, None, "s", 5): [0.5, 0.6] for variant in ("base", "chat")}
+    table = differences(of_probes(rows), {"variant": "chat", "selection": "s", "pooling": "max"}, 0)
+    assert table["level"].tolist() == ["variant"] and table["value"].tolist() == [0.0]
