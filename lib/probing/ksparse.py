@@ -57,8 +57,7 @@ def select(x: Columns, y: Int[np.ndarray, " rows"], ks: list[int], selection: st
     """
     choose, most = lookup(SELECTIONS, "selection", selection), len(live_columns(x))
     if not ks or min(ks) < 1 or max(ks) > most:
-        varying = f"{most}, the number of columns that vary on the training prompts"
-        raise ValueError(f"k {ks} must lie between 1 and {varying}")
+        raise _out_of_range(ks, most)
     chosen = choose(x, y, ks)
     if 1 in chosen:
         distance_from_guessing = np.abs(column_aurocs(x, y) - 0.5)
@@ -75,9 +74,13 @@ def possible(x: Columns, ks: list[int]) -> list[int]:
     most = len(live_columns(x))
     fitting = [k for k in ks if k <= most]
     if not fitting:
-        varying = f"{most}, the number of columns that vary on the training prompts"
-        raise ValueError(f"k {ks} must lie between 1 and {varying}")
+        raise _out_of_range(ks, most)
     return fitting
+
+
+def _out_of_range(ks: list[int], most: int) -> ValueError:
+    varying = f"{most}, the number of columns that vary on the training prompts"
+    return ValueError(f"k {ks} must lie between 1 and {varying}")
 
 
 def mean_gap(x: Columns, y: Int[np.ndarray, " rows"]) -> Float[np.ndarray, " columns"]:

@@ -64,6 +64,13 @@ class Draws:
         Raises:
             ValueError: a dimension that these draws do not have.
         """
+        return self._rows(self._mask(wanted))
+
+    def without(self, **unwanted: Any) -> "Draws":
+        """The rows that :meth:`where` does not keep."""
+        return self._rows(~self._mask(unwanted))
+
+    def _mask(self, wanted: dict[str, Any]) -> np.ndarray:
         unknown = sorted(set(wanted) - set(self.dimensions))
         if unknown:
             raise ValueError(f"draws have no dimension {unknown}; there are {list(self.dimensions)}")
@@ -71,12 +78,7 @@ class Draws:
         for name, value in wanted.items():
             allowed = value if isinstance(value, list | tuple | set) else [value]
             mask &= self.dimensions[name].isin(list(allowed)).to_numpy()
-        return self._rows(mask)
-
-    def without(self, **unwanted: Any) -> "Draws":
-        """The rows that :meth:`where` does not keep."""
-        dropped = set(self.where(**unwanted)._keys(list(self.dimensions)))
-        return self._rows(np.array([key not in dropped for key in self._keys(list(self.dimensions))], dtype=bool))
+        return mask
 
     def _keys(self, names: Sequence[str]) -> list[tuple]:
         """The values of the dimensions ``names``, a hashable tuple per row; missing ones are None."""
