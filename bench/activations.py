@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import torch
 import transformers
 
-from lib.model import forward, models, poolings
+from lib.model import forward, models, poolings, weights
 from lib.texts import sources
 
 PROFILE = "embedded"  # whose data are measured
@@ -17,7 +17,7 @@ N_TEXTS = 1500
 
 def _cut_model(name: str, layer: int) -> torch.nn.Module:
     """The HF encoder with the blocks after ``layer`` taken away."""
-    model = transformers.AutoModel.from_pretrained(models.model_path(name)).eval()
+    model = transformers.AutoModel.from_pretrained(weights.model_path(name)).eval()
     model.encoder.layer = model.encoder.layer[: layer + 1]
     return model
 
@@ -32,7 +32,7 @@ def _rate(step: Callable, work: list, n_tokens: int) -> float:
 
 def measure() -> Iterator[tuple[str, str, list[float]]]:
     """Rates on the same batches, in turn; a ratio is taken within a round. Ours includes all poolings."""
-    bridge, hf = models.load_model(models.MINILM), _cut_model(models.MINILM, LAYER)
+    bridge, hf = models.load_model(weights.MINILM), _cut_model(weights.MINILM, LAYER)
     token_ids = sorted(models.tokenise(bridge, sources.base_prompts("embedded")["text"].tolist()[:N_TEXTS]), key=len)
     lengths = [len(ids) for ids in token_ids]
     pad = bridge.tokenizer.pad_token_id

@@ -12,7 +12,7 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 
 from lib.base.files import run_dir
-from lib.model import activations, models
+from lib.model import activations, models, weights
 from lib.probing import ksparse, on_saes
 from lib.probing.tasks import Task
 from lib.sae import folders, latents, pretrained
@@ -52,10 +52,10 @@ def _ours(pooled: latents.Pooled, task: Task) -> dict[tuple[str, int], np.ndarra
 def measure() -> Iterator[tuple[str, str, list[float]]]:
     """Seconds of both in turn, their ratio within a round, and the largest difference of validation AUROC (k > 1)."""
     prompts = _prompts()
-    bridge = models.load_model(models.MINILM)
-    identity, folder = models.identity(models.MINILM), run_dir("bench") / "activations"
+    bridge = models.load_model(weights.MINILM)
+    identity, folder = models.identity(weights.MINILM), run_dir("bench") / "activations"
     tokens = activations.prompt_tokens(bridge, identity, prompts["text"].tolist(), LAYER, folder)
-    pooled = latents.pool_latents(folders.load(pretrained.FOLDER / f"{models.MINILM}-layer-{LAYER}-base"), tokens)
+    pooled = latents.pool_latents(folders.load(pretrained.FOLDER / f"{weights.MINILM}-layer-{LAYER}-base"), tokens)
     task = Task.of(prompts)
     seconds: dict[str, list[float]] = {"ours": [], "sklearn_loop": []}
     for _ in range(ROUNDS):

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from lib.base.files import run_dir
-from lib.model import models
+from lib.model import models, weights
 from lib.sae import folders, harvest, training
 from lib.sae.architectures import make_trainer
 from lib.sae.recipes import Recipe
@@ -97,7 +97,7 @@ def measure() -> Iterator[tuple[str, str, list[float]]]:
     """Trainings first, then the rates in turn."""
     folder = run_dir("bench")
     store, held_out = harvest.token_stores(
-        models.Reader(models.MINILM),
+        models.Reader(weights.MINILM),
         corpora.corpus("pretraining"),
         LAYER,
         folder / "activations",

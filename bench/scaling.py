@@ -22,7 +22,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from lib.base.files import ROOT, run_dir
-from lib.model import activations, models
+from lib.model import activations, models, weights
 from lib.results import figures
 from lib.sae import training
 from lib.sae.recipes import Recipe
@@ -68,7 +68,7 @@ def measure() -> Iterator[tuple[str, str, list[float]]]:
 def _windows(n: int) -> list[list[int]]:
     """Token ids of ``n`` windows of the same length; a small corpus is repeated."""
     length = WINDOW + 2  # [CLS] and [SEP] stand around a window
-    split = models.split_tokens(models.load_model(models.MINILM), corpora.corpus("docstrings"), length)
+    split = models.split_tokens(models.load_model(weights.MINILM), corpora.corpus("docstrings"), length)
     return list(itertools.islice(itertools.cycle([ids for ids in split if len(ids) == length]), n))
 
 
@@ -90,8 +90,8 @@ def _round(windows: list[list[int]]) -> dict[tuple[str, str, int], Cost]:
 def _harvest(windows: list[list[int]], parent: Path) -> Path:
     content = activations.texts_hash([str(ids) for ids in windows])
     return activations.harvest_tokens(
-        models.load_model(models.MINILM),
-        {"model": models.MINILM},
+        models.load_model(weights.MINILM),
+        {"model": weights.MINILM},
         content,
         windows,
         LAYER,
@@ -116,7 +116,7 @@ def _alone(job: Callable[..., Path], *arguments: Any) -> tuple[Path, Cost]:
 
 
 def _measured(job: Callable[..., Path], *arguments: Any) -> tuple[Path, Cost]:
-    models.load_model(models.MINILM)  # in trainings too, as in notebook 03
+    models.load_model(weights.MINILM)  # in trainings too, as in notebook 03
     before, started = _peak(), time.perf_counter()
     product = job(*arguments)
     seconds = time.perf_counter() - started

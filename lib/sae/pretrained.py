@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 
 from lib.base.files import DATA, run_dir
-from lib.model import models
+from lib.model import models, weights
 from lib.sae import folders, harvest, training
 from lib.sae.recipes import Recipe
 from lib.texts import corpora
@@ -25,7 +25,7 @@ def make(
     texts = corpora.corpus("pretraining")
     texts = corpora.as_user_prompts(texts) if name == "prompts" else texts
     store, held_out = harvest.token_stores(
-        models.Reader(models.MINILM),
+        models.Reader(weights.MINILM),
         texts,
         layer,
         parent / "activations",
@@ -40,7 +40,7 @@ def make(
         parameter.data = parameter.data.half().float()
     measured = folders.held_out_record(sae, training.load_tokens(held_out))
     record = folders.training_record(folder) | measured | {"corpus": "pretraining"}
-    return folders.save(sae, FOLDER / f"{models.MINILM}-layer-{layer}-{name}", record, "float16")
+    return folders.save(sae, FOLDER / f"{weights.MINILM}-layer-{layer}-{name}", record, "float16")
 
 
 if __name__ == "__main__":

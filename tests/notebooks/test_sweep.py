@@ -262,8 +262,8 @@ def test_workers_that_die_are_begun_again(tmp_path, monkeypatch):
 HARVEST = """
 import sys
 from pathlib import Path
-from lib.model import activations, models
-parent, minilm, identity = Path(sys.argv[1]), models.load_model(models.MINILM), models.identity(models.MINILM)
+from lib.model import activations, models, weights
+parent, minilm, identity = Path(sys.argv[1]), models.load_model(weights.MINILM), models.identity(weights.MINILM)
 texts = [f"text {i} of a few words, {'and some more ' * (i % 7)}to the end" for i in range(60)]
 activations.harvest_pooled(minilm, identity, texts, [1, 4], parent, shard_tokens=300, token_layer=2)
 token_ids = models.split_tokens(minilm, texts, 16)

@@ -7,7 +7,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from lib.model import forward, models
+from lib.model import forward, models, weights
 
 TEXTS = ["what is a lighthouse for", "tell", "a much longer prompt that goes on and on about the sea and its ships"]
 
@@ -26,7 +26,7 @@ def compare(bridge, reference, layers):
 
 @pytest.mark.parametrize("layers", [[0], [5], [1, 3, 4], list(range(6))])
 def test_minilm(minilm, layers):
-    reference = transformers.AutoModel.from_pretrained(models.model_path(models.MINILM)).eval()
+    reference = transformers.AutoModel.from_pretrained(weights.model_path(weights.MINILM)).eval()
     compare(minilm, reference, layers)
 
 

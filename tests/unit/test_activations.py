@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib.model import activations, forward, models, poolings, shards
+from lib.model import activations, forward, models, poolings, shards, weights
 
 LONGER = "this is a rather longer text about nothing at all"
 TEXTS = ["a short one", LONGER, "word", "two words", "the end of the list"] * 4
@@ -214,9 +214,9 @@ def test_windows_lose_no_token(minilm):
 
 def test_unknown_models_and_dtypes_are_named(tmp_path):
     with pytest.raises(ValueError, match="unknown dtype 'float8'"):
-        models.load_model(models.MINILM, dtype="float8")
+        models.load_model(weights.MINILM, dtype="float8")
     with pytest.raises(ValueError, match="device 'gpu' cannot be used here .*; with a GPU it is cuda, else cpu"):
-        models.load_model(models.MINILM, device="gpu")
+        models.load_model(weights.MINILM, device="gpu")
     with pytest.raises(ValueError, match="cannot be loaded"):
         models.load_model(str(tmp_path / "nothing"))
 

@@ -8,7 +8,7 @@ from lib.interp.debugging import METHODS, Dataset, Pair
 from lib.interp.examples import Encoded, Plan, Sequences
 from lib.interp.ngram import NgramJudge
 from lib.interp.readings import Peaks, Reading
-from lib.model import models
+from lib.model import models, weights
 from lib.stats import metrics
 from tests.unit.test_latents import example
 
@@ -202,7 +202,7 @@ def test_peaks_equal_a_plain_loop():
 
 def test_a_reading_leaves_special_tokens_out_and_knows_the_characters(minilm, tmp_path):
     texts = ["Unbelievable glaciers!", "a b"]
-    reading = readings.read(minilm, models.identity(models.MINILM), texts, 1, tmp_path)
+    reading = readings.read(minilm, models.identity(weights.MINILM), texts, 1, tmp_path)
     assert reading.starts.tolist() == [0, len(reading.ids) - 2, len(reading.ids)]
     pieces = [texts[0][a:b].lower() for a, b in reading.offsets[:-2].astype(int)]
     assert "".join(pieces) == "unbelievableglaciers!" and pieces[-1] == "!"
@@ -212,10 +212,10 @@ def test_a_reading_leaves_special_tokens_out_and_knows_the_characters(minilm, tm
     assert shown.tokens == [" a", " b"] and shown.starts.tolist() == [0, 2]
     np.testing.assert_array_equal(shown.activations, reading.activations[-2:])
     with pytest.warns(UserWarning, match="their end is kept"):
-        long = readings.read(minilm, models.identity(models.MINILM), ["fine", "word " * 600 + "end"], 1, tmp_path)
+        long = readings.read(minilm, models.identity(weights.MINILM), ["fine", "word " * 600 + "end"], 1, tmp_path)
     assert len(long.ids) == 1 + 510 and long.offsets[-1].tolist() == [3000, 3003]
     with pytest.raises(ValueError, match="no token that is not special: '\\\\u200b'"):
-        readings.read(minilm, models.identity(models.MINILM), ["fine", "\u200b"], 1, tmp_path)
+        readings.read(minilm, models.identity(weights.MINILM), ["fine", "\u200b"], 1, tmp_path)
 
 
 def test_cleaning_helps_where_formatting_told_the_label():

@@ -8,7 +8,7 @@ from test_latents import example as small_sae
 
 from lib.interp import examples
 from lib.interp.examples import Encoded, Plan, Sequences
-from lib.model import models
+from lib.model import models, weights
 
 
 def sequences(lengths, scoring, d_model=1):
@@ -88,7 +88,7 @@ def test_harvested_sequences_keep_texts_on_one_side_and_read_as_the_texts(minilm
     topics = ("first", "second", "third", "fourth")
     passage = "The {0} passage speaks of {0} things, again and again, in many words of {0}."
     texts = [passage.format(word) * 3 for word in topics]
-    identity = models.identity(models.MINILM)
+    identity = models.identity(weights.MINILM)
     text = examples.harvest(minilm, identity, texts, 1, tmp_path, max_tokens=0, seed=0, width=16, context=32)
     assert text.activations.shape == (len(text.tokens), 384) and len(text.scoring) == len(text.starts) - 1
     read = ["".join(text.words(i)) for i in range(len(text.scoring))]
@@ -106,7 +106,7 @@ def test_harvested_sequences_keep_texts_on_one_side_and_read_as_the_texts(minilm
 def test_activations_belong_to_their_tokens(minilm, tmp_path):
     passage = "A sentence of twelve plain words that is read by the model."
     other = "Another sentence of plain words, for the other side of the split."
-    identity = models.identity(models.MINILM)
+    identity = models.identity(weights.MINILM)
     text = examples.harvest(minilm, identity, [passage, other], 1, tmp_path, max_tokens=0, seed=0)
     own = next(i for i in range(2) if "twelve" in "".join(text.words(i)))
     ids = minilm.tokenizer(passage, return_tensors="pt")["input_ids"]

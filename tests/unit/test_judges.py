@@ -8,7 +8,7 @@ import scipy.sparse
 from lib.interp import autointerp, examples, judges, llm, ngram
 from lib.interp.examples import MAX_LEVEL, Encoded, Example, Explanation
 from lib.interp.ngram import Condition, NgramJudge, Rule
-from lib.model import models
+from lib.model import models, weights
 from lib.texts import corpora
 
 TOPIC = (
@@ -20,7 +20,7 @@ TOPIC = (
 @pytest.fixture(scope="module")
 def text(minilm, tmp_path_factory):
     """Sequences of real text: docstrings of the installed packages."""
-    identity, folder = models.identity(models.MINILM), tmp_path_factory.mktemp("tokens")
+    identity, folder = models.identity(weights.MINILM), tmp_path_factory.mktemp("tokens")
     docstrings = corpora.corpus("docstrings")
     return examples.harvest(minilm, identity, docstrings, 2, folder, max_tokens=60_000, seed=0)
 
