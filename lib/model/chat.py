@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from lib.base.files import cause
+
 TURNS = re.compile(r"(?:^|\n\n)(User|Assistant): ?")
 ROLES = {"User": "user", "Assistant": "assistant"}
 
@@ -55,7 +57,9 @@ def rendered(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[str, int]:
         ValueError: a template that changes the prompt beyond taking off the spaces around it.
     """
     mark = "\u2063"  # No template holds this character.
-    prefix = _render(tokenizer, mark).partition(mark)[0]
+    prefix, shown, _ = _render(tokenizer, mark).partition(mark)
+    if not shown:
+        raise ValueError(f"the chat template of {tokenizer.name_or_path!r} does not show the user's turn")
     whole = _render(tokenizer, text)
     if not whole[len(prefix) :].startswith((text, text.strip())):
         raise ValueError(
@@ -64,9 +68,24 @@ def rendered(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[str, int]:
     return whole, len(prefix)
 
 
+def user_header(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids of the template up to the user's first word: what a chat model continues with a turn of its user's.
+
+    Raises:
+        ValueError: no chat template, or one that does not show the user's turn.
+    """
+    require(tokenizer, "a user's turn")
+    whole, begin = rendered(tokenizer, "word")
+    return tokenizer(whole[:begin], add_special_tokens=False)["input_ids"]
+
+
 def _render(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     turns = [{"role": "user", "content": text}]
-    return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    try:
+        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # Templates raise what they like.
+        name = tokenizer.name_or_path
+        raise ValueError(f"the chat template of {name!r} cannot render a user's turn: {cause(error)}") from error
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Encoded:

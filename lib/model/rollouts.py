@@ -16,11 +16,14 @@ from transformer_lens.model_bridge import TransformerBridge
 from lib.base.files import locked, value_hash, write_json, write_table
 from lib.model import chat
 from lib.model.activations import texts_hash
-from lib.model.forward import BATCH_TOKENS, batches, padded
+from lib.model.forward import batches, padded
 from lib.model.models import Reader, identity, tokenise
 from lib.texts import corpora
 
 PART_PROMPTS = 256
+# Tokens of a batch, new ones included: the cache of keys and values is read for every new token, and more rows share
+# the reading of the weights. A batch that does not fit is halved.
+BATCH_TOKENS = {"cpu": 32_768, "cuda": 524_288}
 COLUMNS = ["prompt", "response", "finished"]
 
 
@@ -32,40 +35,90 @@ def generate(
     max_new_tokens: int,
     *,
     temperature: float = 1.0,
+    top_p: float = 1.0,
     seed: int = 0,
+    part_prompts: int = PART_PROMPTS,
 ) -> pd.DataFrame:
     """A row per prompt: prompt, response, and whether the model ended its turn within ``max_new_tokens``.
 
-    Temperature 0 is greedy. A part's draws depend on the seed and the part, so that a resumed run equals an
-    uninterrupted one. ``model`` is ``lib.model.models.identity``.
+    Temperature 0 is greedy; tokens are drawn from the most probable ones that hold the share ``top_p`` of the
+    probability. A part's draws depend on the seed and the part, so that a resumed run equals an uninterrupted one.
+    ``model`` is ``lib.model.models.identity``.
 
     Raises:
         ValueError: a model without chat template, impossible sampling parameters, or a damaged part.
     """
+    draws = Draws(max_new_tokens, temperature, top_p, seed, part_prompts)
+    return _in_parts(bridge, model | {"prompts": texts_hash(prompts)}, prompts, parent, draws, _prompts)
+
+
+def user_turns(
+    bridge: TransformerBridge,
+    model: dict[str, str],
+    n: int,
+    parent: Path,
+    max_new_tokens: int,
+    *,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    part_prompts: int = PART_PROMPTS,
+) -> pd.DataFrame:
+    """``n`` turns that the model writes in its user's place, given its template up to there (Magpie, arXiv 2406.08464).
+
+    Columns and options as :func:`generate`; ``prompt`` is empty.
+
+    Raises:
+        ValueError: see :func:`generate`.
+    """
+    draws = Draws(max_new_tokens, temperature, top_p, seed, part_prompts)
+    return _in_parts(bridge, model | {"user_turns": n}, [""] * n, parent, draws, _headers)
+
+
+class Draws(NamedTuple):
+    """How tokens are drawn; ``part_prompts`` are drawn together, with one seed."""
+
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    seed: int
+    part_prompts: int
+
+
+def _prompts(bridge: TransformerBridge, texts: list[str], room: int) -> list[list[int]]:
+    return tokenise(bridge, texts, room)
+
+
+def _headers(bridge: TransformerBridge, texts: list[str], room: int) -> list[list[int]]:
+    return [chat.user_header(bridge.tokenizer)] * len(texts)
+
+
+def _in_parts(
+    bridge: TransformerBridge,
+    decides: dict[str, Any],
+    prompts: list[str],
+    parent: Path,
+    draws: Draws,
+    encode: Callable[[TransformerBridge, list[str], int], list[list[int]]],
+) -> pd.DataFrame:
+    """What the model writes after each of ``prompts``, whose tokens ``encode`` gives; kept in parts."""
     chat.require(bridge.tokenizer, "a rollout")
-    room = bridge.cfg.n_ctx - max_new_tokens
-    if temperature < 0 or not 0 < max_new_tokens < bridge.cfg.n_ctx:
+    new = draws.max_new_tokens
+    if draws.temperature < 0 or not 0 < draws.top_p <= 1 or not 0 < new < bridge.cfg.n_ctx:
         raise ValueError(
-            f"temperature {temperature} must be 0 or more, "
-            f"max_new_tokens {max_new_tokens} between 1 and the context of {bridge.cfg.n_ctx}"
+            f"temperature {draws.temperature} must be 0 or more, top_p {draws.top_p} between 0 and 1, "
+            f"max_new_tokens {new} between 1 and the context of {bridge.cfg.n_ctx}"
         )
-    sampling = model | {
-        "prompts": texts_hash(prompts),
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "seed": seed,
-        "part_prompts": PART_PROMPTS,
-    }
-    folder = parent / f"rollouts-{value_hash(sampling)}"
+    sampling = decides | draws._asdict()
+    folder, size = parent / f"rollouts-{value_hash(sampling)}", draws.part_prompts
     write_json(folder / "sampling.json", sampling, only_if_changed=True)
-    parts = [range(start, min(start + PART_PROMPTS, len(prompts))) for start in range(0, len(prompts), PART_PROMPTS)]
+    parts = [range(start, min(start + size, len(prompts))) for start in range(0, len(prompts), size)]
     with locked(folder):
         todo = [i for i in range(len(parts)) if not _part(folder, i).exists()]
         for i in tqdm(todo, desc=folder.name, unit="part", disable=not todo):
             texts = [prompts[j] for j in parts[i]]
-            token_ids, part_seed = tokenise(bridge, texts, room), seed * 100_003 + i
-            table = _responses(bridge, texts, token_ids, max_new_tokens, temperature, part_seed)
-            write_table(_part(folder, i), table)
+            token_ids = encode(bridge, texts, bridge.cfg.n_ctx - new)
+            write_table(_part(folder, i), _responses(bridge, texts, token_ids, draws, draws.seed * 100_003 + i))
     tables = [_read(_part(folder, i)) for i in range(len(parts))]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=COLUMNS)
 
@@ -125,17 +178,17 @@ def _read(path: Path) -> pd.DataFrame:
 
 @torch.inference_mode()
 def _responses(
-    bridge: TransformerBridge, texts: list[str], token_ids: list[list[int]], new: int, temperature: float, seed: int
+    bridge: TransformerBridge, texts: list[str], token_ids: list[list[int]], draws: Draws, seed: int
 ) -> pd.DataFrame:
     waiting = sorted(range(len(texts)), key=lambda i: (len(token_ids[i]), i))
     rows: dict[int, dict[str, Any]] = {}
-    budget = BATCH_TOKENS
+    new, budget = draws.max_new_tokens, BATCH_TOKENS[bridge.original_model.device.type]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         while waiting:
             batch = [waiting[i] for i in next(batches([len(token_ids[i]) + new for i in waiting], budget))]
             try:
-                responses = _generate(bridge, [token_ids[i] for i in batch], new, temperature)
+                responses = _generate(bridge, [token_ids[i] for i in batch], draws)
             except torch.OutOfMemoryError as error:
                 if len(batch) == 1:
                     n_tokens = len(token_ids[batch[0]])
@@ -152,22 +205,20 @@ def _responses(
     return pd.DataFrame([rows[i] for i in range(len(texts))], columns=COLUMNS)
 
 
-def _generate(
-    bridge: TransformerBridge, token_ids: list[list[int]], new: int, temperature: float
-) -> list[tuple[str, bool]]:
+def _generate(bridge: TransformerBridge, token_ids: list[list[int]], draws: Draws) -> list[tuple[str, bool]]:
     """The response to each prompt, and whether the model ended its turn."""
     model, tokenizer = bridge.original_model, bridge.tokenizer
     ids, mask = padded(token_ids, tokenizer.pad_token_id, model.device, left=True)
     ends = sorted(_ends(bridge))
-    sampled = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    sampled = {"do_sample": True, "temperature": draws.temperature, "top_k": 0, "top_p": draws.top_p}
     greedy = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
     out = model.generate(
         input_ids=ids,
         attention_mask=mask,
-        max_new_tokens=new,
+        max_new_tokens=draws.max_new_tokens,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=ends,
-        **(sampled if temperature else greedy),
+        **(sampled if draws.temperature else greedy),
     )
     responses = []
     for row in out[:, ids.shape[1] :].tolist():

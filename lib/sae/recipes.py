@@ -72,9 +72,12 @@ class Trainer(Protocol):
 
 
 def scaling(x: Float[Tensor, "tokens d_model"]) -> tuple[Float[Tensor, " d_model"], float]:
-    """Mean, and the root mean square per coordinate of what is left."""
+    """Mean over tokens, and the scale s of the rest, which tokens of outlying norm do not decide.
+
+    s = median over tokens of ‖x − mean‖ / √d_model, in the units of x.
+    """
     mean = x.mean(0)
-    return mean, (x - mean).square().mean().sqrt().item()
+    return mean, (x - mean).norm(dim=1).median().item() / x.shape[1] ** 0.5
 
 
 def batch_metrics(

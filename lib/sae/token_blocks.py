@@ -21,17 +21,47 @@ from lib.model.activations import TokenShards
 from lib.model.shards import read_all, read_manifest, read_shard
 
 BUFFER_TOKENS = 4_000_000
+NORM_ROWS = 65_536  # tokens at a time
+SINK = 10.0  # a token of more than so many median norms is an attention sink
 Source = Path | TokenShards
 
 
 def load_tokens(*stores: Path) -> Float[Tensor, "tokens d_model"]:
-    """The activations of one or more token stores, in their stored (half) precision; a store given twice counts twice.
+    """The activations of one or more token stores without attention sinks, in their stored (half) precision.
+
+    A store given twice counts twice.
 
     Raises:
         ValueError: unfinished, damaged or empty store, or values that are not finite.
     """
+    x = _read(*stores)
+    return without_sinks(x, sink_limit(x))
+
+
+def _read(*stores: Path) -> Tensor:
     parts = [_read_tokens(store, (store / "manifest.json").stat().st_mtime_ns) for store in stores]
     return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def sink_limit(x: Float[Tensor, "tokens d_model"]) -> float:
+    """Norm above which a token is an attention sink: ``SINK`` times the median norm.
+
+    Some tokens draw attention away from all others and carry next to nothing of the text (Xiao et al. 2023,
+    arXiv 2309.17453). A few hold most of the squared norm, so that an SAE that is trained on them, or measured by them,
+    knows hardly anything else.
+    """
+    return SINK * _norms(x).median().item()
+
+
+def without_sinks(x: Float[Tensor, "tokens d_model"], limit: float) -> Float[Tensor, "tokens_left d_model"]:
+    """The tokens of a norm of at most ``limit``."""
+    is_sink = _norms(x) > limit
+    return x[~is_sink] if is_sink.any() else x
+
+
+def _norms(x: Tensor) -> Tensor:
+    """L2 norms of tokens, in float32: float16 ends at 65,504, and a sink's squares lie beyond."""
+    return torch.cat([rows.float().norm(dim=1) for rows in x.split(NORM_ROWS)])
 
 
 @functools.lru_cache(maxsize=2)  # a grid of trainings reads the same two stores again and again
@@ -128,7 +158,7 @@ class Blocks:
             epoch += 1
 
     def sample(self, n: int, seed: int) -> Float[Tensor, "tokens d_model"]:
-        """Random tokens of the first epoch's first block."""
+        """Random tokens of the first epoch's first block, attention sinks among them."""
         x = self._read(self._plan(0, seed)[0])
         return x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:n]]
 
@@ -150,7 +180,7 @@ class Blocks:
 
     def _make(self, block: Block) -> Tensor:
         if len(block.shards) == len(self.shards) and all(isinstance(source, Path) for source in self.sources):
-            return load_tokens(*self.sources)
+            return _read(*self.sources)
         parts = []
         for source, i, _ in (self.shards[j] for j in block.shards):
             on_disk = isinstance(source, Path)

@@ -7,10 +7,11 @@ weights as an uninterrupted one.
 
 import dataclasses
 import json
+import math
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,11 +24,22 @@ from lib.base.files import locked, replacing, value_hash
 from lib.sae import architectures, folders
 from lib.sae.architectures import make_trainer
 from lib.sae.recipes import Recipe, Trainer
-from lib.sae.token_blocks import BUFFER_TOKENS, Blocks, Source, deciding_buffer, load_tokens, parameters
+from lib.sae.token_blocks import (
+    BUFFER_TOKENS,
+    Blocks,
+    Source,
+    deciding_buffer,
+    load_tokens,
+    parameters,
+    sink_limit,
+    without_sinks,
+)
 
 CALIBRATION_TOKENS = 16_384
 FINISH_TOKENS = 4096  # of the calibration, from which the trainer sets what it holds at the end
 CHECKPOINT_SECONDS = 60.0
+WORST_FVU = 1.0
+MOST_DEAD = 0.5
 
 
 def lr_factor(recipe: Recipe, step: int) -> float:
@@ -131,13 +143,15 @@ def _train(
             f"{blocks.sources} have {len(blocks)} tokens, fewer than one batch of {recipe.batch_tokens}"
         )
     calibration = blocks.sample(CALIBRATION_TOKENS, recipe.seed).to(device).float()
+    limit = sink_limit(calibration)
+    calibration = without_sinks(calibration, limit)
     first = folders.load(start) if start else None
     if first is not None:
         folders.check_fits(first, calibration.shape[1], metadata["hook_name"], metadata["model_name"])
     checkpoint = folder.with_suffix(".checkpoint")
     try:
         trainer = make_trainer(recipe, calibration, first)
-        curve, seconds = _run(trainer, recipe, blocks, checkpoint, progress, device)
+        progressed = _run(trainer, recipe, blocks, checkpoint, limit=limit, progress=progress, device=device)
     except torch.OutOfMemoryError as error:
         raise ValueError(
             f"the memory of {device} does not suffice for d_sae {recipe.d_sae} with batches of {recipe.batch_tokens} "
@@ -149,13 +163,31 @@ def _train(
         "recipe": dataclasses.asdict(recipe),
         "data": [parameters(store) for store in blocks.sources],
         "start": Path(start).name if start else None,
-        "tokens_per_s": recipe.last_step * recipe.batch_tokens / seconds,
-        "seconds": seconds,
-        "curve": curve,
+        "tokens_per_s": recipe.last_step * recipe.batch_tokens / progressed.seconds,
+        "seconds": progressed.seconds,
+        "sinks": progressed.sinks,
+        "curve": progressed.curve,
     }
     measured = folders.held_out_record(sae.to(device), load_tokens(held_out))
-    folders.save(sae.cpu(), folder, record | measured)
     checkpoint.unlink(missing_ok=True)
+    check_trained(recipe, measured["held_out"])
+    folders.save(sae.cpu(), folder, record | measured)
+
+
+def check_trained(recipe: Recipe, held_out: dict[str, float]) -> None:
+    """Raise ``ValueError`` if an SAE came out worse than none: the mean of all tokens has a held-out FVU of 1."""
+    what = f"the {recipe.architecture} SAE with d_sae {recipe.d_sae}, lr {recipe.lr} and {recipe.tokens} tokens"
+    fvu, dead = held_out["fvu"], held_out["dead"]
+    if not fvu <= WORST_FVU:
+        raise ValueError(
+            f"{what} ended with a held-out FVU of {fvu:.3g}, and may have {WORST_FVU} at most; "
+            "lower lr, or give it more tokens"
+        )
+    if dead > MOST_DEAD:
+        raise ValueError(
+            f"{what} lost {dead:.0%} of its latents, and may lose {MOST_DEAD:.0%} at most; lower lr or d_sae, "
+            "or give it more tokens"
+        )
 
 
 def _metadata(stores: list[Source]) -> dict[str, Any]:
@@ -175,32 +207,57 @@ def _metadata(stores: list[Source]) -> dict[str, Any]:
     return {"model_name": first.get("model"), "hook_name": first.get("hook_name"), "revision": first.get("revision")}
 
 
+class Progress(NamedTuple):
+    """What a training has done so far: steps, the training curve, seconds of all steps, and the attention sinks that
+    were left out."""
+
+    step: int = 0
+    curve: list[dict] = []
+    seconds: float = 0.0
+    sinks: int = 0
+
+
 def _run(
-    trainer: Trainer, recipe: Recipe, blocks: Blocks, checkpoint: Path, progress: bool, device: str
-) -> tuple[list[dict], float]:
-    """Do all steps that a checkpoint has not done yet; returns the training curve and the seconds of all steps."""
-    start, curve, seconds = _resume(trainer, recipe, checkpoint)
+    trainer: Trainer,
+    recipe: Recipe,
+    blocks: Blocks,
+    checkpoint: Path,
+    *,
+    limit: float,
+    progress: bool,
+    device: str,
+) -> Progress:
+    """Do all steps that a checkpoint has not done yet, on the tokens of a norm of at most ``limit``.
+
+    Raises:
+        ValueError: a batch's FVU is no number any more.
+    """
+    start, curve, seconds, sinks = _resume(trainer, recipe, checkpoint)
     every = max(1, recipe.steps // 50)
     saved = time.perf_counter()
     last = recipe.last_step
     bar = tqdm(range(start, last), initial=start, total=last, desc=checkpoint.stem, unit="step", disable=not progress)
     for step in bar:
         began = time.perf_counter()
-        x = blocks.batch(step, recipe.batch_tokens, recipe.seed).to(device).float()
+        x = without_sinks(blocks.batch(step, recipe.batch_tokens, recipe.seed).to(device).float(), limit)
+        sinks += recipe.batch_tokens - len(x)
         metrics = trainer.step(x, lr_factor(recipe, step))
+        if not math.isfinite(metrics["fvu"]):
+            checkpoint.unlink(missing_ok=True)
+            raise ValueError(
+                f"the {recipe.architecture} SAE diverged in step {step + 1} of {recipe.steps}; lower lr {recipe.lr}"
+            )
         seconds += time.perf_counter() - began
         if step % every == 0 or step == last - 1:
             curve.append({"tokens": (step + 1) * recipe.batch_tokens} | metrics)
             bar.set_postfix_str("fvu {fvu:.3f} l0 {l0:.1f} dead {dead} >10% {high_frequency}".format(**metrics))
         if time.perf_counter() - saved > CHECKPOINT_SECONDS:
-            _save_checkpoint(trainer, recipe, checkpoint, step + 1, curve, seconds)
+            _save_checkpoint(trainer, recipe, checkpoint, Progress(step + 1, curve, seconds, sinks))
             saved = time.perf_counter()
-    return curve, seconds
+    return Progress(last, curve, seconds, sinks)
 
 
-def _save_checkpoint(
-    trainer: Trainer, recipe: Recipe, path: Path, step: int, curve: list, seconds: float
-) -> None:
+def _save_checkpoint(trainer: Trainer, recipe: Recipe, path: Path, progress: Progress) -> None:
     """One safetensors file: the tensors of the state, and everything else as JSON in its header."""
     tensors: dict[str, Tensor] = {}
 
@@ -215,25 +272,19 @@ def _save_checkpoint(
         return value
 
     state = flatten(trainer.state(), "state")
-    header = {
-        "recipe": dataclasses.asdict(recipe),
-        "step": step,
-        "curve": curve,
-        "seconds": seconds,
-        "state": state,
-    }
+    header = {"recipe": dataclasses.asdict(recipe), "progress": progress._asdict(), "state": state}
     with replacing(path) as temporary:
         save_file(tensors, temporary, {"checkpoint": json.dumps(header)})
 
 
-def _resume(trainer: Trainer, recipe: Recipe, path: Path) -> tuple[int, list, float]:
-    """Load a checkpoint into the trainer; (0, [], 0) if there is none.
+def _resume(trainer: Trainer, recipe: Recipe, path: Path) -> Progress:
+    """Load a checkpoint into the trainer; no progress if there is none.
 
     Raises:
         ValueError: a damaged checkpoint, or one of another recipe.
     """
     if not path.exists():
-        return 0, [], 0.0
+        return Progress(curve=[])
     try:
         with safe_open(path, "pt") as handle:
             header = json.loads(handle.metadata()["checkpoint"])
@@ -255,4 +306,4 @@ def _resume(trainer: Trainer, recipe: Recipe, path: Path) -> tuple[int, list, fl
         return {key: restore(item) for key, item in value["dict"]}
 
     trainer.load_state(restore(header["state"]))
-    return header["step"], header["curve"], header["seconds"]
+    return Progress(**header["progress"])

