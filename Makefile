@@ -25,7 +25,7 @@ export PYTHONWARNINGS := ignore:IProgress,ignore:Sparse CSR
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help reproduce sweep test lint lab data debug tiny publish report scorecard docs bench pretrained clean env
+.PHONY: help reproduce sweep test lint lab data debug tiny publish report scorecard docs bench rollouts pretrained clean env
 
 help: ## Print this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | column -t -s '|'
@@ -83,7 +83,10 @@ bench: env ## Measure afresh into data/bench (BENCH=activations: one of them)
 	@$(PYTHON) -m pip show --quiet dictionary-learning 2>/dev/null || $(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps dictionary-learning==0.1.0
 	$(PYTHON) -m bench $(BENCH)
 
-pretrained: env ## Train the shipped base SAE anew on public text (MIRROR=folder)
+rollouts: env ## Let the packaged chat model write its users' turns and answer them, anew, into data/rollouts
+	$(PYTHON) -m lib.model.own_chat
+
+pretrained: env ## Train the chat model's shipped SAEs anew on public text (MIRROR=folder)
 	$(PYTHON) -m lib.sae.pretrained
 
 clean: ## Delete what PROFILE's runs made (not the downloads, not the environment)
@@ -96,10 +99,11 @@ CHECK_PYTHON := import sys; v = sys.version_info; \
   sys.exit(None if (3, 11) <= v < (3, 14) else "error: Python 3.11, 3.12 or 3.13 is needed, this one is %d.%d.%d; \
 choose another, such as make PYTHON3=python3.12, or delete $(VENV) if it was made with it" % tuple(v)[:3])
 
-$(VENV)/installed: requirements.lock requirements-sweep.lock pyproject.toml
+$(VENV)/installed: requirements.lock requirements-sweep.lock requirements-models.lock pyproject.toml
 	@$$(test -x $(PYTHON) && echo $(PYTHON) || echo $(PYTHON3)) -c '$(CHECK_PYTHON)'
 	test -x $(PYTHON) || $(PYTHON3) -m venv $(VENV)
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-models.lock
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 

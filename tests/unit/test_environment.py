@@ -13,6 +13,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from lib.base.files import ROOT
+from lib.model import weights
 
 PROMISED = ("3.11.0", "3.12.0", "3.13.0")
 
@@ -24,6 +25,7 @@ def pins(lock):
 
 
 LOCK, SWEEP = pins("requirements.lock"), pins("requirements-sweep.lock")
+MODELS = pins("requirements-models.lock")
 PINNED = {canonicalize_name(name): version for name, version in (SWEEP | LOCK).items()}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -64,6 +66,12 @@ def test_the_project_promises_what_the_locks_hold():
         assert PINNED[canonicalize_name(requirement.name)] in requirement.specifier
 
 
+def test_the_packaged_models_are_those_of_the_locks():
+    assert {model.package: model.version for model in weights.PACKAGED.values()}.items() <= (LOCK | MODELS).items()
+    for name, version in MODELS.items():
+        assert metadata.version(name) == version, "make env"
+
+
 OTHERS = [((3, 10, 16), True), ((3, 11, 0), False), ((3, 13, 9), False), ((3, 14, 0), True), ((2, 7, 18), True)]
 
 
@@ -76,7 +84,7 @@ def test_another_python_gets_one_sentence(tmp_path, version, refused):
     stand_in.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{code}" "$@"\n')
     stand_in.chmod(0o755)
     command = ["make", "-f", str(ROOT / "Makefile"), "env", f"PYTHON3={stand_in}"]
-    for name in ("requirements.lock", "requirements-sweep.lock", "pyproject.toml"):
+    for name in ("pyproject.toml", *(path.name for path in ROOT.glob("requirements*.lock"))):
         (tmp_path / name).write_text((ROOT / name).read_text())
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     said = [line for line in done.stderr.splitlines() if not re.match(r"make(\[\d+\])?:", line)]
