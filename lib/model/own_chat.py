@@ -19,9 +19,9 @@ from lib.texts import corpora, datasets, sources
 
 FOLDER = corpora.ROLLOUTS
 TURN_TOKENS, ANSWER_TOKENS = 64, 384
-TURNS = {"temperature": 1.0, "top_p": 0.95}
+TURNS = {"temperature": 0.9, "top_p": 0.95}
 ANSWERS = {"temperature": 0.7, "top_p": 0.95}
-PART_PROMPTS = 1024
+PART_PROMPTS = 2048
 NEAR = 0.9  # cosine of MiniLM's embeddings from which two turns are nearly the same
 LEAST_WORDS = 3
 # Beginnings of words that stand in no turn or answer that is shipped. The sieve is coarse: it loses harmless ones too.
@@ -120,7 +120,7 @@ def table_texts(table: pd.DataFrame) -> list[str]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default=weights.SMOLLM2)
-    parser.add_argument("--turns", type=int, default=5000)
+    parser.add_argument("--turns", type=int, default=6000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()

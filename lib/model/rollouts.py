@@ -23,7 +23,7 @@ from lib.texts import corpora
 PART_PROMPTS = 256
 # Tokens of a batch, new ones included: the cache of keys and values is read for every new token, and more rows share
 # the reading of the weights. A batch that does not fit is halved.
-BATCH_TOKENS = {"cpu": 32_768, "cuda": 524_288}
+BATCH_TOKENS = {"cpu": 32_768, "cuda": 1_048_576}
 COLUMNS = ["prompt", "response", "finished"]
 
 

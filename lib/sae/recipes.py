@@ -9,6 +9,8 @@ from torch import Tensor
 
 from lib.sae import folders
 
+TYPICAL = 0.99  # share of tokens
+
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
@@ -72,12 +74,14 @@ class Trainer(Protocol):
 
 
 def scaling(x: Float[Tensor, "tokens d_model"]) -> tuple[Float[Tensor, " d_model"], float]:
-    """Mean over tokens, and the scale s of the rest, which tokens of outlying norm do not decide.
+    """Mean over tokens, and the scale s of what is left, which the tokens of outlying norm do not decide.
 
-    s = median over tokens of ‖x − mean‖ / √d_model, in the units of x.
+    s = root mean square per coordinate of x − mean, in the units of x, over the ``TYPICAL`` tokens nearest the mean.
     """
     mean = x.mean(0)
-    return mean, (x - mean).norm(dim=1).median().item() / x.shape[1] ** 0.5
+    squared = (x - mean).square().mean(1)
+    nearest = squared.topk(max(1, round(TYPICAL * len(x))), largest=False, sorted=False).values
+    return mean, nearest.mean().sqrt().item()
 
 
 def batch_metrics(

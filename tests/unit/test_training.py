@@ -49,7 +49,7 @@ def test_every_architecture_learns_the_planted_dictionary(data, architecture):
     record = folders.training_record(folder)
     assert record["held_out"]["fvu"] < 0.35 and 1 < record["held_out"]["l0"] < 16
     cosine = (torch.nn.functional.normalize(folders.load(folder).W_dec.data, dim=1) @ dictionary().T).amax(0)
-    assert cosine.mean() > 0.8, "most planted directions have a latent"
+    assert cosine.mean() > 0.75, "most planted directions have a latent"
     assert training.train(recipe, *data, progress=False) == folder
     lens = SAE.load_from_disk(folder)
     x = activations(100, 5)
@@ -116,7 +116,7 @@ def test_damaged_and_foreign_checkpoints_are_named(data):
     path = training.sae_path(data[2], RECIPE, [data[0]], data[1]).with_suffix(".checkpoint")
     trainer = make_trainer(RECIPE, activations(4000, 0))
     other = dataclasses.replace(RECIPE, lr=1.0)
-    training._save_checkpoint(trainer, other, path, 3, [], 1.0)
+    training._save_checkpoint(trainer, other, path, training.Progress(3, [], 1.0))
     with pytest.raises(ValueError, match="checkpoint of another recipe"):
         training.train(RECIPE, *data, progress=False)
     path.write_bytes(path.read_bytes()[:100])
@@ -201,7 +201,8 @@ def test_a_changed_schedule_trains_anew_and_leaves_the_old_checkpoint_alone(data
     recipe = dataclasses.replace(RECIPE, tokens=5_000)
     old = training.train(recipe, *data, progress=False)
     checkpoint = old.with_suffix(".checkpoint")
-    training._save_checkpoint(make_trainer(recipe, activations(4000, 0)), recipe, checkpoint, 9, [], 1.0)
+    trainer = make_trainer(recipe, activations(4000, 0))
+    training._save_checkpoint(trainer, recipe, checkpoint, training.Progress(9, [], 1.0))
     with_edits(monkeypatch, tmp_path / "code", SCHEDULE)
     monkeypatch.setattr(training, "lr_factor", lambda recipe, step: 0.5)
     new = training.train(recipe, *data, progress=False)
