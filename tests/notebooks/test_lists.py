@@ -1,4 +1,4 @@
-"""List parameters: which may be empty, and all notebooks with one entry, with none, and with entries in another order."""
+"""List parameters: which may be empty, and all notebooks with one entry, with none, and in another order."""
 
 import ast
 import json
@@ -93,14 +93,14 @@ def test_no_cell_takes_an_entry_of_a_list_parameter_by_its_place(path):
 
 
 @pytest.fixture(scope="module")
-def run_lists(tiny_gemma, run_all):
+def run_lists(tiny_gemma, run_all_alone):
     """Run all notebooks on the tiny Gemma with these lists; returns records and texts by notebook."""
     sae = str(tiny_gemma / "gemma-scope" / f"layer_{LAYER}" / f"width_{D_SAE}" / "average_l0_10")
     model = {"model": str(tiny_gemma), "base_sae": sae, "prompts_sae": sae}
 
     def run(name, lists):
         profile = f"lists-test/cells/{name}"
-        run_all({"profile": profile} | SMALL | model | lists)
+        run_all_alone({"profile": profile} | SMALL | model | lists)
         folder = run_dir(profile)
         records = {path.stem[:2]: json.loads(path.read_text()) for path in (folder / "results").glob("*.json")}
         return records, {path.stem[:2]: shown(path) for path in (folder / "notebooks").glob("*.ipynb")}
