@@ -424,11 +424,16 @@ takeaway
 # %%
 at_k = closed[closed["k"] == show_k]
 shares = "; ".join(at_k["variant"] + " " + tables.texts(at_k, 2))
-by_k = closed.loc[closed["variant"] == finetuned, "value"]
+by_k = closed.loc[closed["variant"] == finetuned, "value"].dropna()
+over_k = ""
+if len(by_k) > 1:
+    over_k = (
+        f"It depends on k: over all k, {finetuned} closes from {by_k.min():.2f} to "
+        f"{by_k.max():.2f}. "
+    )
 Markdown(
     f"Share of the {gap_split} gap to the dense probe closed at k = {show_k}: {shares} (the paper: "
-    f"about {records.claims()['C4']['paper']['share_of_gap']}). It depends on k: over all k, "
-    f"{finetuned} closes from {by_k.min():.2f} to {by_k.max():.2f}. {latents_read} "
+    f"about {records.claims()['C4']['paper']['share_of_gap']}). {over_k}{latents_read} "
     f"Intervals: {over}."
 )
 

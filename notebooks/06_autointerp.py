@@ -75,9 +75,9 @@ list_paths = {
 }
 lists = [pd.read_parquet(path).assign(notebook=name) for name, path in list_paths.items()]
 saes = pd.concat(lists, ignore_index=True)
+shown_seed = summaries.common_seed(saes, interp_seeds)
 without_seed = (saes["notebook"] == "04") & saes["seed"].isna()  # such as the pretraining SAE
 saes = saes[without_seed | saes["seed"].isin(interp_seeds)].reset_index(drop=True)
-shown_seed = summaries.common_seed(saes, interp_seeds)
 print(f"{len(saes)} SAEs at layer {layer}; those of seed {shown_seed} are compared one by one")
 
 # %%
@@ -236,11 +236,12 @@ if points["sae"].nunique() > 1:
         f"weighted one {spread['weighted']:.3f}. "
     )
 by_fifth = fifths[fifths["by"] == "latents"].groupby("quantile")["value"].mean().reindex([1, 5])
+by_fifth = by_fifth.map("{:.3f}".format).replace("nan", "n/a")
 weighted = tables.texts(ways[ways["mean"] == "weighted"].set_index("variant"))
 bill = judging.bill((llm_input_price, llm_output_price))
 Markdown(
     f"{spans}From the rarest to the most frequent fifth of the latents the score goes from "
-    f"{by_fifth[1]:.3f} to {by_fifth[5]:.3f}. Weighted means: {first} {weighted[first]}, "
+    f"{by_fifth[1]} to {by_fifth[5]}. Weighted means: {first} {weighted[first]}, "
     f"pretraining SAE {weighted['pretraining SAE']}, from scratch {weighted['from scratch']}."
     f"\n\n*Caveats.* The score is of SAE and judge together: the {judge} judge is the limit of "
     f"what can be explained. One SAE of each kind and seed {interp_seeds}; intervals are over the "
