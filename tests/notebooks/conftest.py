@@ -82,9 +82,10 @@ def run_all():
 
 @pytest.fixture(scope="module")
 def run_all_alone():
-    """:func:`execute_all` in a kernel that starts no other processes: small fits are done before these have begun."""
+    """:func:`execute_all` in a kernel without other processes and threads: small fits are done before these begin."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LOKY_MAX_CPU_COUNT", "1")
+        for name in ("LOKY_MAX_CPU_COUNT", "OMP_NUM_THREADS"):
+            patch.setenv(name, "1")
         warm = warm_kernel.WarmKernel()
         yield functools.partial(execute_all, warm)
         warm.kill()
