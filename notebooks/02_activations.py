@@ -39,7 +39,7 @@ profile = "embedded"
 model = "all-MiniLM-L6-v2"  # packaged MiniLM, a Hugging Face id, or a local folder
 device = "cpu"
 dtype = "float32"  # of the forward pass, float32 | bfloat16 | float16
-layers = []  # blocks to read, such as [2, 3, 4]; empty means all
+layers = []  # blocks to read beside `layer`, such as [3, 4]; empty: all
 layer = 2  # block whose tokens are all kept, for the SAEs of notebook 05
 show_layer = 3  # layer of the projection plot
 seed = 0
@@ -52,7 +52,8 @@ run = records.start("02_activations", globals())
 prompts_path = records.output(run, "01_datasets", "prompts")
 prompts = datasets.load(prompts_path)
 bridge = models.load_model(model, device, dtype)
-wanted = models.check_layers(bridge, layers or list(range(bridge.cfg.n_layers)))
+every = list(range(bridge.cfg.n_layers))
+wanted = models.check_layers(bridge, [*layers, layer] if layers else every)
 fixed = models.fixed_position(bridge)
 print(
     f"{len(prompts):,} prompts; {model}: {bridge.cfg.n_layers} layers, "
@@ -111,7 +112,7 @@ figures.save(figures.norms(shards, wanted), run.figures, "02_norms", caption)
 # prompts.
 
 # %%
-shown_layer = show_layer if show_layer in wanted else wanted[-1]
+shown_layer = show_layer if show_layer in wanted else layer
 pooled = activations.load_pooled(store)[shown_layer, "mean"]
 train = (prompts["split"] == "train").to_numpy()
 mean, plane = dense_probes.projection_plane(pooled[train], prompts["label"].to_numpy()[train])

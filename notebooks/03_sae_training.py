@@ -23,9 +23,11 @@
 # training prompts, in minutes.
 
 # %%
+import statistics
+
 import numpy as np
 import pandas as pd
-from IPython.display import Markdown
+from IPython.display import Markdown, display
 
 from lib.base.files import relative, write_table
 from lib.model import models, rollouts
@@ -54,9 +56,9 @@ d_sae = 768
 train_tokens = 100_000  # tokens seen in training
 batch_tokens = 1024
 target_l0s = [8, 16, 32, 64]  # active latents per token
-gated_coefficients = [3.0, 5.0, 8.0, 14.0]  # L1 coefficients of the gated SAEs
-f0s = [0.1, 0.01]  # frequency scales of the QF penalty, fraction of tokens
-comparators = ["topk", "gated"]  # of SAELens: topk | batchtopk | matryoshka | gated
+gated_coefficients = [3.0, 5.0, 8.0, 14.0]  # L1 coefficients of the gated SAEs; empty: no such SAE
+f0s = [0.1, 0.01]  # frequency scales of the QF penalty, fraction of tokens; empty: no QF
+comparators = ["topk", "gated"]  # of SAELens: topk | batchtopk | matryoshka | gated; empty: none
 lr = 1.6e-2  # of JumpReLU, of 4e-3 to 1.6e-2; chosen on another split than split_seed
 comparator_lr = 8e-3  # of TopK, of 4e-4 to 1.6e-2; chosen in the same way
 gated_lr = 4e-3  # of Gated, of 1e-3 to 8e-3; chosen in the same way
@@ -144,17 +146,16 @@ costs.assign(cost=tables.texts(costs, 4))[["variant", "cost", "n", "n_groups"]]
 # TopK (C10), fewer or none with QF, and otherwise equal histograms (C11).
 
 # %%
-of_seed = table[table["seed"] == seeds[0]]
-shown = of_seed[of_seed["sparsity"].isin([target_l0s[2], gated_coefficients[1]])]
+seed = min(seeds)
+middle = comparison.of_middle_l0(table, seed)
 frequencies = {
     row.variant: np.array(folders.training_record(row.folder)["frequency"])
-    for row in shown.itertuples()
+    for row in middle.itertuples()
 }
 figure = figures.frequency_histograms(frequencies, folders.HIGH_FREQUENCY)
-caption = (
-    f"Profile {profile}, seed {seeds[0]}, target L0 {target_l0s[2]} "
-    f"(gated: coefficient {gated_coefficients[1]}), {len(x_held):,} held-out tokens."
-)
+l0s = ", ".join(f"{l0:.0f}" for l0 in middle["l0"])
+shown = f"Profile {profile}, seed {seed}, of each variant the SAE of middle L0 ({l0s})"
+caption = f"{shown}; {len(x_held):,} held-out tokens."
 figures.save(figure, run.figures, "03_frequencies", caption)
 
 # %%
@@ -162,35 +163,32 @@ columns = ["l0", "high_frequency", "above_1pct", "high_frequency_mass", "dead"]
 by_setting[columns].mean().round(3)
 
 # %%
-frequent = comparison.frequent_latents(table, 0.9 * target_l0s[1])
+least_l0 = statistics.median_low(target_l0s)
+frequent = comparison.frequent_latents(table, 0.9 * least_l0)
 frequent.assign(latents=tables.texts(frequent, 1))[["variant", "latents", "n"]]
 
 # %% [markdown]
 # ## What becomes of a frequent latent
-# For each latent that fires on more than 10 % of tokens under the L0 penalty: the largest cosine of
-# its decoder row to a row of the QF run of the same seed, and the number of rows above 0.5. A
-# latent that QF splits has several near rows.
+# For each latent that fires on more than 10 % of tokens under the L0 penalty, at middle L0: the
+# largest cosine of its decoder row to a row of the QF run of the same target and seed (of the
+# largest f₀), and the number of rows above 0.5. A latent that QF splits has several near rows.
 
 # %%
-folder = table.set_index(["variant", "sparsity", "seed"])["folder"]
-before = folders.load(folder[comparison.BASELINE, target_l0s[2], seeds[0]])
-after = folders.load(folder[comparison.quadratic_frequency(f0s[0]), target_l0s[2], seeds[0]])
-split = comparison.descendants(before, after, frequencies[comparison.BASELINE])
-split.describe().loc[["count", "mean", "min", "max"]].round(2)
+if f0s:
+    split = comparison.descendants_under_qf(table, seed, max(f0s))
+    display(split.describe().loc[["count", "mean", "min", "max"]].round(2))
+else:
+    display(Markdown("Not applicable: `f0s` is empty, so no SAE has the QF penalty."))
 
 # %% [markdown]
 # ## Training curves
 
 # %%
-at_target = of_seed[of_seed["sparsity"] == target_l0s[2]]
 curves = {
     row.variant: pd.DataFrame(folders.training_record(row.folder)["curve"])
-    for row in at_target.itertuples()
+    for row in middle.itertuples()
 }
-caption = (
-    f"Profile {profile}, seed {seeds[0]}, target L0 {target_l0s[2]}; "
-    "values of single training batches."
-)
+caption = f"{shown}; values of single training batches."
 figures.save(figures.training_curves(curves), run.figures, "03_training", caption)
 
 # %% [markdown]
@@ -202,13 +200,13 @@ lines = []
 for variant, latents in zip(frequent["variant"], tables.texts(frequent, 1)):
     at_cost = f", FVU cost at matched L0 {cost[variant]}" if variant in cost else ""
     lines.append(f"- {variant}: {latents} latents above 10 %{at_cost}")
-about = f"Means over the SAEs of L0 about {target_l0s[1]} and more, {len(seeds)} seeds:"
+about = f"Means over the SAEs of L0 about {least_l0} and more, {len(seeds)} seeds:"
 caveat = (
     "95 % t intervals over seeds. The SAEs are small and see few tokens; learning rates were "
     "chosen for each architecture on another split. The order of the architectures is that of "
     "such short runs."
 )
-Markdown("\n\n".join([about, "\n".join(lines), caveat]))
+Markdown("\n\n".join([about, "\n".join(lines) or "there is none.", caveat]))
 
 # %%
 saes = table[["variant", "sparsity", "seed"]].assign(folder=table["folder"].map(relative))

@@ -51,7 +51,7 @@ c_grid = [1e-4, 1e-3, 1e-2, 1e-1, 1.0]  # inverse L2 strengths, chosen in traini
 attention_probe = True  # reads every token of the chosen layer
 device = "cpu"
 n_bootstrap = 1000  # replicates over base prompts
-ks = [1, 2, 5, 10, 20, 50, 100]  # latents of a k-sparse probe
+ks = [1, 2, 5, 10, 20, 50, 100]  # latents of a k-sparse probe, beside 1 and show_k
 show_k = 20  # of the figures that show one k
 k_poolings = ["max", "mean", "fixed"]  # of the latents over a prompt's tokens: max | mean | fixed
 grid_bootstrap = 200  # replicates for the grid of SAE probes
@@ -424,11 +424,16 @@ takeaway
 # %%
 at_k = closed[closed["k"] == show_k]
 shares = "; ".join(at_k["variant"] + " " + tables.texts(at_k, 2))
-by_k = closed.loc[closed["variant"] == finetuned, "value"]
+by_k = closed.loc[closed["variant"] == finetuned, "value"].dropna()
+over_k = ""
+if len(by_k) > 1:
+    over_k = (
+        f"It depends on k: over all k, {finetuned} closes from {by_k.min():.2f} to "
+        f"{by_k.max():.2f}. "
+    )
 Markdown(
     f"Share of the {gap_split} gap to the dense probe closed at k = {show_k}: {shares} (the paper: "
-    f"about {records.claims()['C4']['paper']['share_of_gap']}). It depends on k: over all k, "
-    f"{finetuned} closes from {by_k.min():.2f} to {by_k.max():.2f}. {latents_read} "
+    f"about {records.claims()['C4']['paper']['share_of_gap']}). {over_k}{latents_read} "
     f"Intervals: {over}."
 )
 

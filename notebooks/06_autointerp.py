@@ -50,7 +50,8 @@ llm_base_url = "http://localhost:11434/v1"  # any OpenAI-compatible server
 llm_key_variable = "OPENAI_API_KEY"  # environment variable that holds the key
 llm_max_requests = 20_000  # budget; what is judged before it is spent is kept
 llm_max_tokens = 20_000_000
-llm_prices = [0.0, 0.0]  # per million input and output tokens
+llm_input_price = 0.0  # per million tokens
+llm_output_price = 0.0  # per million tokens
 n_cards = 6  # latents of each kind on the page of latent cards
 seed = 0
 
@@ -74,9 +75,10 @@ list_paths = {
 }
 lists = [pd.read_parquet(path).assign(notebook=name) for name, path in list_paths.items()]
 saes = pd.concat(lists, ignore_index=True)
+shown_seed = summaries.common_seed(saes, interp_seeds)
 without_seed = (saes["notebook"] == "04") & saes["seed"].isna()  # such as the pretraining SAE
 saes = saes[without_seed | saes["seed"].isin(interp_seeds)].reset_index(drop=True)
-print(f"{len(saes)} SAEs at layer {layer}")
+print(f"{len(saes)} SAEs at layer {layer}; those of seed {shown_seed} are compared one by one")
 
 # %%
 prompts = datasets.load(prompts_path)
@@ -154,7 +156,7 @@ figures.save(figure, run.figures, "06_scores", about)
 # the right (C12). **What would refute it:** level or rising curves.
 
 # %%
-compared = summaries.of_same_rank(saes, "03", interp_seeds[0])
+compared = summaries.of_same_rank(saes, "03", shown_seed)
 fifths = summaries.by_frequency_of_saes(compared, scored)
 l0s = ", ".join(f"{summaries.l0(scored[place]):.0f}" for place in compared.index)
 caption = f"One SAE of each architecture of notebook 03, of the same rank of sparsity (L0 {l0s})."
@@ -170,7 +172,7 @@ if len(shown):
 # are ahead of TopK at the highest L0.
 
 # %%
-checks = summaries.ranking(points, scored, interp_seeds[0], "JumpReLU", "topk")
+checks = summaries.ranking(points, scored, shown_seed, "JumpReLU", "topk")
 checks.assign(estimate=tables.texts(checks)).drop(columns=["value", "low", "high"])
 
 # %% [markdown]
@@ -186,7 +188,7 @@ figures.save(figure, run.figures, "06_chat", about)
 
 # %%
 first = "finetuned from pretraining SAE"
-ways = ways[ways["seed"].isna() | (ways["seed"] == interp_seeds[0])]
+ways = ways[ways["seed"].isna() | (ways["seed"] == shown_seed)]
 apart = summaries.differences(ways, first)
 tables.in_columns(apart, "variant", "mean")
 
@@ -227,17 +229,23 @@ print(f"{len(page)} latents with search and sort: figures/{profile}/latents.html
 
 # %%
 spread = points.groupby("mean")["value"].agg(lambda values: values.max() - values.min())
+spans = "Notebook 03 has one SAE, so there is no span to tell of. "
+if points["sae"].nunique() > 1:
+    spans = (
+        f"Over the SAEs of notebook 03 the uniform mean spans {spread['uniform']:.3f}, the "
+        f"weighted one {spread['weighted']:.3f}. "
+    )
 by_fifth = fifths[fifths["by"] == "latents"].groupby("quantile")["value"].mean().reindex([1, 5])
+by_fifth = by_fifth.map("{:.3f}".format).replace("nan", "n/a")
 weighted = tables.texts(ways[ways["mean"] == "weighted"].set_index("variant"))
-bill = judging.bill(tuple(llm_prices))
+bill = judging.bill((llm_input_price, llm_output_price))
 Markdown(
-    f"Over the SAEs of notebook 03 the uniform mean spans {spread['uniform']:.3f}, the weighted "
-    f"one {spread['weighted']:.3f}. From the rarest to the most frequent fifth of the latents the "
-    f"score goes from {by_fifth[1]:.3f} to {by_fifth[5]:.3f}. Weighted means: {first} "
-    f"{weighted[first]}, pretraining SAE {weighted['pretraining SAE']}, from scratch "
-    f"{weighted['from scratch']}.\n\n*Caveats.* The score is of SAE and judge together: the "
-    f"{judge} judge is the limit of what can be explained. One SAE of each kind and seed "
-    f"{interp_seeds}; intervals are over the latents drawn."
+    f"{spans}From the rarest to the most frequent fifth of the latents the score goes from "
+    f"{by_fifth[1]} to {by_fifth[5]}. Weighted means: {first} {weighted[first]}, "
+    f"pretraining SAE {weighted['pretraining SAE']}, from scratch {weighted['from scratch']}."
+    f"\n\n*Caveats.* The score is of SAE and judge together: the {judge} judge is the limit of "
+    f"what can be explained. One SAE of each kind and seed {interp_seeds}; intervals are over the "
+    "latents drawn."
     + (f"\n\nThe judge: {bill}." if bill else "")
 )
 

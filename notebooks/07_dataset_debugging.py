@@ -48,7 +48,7 @@ layer = 2  # block whose residual stream is trained on; notebook 05 chose it on 
 base_sae = "data/pretrained/all-MiniLM-L6-v2-layer-2-base"  # folder | release:sae_id | empty
 n_bootstrap = 1000  # replicates over base prompts
 show_k = 20  # of the figures that show one k
-plant_shares = [0.05, 0.1, 0.25, 0.5, 1.0]  # of one class that gets an artefact
+plant_shares = [0.05, 0.1, 0.25, 0.5, 1.0]  # of one class that gets an artefact, beside show_share
 plant_seeds = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]  # each draws 80 % of the prompts
 show_share = 0.5  # share of the figures and tables that show one
 seed = 0
@@ -147,6 +147,7 @@ figures.save(figure, run.figures, "07_top_latents", caption)
 # %%
 plain = prompts.assign(text=clean_texts).iloc[train].drop_duplicates("text")
 labels = plain["label"].to_numpy()
+plant_shares = sorted({show_share, *plant_shares})
 parts = []
 for name in artefacts.ARTEFACTS:
     forms = artefacts.plant(name, plain["text"].tolist(), seed)

@@ -28,7 +28,7 @@ import json
 
 import numpy as np
 import pandas as pd
-from IPython.display import Markdown
+from IPython.display import Markdown, display
 
 from lib.model import activations, models
 from lib.probing import controls, on_saes, stress
@@ -48,8 +48,8 @@ profile = "embedded"
 device = "cpu"
 n_bootstrap = 1000  # replicates over base prompts
 grid_bootstrap = 200  # replicates for the grid of SAE probes
-train_sizes = [60, 200, 600, 2000, 0]  # training prompts; 0: all
-noise_shares = [0.0, 0.1, 0.2, 0.4]  # of training labels flipped
+train_sizes = [60, 200, 600, 2000, 0]  # training prompts; 0: all; empty: not measured
+noise_shares = [0.0, 0.1, 0.2, 0.4]  # of training labels flipped; empty: not measured
 stress_draws = 5  # draws of training prompts, or of flipped labels
 seed = 0
 
@@ -204,12 +204,18 @@ caption = (
     f"Profile {profile}, layer {layer}; mean and 95 % t interval over {stress_draws} draws. "
     f"Dense: C = {strength:g}, chosen on all training prompts."
 )
-figure = figures.curves(scarcity, "setting", "split", "probe", "training prompts", logx=True)
-figures.save(figure, run.figures, "08_scarcity", caption)
+if len(scarcity):
+    figure = figures.curves(scarcity, "setting", "split", "probe", "training prompts", logx=True)
+    display(figures.save(figure, run.figures, "08_scarcity", caption))
+else:
+    display(Markdown("Not measured: `train_sizes` is empty."))
 
 # %%
-figure = figures.curves(noise, "setting", "split", "probe", "share of labels flipped")
-figures.save(figure, run.figures, "08_label_noise", caption)
+if len(noise):
+    figure = figures.curves(noise, "setting", "split", "probe", "share of labels flipped")
+    display(figures.save(figure, run.figures, "08_label_noise", caption))
+else:
+    display(Markdown("Not measured: `noise_shares` is empty."))
 
 # %% [markdown]
 # ## Takeaway
@@ -222,12 +228,13 @@ tables.in_columns(at_k, "variant")
 of_controls = at_k[at_k["probe"] == controls.CONTROL]
 trained = at_k.loc[at_k["variant"] == main[0], "value"].max()
 ahead = of_controls.loc[of_controls["value"] > trained, "variant"].tolist()
-scarce = scarcity[(scarcity["split"] == gap_split) & (scarcity["setting"] == sizes[0])]
-of_few = "; ".join(scarce["probe"] + " " + tables.texts(scarce))
+least = min(sizes, default=0)
+scarce = scarcity[(scarcity["split"] == gap_split) & (scarcity["setting"] == least)]
+of_few = "; ".join(scarce["probe"] + " " + tables.texts(scarce)) or "not measured"
 Markdown(
     f"At k = {show_k} and on the {gap_split} split, the controls with an AUROC above that of the "
     f"{main[0]}: {', '.join(ahead) or 'none'} (one draw of each; intervals in the table). With "
-    f"{sizes[0]} training prompts: {of_few}."
+    f"{least or 'few'} training prompts: {of_few}."
 )
 
 # %%

@@ -8,7 +8,9 @@ library only; run as ``python -m lib.base.build_graph PROFILE``.
 import ast
 import functools
 import hashlib
+import io
 import sys
+import tokenize
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -60,12 +62,8 @@ def parameters(notebook: Path) -> dict[str, Any]:
     Raises:
         ValueError: no such cell, or a default that is not a literal.
     """
-    cells = notebook.read_text(encoding="utf-8").split("\n# %%")
-    cell = next((cell for cell in cells if cell.split("\n", 1)[0].strip() == 'tags=["parameters"]'), None)
-    if cell is None:
-        raise ValueError(f"{notebook.name} has no cell tagged parameters")
     defaults = {}
-    for statement in ast.parse(cell.split("\n", 1)[1]).body:
+    for statement in ast.parse(_parameters_cell(notebook)).body:
         if not (isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name)):
             raise ValueError(f"{notebook.name}: {ast.unparse(statement)!r} in the parameters cell is no assignment")
         try:
@@ -73,6 +71,22 @@ def parameters(notebook: Path) -> dict[str, Any]:
         except ValueError as error:
             raise ValueError(f"{notebook.name}: parameter {ast.unparse(statement)!r} is not a literal") from error
     return defaults
+
+
+def comments(notebook: Path) -> dict[str, str]:
+    """The comment beside each of a notebook's parameters; the text is empty where there is none."""
+    cell = _parameters_cell(notebook)
+    tokens = tokenize.generate_tokens(io.StringIO(cell).readline)
+    of_line = {token.start[0]: token.string for token in tokens if token.type == tokenize.COMMENT}
+    return {ast.unparse(line.targets[0]): of_line.get(line.end_lineno, "") for line in ast.parse(cell).body}
+
+
+def _parameters_cell(notebook: Path) -> str:
+    cells = notebook.read_text(encoding="utf-8").split("\n# %%")
+    cell = next((cell for cell in cells if cell.split("\n", 1)[0].strip() == 'tags=["parameters"]'), None)
+    if cell is None:
+        raise ValueError(f"{notebook.name} has no cell tagged parameters")
+    return cell.split("\n", 1)[1]
 
 
 def imported(source: Path) -> set[str]:

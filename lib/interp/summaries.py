@@ -104,6 +104,20 @@ def coverage_over_saes(counts: pd.DataFrame) -> pd.DataFrame:
     return wide.agg(["mean", "min", "max"]).T
 
 
+def common_seed(saes: pd.DataFrame, seeds: list[int]) -> int:
+    """The smallest of ``seeds`` of which every notebook has SAEs: that of what is compared SAE by SAE.
+
+    Raises:
+        ValueError: there is none.
+    """
+    by_notebook = {name: set(part.dropna().astype(int)) for name, part in saes.groupby("notebook")["seed"]}
+    common = set(seeds).intersection(*by_notebook.values())
+    if not common:
+        there_are = "; ".join(f"notebook {name} has {sorted(of_it)}" for name, of_it in by_notebook.items())
+        raise ValueError(f"interp_seeds {seeds} must hold a seed that all SAEs were trained with: {there_are}")
+    return min(common)
+
+
 def of_same_rank(saes: pd.DataFrame, notebook: str, seed: int, rank: int = 3) -> pd.DataFrame:
     """One SAE of each variant of a notebook, of the same rank of sparsity: ``rank``, or the last that all have."""
     chosen = saes[(saes["notebook"] == notebook) & (saes["seed"] == seed)]

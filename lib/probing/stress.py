@@ -98,11 +98,12 @@ def sweep(
         for split, area in _aurocs(prompts, of_all)
     ]
     table = pd.DataFrame(areas, columns=["probe", "setting", "split", "auroc"])
-    return pd.DataFrame([
+    rows = [
         {"probe": name, "setting": setting, "split": split, "missing": missing[setting]}
         | _over_draws(part["auroc"].to_numpy())._asdict()
         for (name, setting, split), part in table.groupby(["probe", "setting", "split"], sort=False)
-    ])
+    ]
+    return pd.DataFrame(rows, columns=["probe", "setting", "split", "missing", *Estimate._fields])
 
 
 def _over_draws(values: np.ndarray) -> Estimate:

@@ -137,7 +137,10 @@ def curves(
     logx: bool = False,
     share_y: bool = True,
 ) -> Figure:
-    """Lines with 95 % bands, a panel per value of ``panel``; ``reference`` as in :func:`points`."""
+    """Lines with 95 % bands (a bar for a single point), a panel per value of ``panel``.
+
+    ``reference`` is as in :func:`points`.
+    """
     panels = list(dict.fromkeys(table[panel]))
     figure, axes = _panels(len(panels), width=max(3.7, 7.5 / len(panels)), height=3.6, sharey=share_y)
     for ax, value in zip(axes, panels, strict=True):
@@ -147,6 +150,8 @@ def curves(
             low, high = rows[["low", "high"]].astype(float).to_numpy().T
             ax.plot(rows[x], rows["value"], marker="o", markersize=4, color=colour, label=group)
             ax.fill_between(rows[x], low, high, color=colour, alpha=0.15, linewidth=0)
+            if len(rows) == 1:  # where a band has no width
+                ax.errorbar(rows[x], rows["value"], yerr=_spread(rows), color=colour, capsize=2.5)
         if reference is not None:
             _reference(ax, reference[reference[panel] == value], reference_label, vertical=False)
         ax.set(title=SPLITS.get(value, value), xlabel=xlabel, ylabel=ylabel)

@@ -11,6 +11,7 @@ from lib.base import build_graph
 from lib.base.files import cause
 
 PROFILES = build_graph.NOTEBOOKS / "profiles"
+MAY_BE_EMPTY = "; empty: "  # in the comment beside a list parameter, before what its being empty means
 
 
 def profile_path(profile: str) -> Path:
@@ -91,7 +92,8 @@ def select(notebook: Path, values: dict[str, Any]) -> dict[str, Any]:
     """The values that this notebook declares and that differ from its defaults.
 
     Raises:
-        ValueError: a name that no notebook declares, a value of another type than the default, or NaN or infinity.
+        ValueError: a name that no notebook declares, a value of another type than the default, NaN or infinity, a list
+            that names an entry twice, or an empty one whose comment does not say what that means (``MAY_BE_EMPTY``).
     """
     known = {name for path in build_graph.notebooks() for name in build_graph.parameters(path)}
     unknown = sorted(set(values) - known)
@@ -101,6 +103,8 @@ def select(notebook: Path, values: dict[str, Any]) -> dict[str, Any]:
     chosen = {name: value for name, value in values.items() if name in defaults and value != defaults[name]}
     for name, value in chosen.items():
         _check_value(name, value, defaults[name])
+        if isinstance(value, list):
+            _check_list(name, value, defaults[name], build_graph.comments(notebook)[name])
     return chosen
 
 
@@ -114,3 +118,11 @@ def _check_value(name: str, value: Any, default: Any) -> None:
             raise ValueError(f"parameter {name}: {shown} is {kind}, the default is {default!r}")
         if isinstance(item, float) and not math.isfinite(item):
             raise ValueError(f"parameter {name}: {item} is not a finite number")
+
+
+def _check_list(name: str, value: list, default: list, comment: str) -> None:
+    if not value and MAY_BE_EMPTY not in comment:
+        raise ValueError(f"parameter {name}: an empty list; it needs one entry or more, the default is {default!r}")
+    twice = [item for item in value if value.count(item) > 1]
+    if twice:
+        raise ValueError(f"parameter {name}: {twice[0]!r} stands in the list twice; every entry must be another one")

@@ -81,10 +81,9 @@ def _steps(v: dict[str, Any], shape: dict[str, Any]) -> list[Step]:
 
     prompts = _prompts(v)
     prompt_tokens = prompts * TOKENS_PER_PROMPT
-    n_layers = len(v["layers"]) or shape["n_layers"]
-    deepest = max(v["layers"], default=shape["n_layers"] - 1)
-    pooled_bytes = prompts * n_layers * len(POOLINGS) * 4 * d_model
-    pooled_operations = prompt_tokens * 2 * shape["per_layer"] * (deepest + 1)
+    read = {*v["layers"], v["layer"]} if v["layers"] else set(range(shape["n_layers"]))
+    pooled_bytes = prompts * len(read) * len(POOLINGS) * 4 * d_model
+    pooled_operations = prompt_tokens * 2 * shape["per_layer"] * (max(read) + 1)
 
     # SAEs: how many, how wide, and operations per token and latent of a training step.
     n_compared = _architectures(v)

@@ -67,7 +67,7 @@ def recipes(
         changed = dataclasses.replace(base, **change)
         field = architectures.architecture(changed.architecture).steered_by
         for sparsity in architectures.sparsities(changed.architecture, sparsities):
-            for seed in seeds:
+            for seed in sorted(seeds):
                 recipe = dataclasses.replace(changed, **{field: sparsity}, seed=seed)
                 grid[Cell(variant, sparsity, seed)] = architectures.check(recipe)
     return grid
@@ -148,6 +148,22 @@ def frequent_latents(table: pd.DataFrame, least_l0: int | float) -> pd.DataFrame
         estimate = t_interval(by_seed[variant].to_numpy())
         rows.append({"metric": "high_frequency", "variant": variant, "unit": "latents"} | estimate._asdict())
     return pd.DataFrame(rows, columns=OF_ESTIMATES)
+
+
+def of_middle_l0(table: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """The rows of one seed that a figure shows: of each variant the SAE of middle L0, of an even number the denser."""
+    of_seed = table[table["seed"] == seed]
+    l0 = of_seed.groupby("variant")["l0"]
+    return of_seed[l0.rank(method="first") == l0.transform("size") // 2 + 1]
+
+
+def descendants_under_qf(table: pd.DataFrame, seed: int, f0: float) -> pd.DataFrame:
+    """:func:`descendants` of the ``BASELINE`` SAE of middle L0 in the QF SAE of the same target and seed."""
+    before = of_middle_l0(table, seed).set_index("variant").loc[BASELINE]
+    folder = table.set_index(list(Cell._fields))["folder"]
+    after = folder[quadratic_frequency(f0), before["sparsity"], seed]
+    frequency = np.array(folders.training_record(before["folder"])["frequency"])
+    return descendants(folders.load(before["folder"]), folders.load(after), frequency)
 
 
 @torch.no_grad()

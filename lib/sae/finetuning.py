@@ -69,7 +69,7 @@ def train_variants(
     rows = []
     for name, variant in ways.items():
         stores = [tokens.chat] + [tokens.prompts] * variant.repeats
-        for seed in seeds:
+        for seed in sorted(seeds):
             changed = dataclasses.replace(recipe, **variant.changes, seed=seed)
             folder = train(changed, stores, tokens.held_out, parent, variant.start, **options)
             start = variant.start and relative(variant.start)

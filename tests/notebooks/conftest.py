@@ -1,5 +1,6 @@
 """A small run of all notebooks on a user's own data, made once for the tests; and an empty project with stubs."""
 
+import functools
 import random
 import shutil
 
@@ -60,22 +61,34 @@ def profile(tmp_path_factory):
     shutil.rmtree(ROOT / "figures" / "own-data-test", ignore_errors=True)
 
 
+def execute_all(warm, values, cold=()):
+    """Run all notebooks in one warm kernel, which imports everything once; ``cold`` ones run in their own."""
+    for notebook in build_graph.notebooks():
+        if notebook.stem in cold:
+            runner.execute(notebook, values)
+        else:
+            with warm.hold() as manager:
+                options = {"engine_name": warm_kernel.ENGINE, "km": manager, "progress_bar": False}
+                runner.execute(notebook, values, **options)
+
+
 @pytest.fixture(scope="session")
 def run_all():
-    """Run all notebooks in one warm kernel, which imports everything once; ``cold`` ones run in their own."""
+    """:func:`execute_all` in a kernel that the tests share."""
     warm = warm_kernel.WarmKernel()
-
-    def run(values, cold=()):
-        for notebook in build_graph.notebooks():
-            if notebook.stem in cold:
-                runner.execute(notebook, values)
-            else:
-                with warm.hold() as manager:
-                    options = {"engine_name": warm_kernel.ENGINE, "km": manager, "progress_bar": False}
-                    runner.execute(notebook, values, **options)
-
-    yield run
+    yield functools.partial(execute_all, warm)
     warm.kill()
+
+
+@pytest.fixture(scope="module")
+def run_all_alone():
+    """:func:`execute_all` in a kernel without other processes and threads: small fits are done before these begin."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("LOKY_MAX_CPU_COUNT", "OMP_NUM_THREADS"):
+            patch.setenv(name, "1")
+        warm = warm_kernel.WarmKernel()
+        yield functools.partial(execute_all, warm)
+        warm.kill()
 
 
 @pytest.fixture(scope="session")

@@ -194,6 +194,15 @@ def test_means_and_ranking_of_saes_by_hand():
     assert set(lead["against"]) == {"topk"} and set(lead["variant"]) == {"JumpReLU"}
 
 
+def test_saes_are_compared_at_a_seed_that_all_notebooks_have():
+    rows = [("03", 0), ("03", 2), ("03", 1), ("04", None), ("04", 2), ("04", 1)]
+    saes = pd.DataFrame(rows, columns=["notebook", "seed"])
+    assert summaries.common_seed(saes, [2, 0, 1]) == 1 and summaries.common_seed(saes, [2]) == 2
+    sentence = r"interp_seeds \[0\] must hold a seed .*: notebook 03 has \[0, 1, 2\]; notebook 04 has \[1, 2\]"
+    with pytest.raises(ValueError, match=sentence):
+        summaries.common_seed(saes, [0])
+
+
 def test_frequency_is_compared_between_saes_of_the_same_rank_of_sparsity():
     rows = [("03", "a", 8, 0), ("03", "a", 4, 0), ("03", "b", 2, 0), ("03", "a", 2, 1), ("04", "a", 2, 0)]
     saes = pd.DataFrame(rows, columns=["notebook", "variant", "sparsity", "seed"])

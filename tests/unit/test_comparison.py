@@ -33,6 +33,9 @@ def test_recipes_of_a_grid():
     grid = comparison.recipes(Recipe(tokens=10_000), variants, sparsities, [0, 1])
     assert len(grid) == 6 and grid["j", 16, 1].target_l0 == 16 and grid["g", 0.5, 1].coefficient == 0.5
     assert grid["j", 8, 1].seed == 1
+    turned = comparison.recipes(Recipe(tokens=10_000), variants, sparsities, [1, 0])
+    assert list(turned.items()) == list(grid.items())
+    assert comparison.recipes(Recipe(), {"g": variants["g"]}, {"coefficient": []}, [0]) == {}
 
 
 def test_variants_take_their_learning_rates_by_what_steers_them():
@@ -80,6 +83,21 @@ def test_costs_and_frequent_latents_are_rows_of_a_record():
     assert points["value"].tolist()[4:] == pytest.approx([0.52, 0.42, 0.32, 0.22])
     assert points["high"].tolist()[4:] == pytest.approx([0.53, 0.43, 0.33, 0.23])
     assert comparison.fvu_costs(table[table["variant"] != "b"], [16]).empty, "without variants there is no cost"
+
+
+@pytest.mark.parametrize("targets, middle", [([8, 16, 32, 64], 32), ([64, 8, 32, 16], 32), ([16, 8], 16), ([8], 8)])
+def test_a_figure_shows_the_sae_of_middle_l0_of_each_variant(targets, middle):
+    table = pd.concat([curve(name, seed, l0=targets) for name in ("a", "b") for seed in (0, 1)], ignore_index=True)
+    coefficients = pd.DataFrame({"variant": "g", "seed": 1, "l0": [50, 20, 9, 4], "sparsity": [3.0, 5.0, 8.0, 14.0]})
+    shown = comparison.of_middle_l0(pd.concat([table, coefficients], ignore_index=True), 1)
+    assert shown["variant"].tolist() == ["a", "b", "g"] and set(shown["seed"]) == {1}
+    assert shown["l0"].tolist() == [middle, middle, 20], "of an even number the denser, also where a coefficient steers"
+
+
+def test_a_single_target_has_no_cost_at_matched_l0():
+    table = pd.concat([curve(comparison.BASELINE, 0, l0=[8]), curve("b", 0, l0=[9])])
+    (cost,) = comparison.fvu_costs(table, [8]).itertuples()
+    assert cost.value is None and cost.low is None and cost.n == 0
 
 
 def test_a_split_latent_has_two_descendants():

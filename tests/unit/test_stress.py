@@ -38,3 +38,5 @@ def test_more_prompts_and_clean_labels_help_and_a_missing_class_is_counted():
     flipped = stress.sweep(prompts, contenders, changes, 4, 0)
     value = flipped.set_index(["probe", "setting", "split"])["value"]
     assert value["dense", 0.0, "ood"] > 0.85 and abs(value["dense", 0.5, "ood"] - 0.5) < 0.2
+    nothing = stress.sweep(prompts, contenders, {}, 4, 0)
+    assert nothing.empty and list(nothing) == list(table)
