@@ -16,7 +16,7 @@ def test_rollouts_are_kept_as_text_with_their_sampling_parameters(gemma, tmp_pat
     generated = rollouts.generate(gemma, MODEL, PROMPTS, tmp_path, 8, temperature=0.7, seed=3)
     (folder,) = tmp_path.glob("rollouts-*")
     sampling = json.loads((folder / "sampling.json").read_text())
-    expected = MODEL | {"max_new_tokens": 8, "temperature": 0.7, "seed": 3, "part_prompts": 256}
+    expected = MODEL | {"max_new_tokens": 8, "temperature": 0.7, "top_p": 1.0, "seed": 3, "part_prompts": 256}
     assert sampling | {"prompts": ""} == expected | {"prompts": ""}
     kept = pd.read_parquet(folder / "part-00000.parquet")
     pd.testing.assert_frame_equal(kept, generated)
@@ -28,8 +28,7 @@ def test_rollouts_are_kept_as_text_with_their_sampling_parameters(gemma, tmp_pat
 
 
 def test_an_interrupted_run_goes_on_to_the_same_text(gemma, tmp_path, monkeypatch):
-    monkeypatch.setattr(rollouts, "PART_PROMPTS", 3)
-    whole = rollouts.generate(gemma, MODEL, PROMPTS, tmp_path / "whole", 6)
+    whole = rollouts.generate(gemma, MODEL, PROMPTS, tmp_path / "whole", 6, part_prompts=3)
     real, calls = rollouts._generate, []
 
     def dies(*a):
@@ -40,13 +39,14 @@ def test_an_interrupted_run_goes_on_to_the_same_text(gemma, tmp_path, monkeypatc
 
     monkeypatch.setattr(rollouts, "_generate", dies)
     with pytest.raises(KeyboardInterrupt):
-        rollouts.generate(gemma, MODEL, PROMPTS, tmp_path / "cut", 6)
-    pd.testing.assert_frame_equal(rollouts.generate(gemma, MODEL, PROMPTS, tmp_path / "cut", 6), whole)
+        rollouts.generate(gemma, MODEL, PROMPTS, tmp_path / "cut", 6, part_prompts=3)
+    resumed = rollouts.generate(gemma, MODEL, PROMPTS, tmp_path / "cut", 6, part_prompts=3)
+    pd.testing.assert_frame_equal(resumed, whole)
     assert len(calls) == 4, "three parts, the second begun twice"
     part = next((tmp_path / "cut").rglob("part-00001.parquet"))
     part.write_bytes(part.read_bytes()[:50])
     with pytest.raises(ValueError, match=r"part-00001.parquet is damaged .*; delete it and run again"):
-        rollouts.generate(gemma, MODEL, PROMPTS, tmp_path / "cut", 6)
+        rollouts.generate(gemma, MODEL, PROMPTS, tmp_path / "cut", 6, part_prompts=3)
 
 
 def test_batches_shrink_when_memory_does_not_suffice(gemma, tmp_path, monkeypatch):
@@ -88,17 +88,18 @@ def test_the_models_own_dialogues_as_a_corpus(gemma, tiny_gemma, tmp_path):
 
 def test_an_unknown_corpus_is_one_sentence_with_the_models_own_among_the_allowed(tiny_gemma, tmp_path):
     reader, sampling = models.Reader(str(tiny_gemma)), Sampling(4, 8, 1.0, 0)
-    allowed = "docstrings, pretraining, rollouts, hf:.*, own:prompts, own:<corpus>"
+    allowed = "docstrings, pretraining, rollouts, shipped:<model>, hf:.*, own:prompts, own:<corpus>"
     for name in ("news", "own", "docstrings:x"):
         with pytest.raises(ValueError, match=f"^unknown corpus '{name}'; allowed are {allowed}$"):
             rollouts.corpus(name, reader, sampling, PROMPTS, tmp_path, 1000)
-    with pytest.raises(ValueError, match="^unknown corpus 'news'; allowed are docstrings, pretraining, rollouts, hf:"):
+    with pytest.raises(ValueError, match="^unknown corpus 'news'; allowed are docstrings, pretraining, rollouts, "):
         rollouts.corpus("own:news", reader, sampling, PROMPTS, tmp_path, 1000)
 
 
 def test_impossible_sampling_and_models_are_named(gemma, minilm, tmp_path):
     for new, temperature in ((0, 1.0), (600, 1.0), (8, -1.0)):
-        message = f"temperature {temperature} must be 0 or more, max_new_tokens {new} between 1 and the context of 512"
+        message = f"temperature {temperature} must be 0 or more, top_p 1.0 between 0 and 1, "
+        message += f"max_new_tokens {new} between 1 and the context of 512"
         with pytest.raises(ValueError, match=message):
             rollouts.generate(gemma, MODEL, PROMPTS, tmp_path, new, temperature=temperature)
     with pytest.raises(ValueError, match="a rollout needs a chat model"):
