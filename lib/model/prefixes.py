@@ -199,8 +199,11 @@ class PackReader:
             self._check(module, window, options)
             return pack.attend(query, key, value, scaling, window=window, softcap=options.get("softcap")), None
 
-        ALL_ATTENTION_FUNCTIONS.register(ATTENTION, attend)  # It knows this pack, so each pass has its own.
-        resid = self._unwrapped.resid_post(layers, input_ids=pack.ids, position_ids=pack.position)
+        ALL_ATTENTION_FUNCTIONS[ATTENTION] = attend  # It knows this pack, so each pass has its own.
+        try:
+            resid = self._unwrapped.resid_post(layers, input_ids=pack.ids, position_ids=pack.position)
+        finally:
+            del ALL_ATTENTION_FUNCTIONS[ATTENTION]  # It would keep the weights of a model that nobody needs any more.
         return {layer: tensor[0] for layer, tensor in resid.items()}
 
     def _check(self, module: Any, window: int | None, options: dict[str, Any]) -> None:

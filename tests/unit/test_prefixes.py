@@ -1,5 +1,8 @@
 """Prompts read in packs, which compute each shared prefix once, give what padded batches give."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -232,3 +235,16 @@ def test_the_unwrapped_model_shares_weights_and_leaves_the_bridge_alone(llama):
     assert not any(type(module).__name__.endswith("Bridge") for module in unwrapped.model.modules())
     assert unwrapped.model.config._attn_implementation == prefixes.ATTENTION
     assert llama.original_model.config._attn_implementation != prefixes.ATTENTION
+
+
+def test_a_model_that_nobody_needs_any_more_is_freed(tmp_path):
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    bridge = causal(tmp_path, transformers.LlamaConfig, **sizes)
+    token_ids = models.tokenise(bridge, TEXTS)
+    list(forward.run(bridge, token_ids, [0]))
+    forward.plain_model(bridge)
+    weights = weakref.ref(bridge.original_model.get_input_embeddings().weight)
+    models.load_model.cache_clear()
+    del bridge
+    gc.collect()
+    assert weights() is None
