@@ -1,8 +1,9 @@
 """Harvest and generation beside the plain Hugging Face model cut at the same layer, and beside ``run_with_cache``.
 
 Prompts are those of notebook 01 before near-duplicates are taken out. They lie in shards as in a whole harvest, and
-of shards of short, middling and long prompts one pack each is read: all of it by us, a part of it by the peer, whose
-rate does not depend on what prompts share. ``CHAT_MODEL`` names the chat model: an id of the hub, or a folder.
+of shards of short, middling and long prompts one pack each is read: all of it by us, a part of it by the peer. Packs
+share more or less than the whole does, so what is compared is the time of the whole harvest: its computed tokens at our
+rate, and all of its tokens at the peer's. ``CHAT_MODEL`` names the chat model: an id of the hub, or a folder.
 """
 
 import os
@@ -31,10 +32,11 @@ LIMITS = {"harmful": 400, "harmless": 1130, "ood_harmful": 440, "ood_toxic_looki
 
 
 class Work(NamedTuple):
-    """Prompts of one pack, and those of them that the peer reads, as token ids."""
+    """Prompts of one pack and those of them that the peer reads, as token ids, and how many tokens we compute."""
 
     ours: list[list[int]]
     peers: list[list[int]]
+    computed: int
 
 
 def measure() -> Iterator[tuple[str, str, list[float]]]:
@@ -44,8 +46,10 @@ def measure() -> Iterator[tuple[str, str, list[float]]]:
     yield from _unwrapped_text(bridge, hf)
     differences = []
     for profile in ("embedded", "public"):
-        works = _packs(bridge, profile)
-        yield f"prefix_vs_hf_cut_{profile}", "ratio", _prefix_ratios(bridge, hf, works)
+        token_ids = models.tokenise(bridge, _prompts(profile))
+        works, saving = _packs(token_ids), sum(map(len, token_ids)) / activations.computed_tokens(token_ids)
+        yield f"prefix_tokens_saved_{profile}", "ratio", [saving]
+        yield f"prefix_vs_hf_cut_{profile}", "ratio", _prefix_ratios(bridge, hf, works, saving)
         differences += [_difference(bridge, work.peers) for work in works]
     yield "prefix_max_difference", "standard deviations", differences
     yield from _generation(bridge)
@@ -144,10 +148,7 @@ def _prompts(profile: str) -> list[str]:
     return datasets.augment(clean, datasets.load_templates(profile), 1.0, rng)["text"].tolist()
 
 
-def _packs(bridge, profile: str) -> list[Work]:
-    token_ids = models.tokenise(bridge, _prompts(profile))
-    computed = activations.computed_tokens(token_ids)
-    print(f"{profile}: {sum(map(len, token_ids)):,} tokens, {computed:,} of them computed")
+def _packs(token_ids: list[list[int]]) -> list[Work]:
     chunks = activations._by_tokens(activations._by_length(token_ids), token_ids, activations.SHARD_TOKENS)
     works, rng = [], np.random.default_rng(0)
     for place in PLACES:
@@ -156,26 +157,25 @@ def _packs(bridge, profile: str) -> list[Work]:
         while waiting:
             packs.append([shard[row.prompt] for row in prefixes.next_pack(shard, waiting, forward.BATCH_TOKENS)])
             waiting = waiting[len(packs[-1]) :]
-        ours = packs[len(packs) // 2]
+        ours = packs[rng.integers(len(packs))]
         order = rng.permutation(len(ours))
         enough = np.cumsum([len(ours[i]) for i in order]) <= PEER_TOKENS
-        works.append(Work(ours, [ours[i] for i in order[enough]]))
+        works.append(Work(ours, [ours[i] for i in order[enough]], forward.computed_tokens(ours)))
     return works
 
 
-def _prefix_ratios(bridge, hf: torch.nn.Module, works: list[Work]) -> list[float]:
-    """Our tokens per second over the peer's, over all packs together, by round."""
+def _prefix_ratios(bridge, hf: torch.nn.Module, works: list[Work], saving: float) -> list[float]:
+    """The peer's time for all tokens over ours for those computed, ``saving`` times fewer, by round."""
     size = _fastest_batch(hf, works[len(works) // 2].peers)
     _pooled(bridge, works[0].peers)
     ratios = []
     for _ in range(CHAT_ROUNDS):
-        seconds = {"ours": 0.0, "peer": 0.0}
-        for ours, peers in works:
-            n_tokens = sum(map(len, ours))
-            seconds["ours"] += n_tokens / _rate(lambda ours=ours: _pooled(bridge, ours), n_tokens)
-            rate = _rate(lambda peers=peers: _read_by_peer(hf, peers, size), sum(map(len, peers)))
-            seconds["peer"] += n_tokens / rate
-        ratios.append(seconds["peer"] / seconds["ours"])
+        ours = sum(1 / _rate(lambda work=work: _pooled(bridge, work.ours), work.computed) for work in works)
+        peer = sum(
+            1 / _rate(lambda work=work: _read_by_peer(hf, work.peers, size), sum(map(len, work.peers)))
+            for work in works
+        )
+        ratios.append(saving * peer / ours)
     return ratios
 
 
