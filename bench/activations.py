@@ -155,7 +155,7 @@ def _packs(token_ids: list[list[int]]) -> list[Work]:
         shard = [token_ids[i] for i in chunks[int(place * len(chunks))]]
         waiting, packs = prefixes.lexicographic(shard), []
         while waiting:
-            packs.append([shard[row.prompt] for row in prefixes.next_pack(shard, waiting, forward.BATCH_TOKENS)])
+            packs.append([shard[row.prompt] for row in prefixes.next_pack(shard, waiting, forward.PACK_TOKENS)])
             waiting = waiting[len(packs[-1]) :]
         ours = packs[rng.integers(len(packs))]
         order = rng.permutation(len(ours))

@@ -17,12 +17,13 @@ from lib.model.models import check_layers, is_causal, resid_post, seeing
 from lib.model.prefixes import Pack, PackReader
 from lib.model.unwrapped import Unwrapped
 
-BATCH_TOKENS = 4096  # padded tokens per forward pass, or new ones of a pack
+BATCH_TOKENS = 4096  # padded tokens per forward pass
+PACK_TOKENS = 2048  # new tokens of a pack; on a CPU twice as many took a tenth more time, as caches are left
 WORTH_SHARING = 0.85  # largest share of the tokens left to compute for which packs are taken
 TOLERANCE = {torch.float32: 1e-3}  # of a token's residual stream in packs, relative to its norm
 HALF_TOLERANCE = 0.15  # Numbers in half precision have three digits or two, and every layer rounds.
 READERS: weakref.WeakKeyDictionary[TransformerBridge, PackReader | None] = weakref.WeakKeyDictionary()
-PLAIN_MODELS: weakref.WeakKeyDictionary[TransformerBridge, torch.nn.Module | None] = weakref.WeakKeyDictionary()
+UNWRAPPED: weakref.WeakKeyDictionary[TransformerBridge, Unwrapped | None] = weakref.WeakKeyDictionary()
 Batch = tuple[list[int], Bool[Tensor, "batch pos"], dict[int, Float[Tensor, "batch pos d_model"]]]
 
 
@@ -30,14 +31,26 @@ class _Stop(Exception):
     """Ends a forward pass once the last wanted layer has been read."""
 
 
-@torch.inference_mode()
 def resid_post_at(
     bridge: TransformerBridge,
     ids: Int[Tensor, "batch pos"],
     mask: Int[Tensor, "batch pos"],
     layers: list[int],
 ) -> dict[int, Float[Tensor, "batch pos d_model"]]:
-    """The residual stream after each block of ``layers``, from one forward pass that stops at the last one."""
+    """The residual stream after each block of ``layers``, from one forward pass that stops at the last one.
+
+    A causal model is read without the bridge's hooks where that gives the same.
+    """
+    layers = check_layers(bridge, layers)
+    unwrapped = _unwrapped(bridge) if is_causal(bridge) else None
+    if unwrapped:
+        return unwrapped.resid_post(layers, input_ids=ids, attention_mask=mask)
+    return _hooked(bridge, ids, mask, layers)
+
+
+@torch.inference_mode()
+def _hooked(bridge: TransformerBridge, ids: Tensor, mask: Tensor, layers: list[int]) -> dict[int, Tensor]:
+    """:func:`resid_post_at` through the bridge's hooks."""
     resid: dict[int, Tensor] = {}
 
     def keep(tensor, hook, layer):
@@ -48,7 +61,6 @@ def resid_post_at(
     def hook_of(layer):
         return lambda tensor, hook: keep(tensor, hook, layer)
 
-    layers = check_layers(bridge, layers)
     with bridge.hooks(fwd_hooks=[(resid_post(layer), hook_of(layer)) for layer in layers]):
         try:
             bridge.original_model(input_ids=ids, attention_mask=mask)
@@ -101,7 +113,7 @@ def _tried(bridge: TransformerBridge) -> PackReader | None:
     except Exception:  # Models that do not know the interface raise what they like, and are read without packs.
         return None
     by_prompt = {row.prompt: resid[path.to(device)] for row, path in zip(rows, pack.paths, strict=True)}
-    return reader if _is_as_plain(bridge, token_ids, by_prompt) else None
+    return reader if _is_as_hooked(bridge, token_ids, by_prompt) else None
 
 
 def plain_model(bridge: TransformerBridge) -> torch.nn.Module:
@@ -109,18 +121,22 @@ def plain_model(bridge: TransformerBridge) -> torch.nn.Module:
 
     It is tried once per model, on a few random tokens.
     """
-    if bridge not in PLAIN_MODELS:
+    unwrapped = _unwrapped(bridge)
+    return unwrapped.model if unwrapped else bridge.original_model
+
+
+def _unwrapped(bridge: TransformerBridge) -> Unwrapped | None:
+    if bridge not in UNWRAPPED:
         token_ids, deepest = _trial(bridge), bridge.cfg.n_layers - 1
         ids, mask = padded(token_ids, 0, next(bridge.original_model.parameters()).device)
         try:
             unwrapped = Unwrapped(bridge)
             resid = unwrapped.resid_post([deepest], input_ids=ids, attention_mask=mask)[deepest]
         except Exception:  # Such as a block that is called in a way of its own.
-            PLAIN_MODELS[bridge] = None
+            UNWRAPPED[bridge] = None
         else:
-            is_same = _is_as_plain(bridge, token_ids, dict(enumerate(resid)))
-            PLAIN_MODELS[bridge] = unwrapped.model if is_same else None
-    return PLAIN_MODELS[bridge] or bridge.original_model
+            UNWRAPPED[bridge] = unwrapped if _is_as_hooked(bridge, token_ids, dict(enumerate(resid))) else None
+    return UNWRAPPED[bridge]
 
 
 def _trial(bridge: TransformerBridge) -> list[list[int]]:
@@ -132,11 +148,11 @@ def _trial(bridge: TransformerBridge) -> list[list[int]]:
     return [trunk, trunk[:16] + other[16:], trunk[:-1], trunk[:8] + other[8:12]]
 
 
-def _is_as_plain(bridge: TransformerBridge, token_ids: list[list[int]], resid: dict[int, Tensor]) -> bool:
+def _is_as_hooked(bridge: TransformerBridge, token_ids: list[list[int]], resid: dict[int, Tensor]) -> bool:
     """Whether every token's residual stream after the last block is the bridge's, by its relative error."""
     deepest, tolerance = bridge.cfg.n_layers - 1, TOLERANCE.get(bridge.original_model.dtype, HALF_TOLERANCE)
     ids, mask = padded(token_ids, 0, next(bridge.original_model.parameters()).device)
-    expected = resid_post_at(bridge, ids, mask, [deepest])[deepest].float()
+    expected = _hooked(bridge, ids, mask, [deepest])[deepest].float()
     for row, tokens in enumerate(token_ids):
         plain = expected[row, : len(tokens)]
         error = (resid[row][: len(tokens)].float() - plain).norm(dim=-1) / plain.norm(dim=-1)
@@ -147,7 +163,7 @@ def _is_as_plain(bridge: TransformerBridge, token_ids: list[list[int]], resid: d
 
 def computed_tokens(token_ids: list[list[int]]) -> int:
     """Tokens that :func:`run` computes for prompts of a causal model, padding left out."""
-    total, shared = sum(map(len, token_ids)), prefixes.computed_tokens(token_ids, BATCH_TOKENS)
+    total, shared = sum(map(len, token_ids)), prefixes.computed_tokens(token_ids, PACK_TOKENS)
     return shared if shared <= WORTH_SHARING * total else total
 
 
@@ -187,7 +203,7 @@ def _in_packs(
     bridge: TransformerBridge, reader: PackReader, token_ids: list[list[int]], layers: list[int]
 ) -> Iterator[Batch]:
     waiting, device = prefixes.lexicographic(token_ids), next(bridge.original_model.parameters()).device
-    budget = BATCH_TOKENS
+    budget = PACK_TOKENS
     while waiting:
         rows = prefixes.next_pack(token_ids, waiting, budget)
         pack = Pack(token_ids, rows, device)

@@ -98,11 +98,11 @@ tokens = st.lists(st.integers(2, 6), max_size=12)
 def test_packs_equal_batches_for_any_templates(llama, heads, rests, budget):
     """Prompts that repeat or begin each other, with one token behind the shared ones, and alone, are among these."""
     token_ids = [[1, *head, *rest] for head in heads for rest in rests]
-    before, forward.BATCH_TOKENS = forward.BATCH_TOKENS, budget
+    before, forward.PACK_TOKENS = forward.PACK_TOKENS, budget
     try:
         check(llama, token_ids)
     finally:
-        forward.BATCH_TOKENS = before
+        forward.PACK_TOKENS = before
 
 
 @pytest.mark.parametrize(
