@@ -16,7 +16,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from lib.base.registry import lookup
-from lib.model.forward import run
+from lib.model import forward
 from lib.model.models import check_layers, fixed_position, resid_post, seeing, special_ids, tokenise
 from lib.model.poolings import ALL_POOLINGS, named, pool
 from lib.model.shards import Shard, build, build_together, read_all, read_manifest, store_path
@@ -78,11 +78,15 @@ class _TokenShard:
         """See ``_PooledShard.add``."""
         sequence, position = torch.nonzero(mask.cpu(), as_tuple=True)
         values = resid[self.layers[0]][mask].to(self.dtype).cpu()
-        self.parts.append((self.chunk[rows][sequence], position, values))
+        self.parts.append((torch.tensor(rows)[sequence], position, values))
 
     def shard(self) -> Shard:
-        """See ``_PooledShard.shard``; tokens in the order of the batches."""
-        sequence, position, values = (torch.cat(column) for column in zip(*self.parts, strict=True))
+        """See ``_PooledShard.shard``; tokens by sequence, the shorter sequences first."""
+        row, position, values = (torch.cat(column) for column in zip(*self.parts, strict=True))
+        sequence, length = self.chunk[row], torch.tensor([len(self.token_ids[i]) for i in self.chunk.tolist()])[row]
+        order = torch.from_numpy(np.lexsort((position.numpy(), row.numpy(), length.numpy())))
+        if (order.diff() != 1).any():  # Packs come in another order than batches, and the store must not show it.
+            sequence, position, values = sequence[order], position[order], values[order]
         places = zip(sequence.tolist(), position.tolist(), strict=True)
         token_id = torch.tensor([self.token_ids[i][j] for i, j in places])
         return {"activations": values, "sequence": sequence, "position": position, "token_id": token_id}
@@ -103,7 +107,7 @@ def _collected(
 ) -> list[Shard]:
     """The shard of each of ``collectors``, from one forward pass over the sequences ``chunk``."""
     layers = sorted({layer for collector in collectors for layer in collector.layers})
-    for batch in run(bridge, [token_ids[i] for i in chunk], layers):
+    for batch in forward.run(bridge, [token_ids[i] for i in chunk], layers):
         for collector in collectors:
             collector.add(*batch)
     return [collector.shard() for collector in collectors]
@@ -128,8 +132,7 @@ def _harvest_prompts(
     if not texts:
         raise ValueError("nothing to harvest: there are no texts")
     token_ids, dtype = tokenise(bridge, texts), _stored_dtype(bridge)
-    by_length = np.array(sorted(range(len(texts)), key=lambda i: (len(token_ids[i]), i)))
-    chunks = _by_tokens(by_length, token_ids, shard_tokens)
+    chunks = _by_tokens(_by_length(token_ids), token_ids, shard_tokens)
     common = model | {"texts": texts_hash(texts), "shard_tokens": shard_tokens}
     stores: dict[Path, _Store] = {}
     if layers:
@@ -176,6 +179,12 @@ def harvest_pooled(
     named(poolings)
     options = {"poolings": poolings, "token_layer": token_layer, "shard_tokens": shard_tokens}
     return _harvest_prompts(bridge, model, texts, parent, layers=check_layers(bridge, layers), **options)[0]
+
+
+def computed_tokens(token_ids: list[list[int]], shard_tokens: int = SHARD_TOKENS) -> int:
+    """Tokens that a harvest of prompts really computes with a causal model: prefixes are shared within a shard."""
+    chunks = _by_tokens(_by_length(token_ids), token_ids, shard_tokens)
+    return sum(forward.computed_tokens([token_ids[i] for i in chunk]) for chunk in chunks)
 
 
 class TokenShards(NamedTuple):
@@ -271,6 +280,10 @@ def _row_order(sequence: Tensor, position: Tensor, shuffle_seed: int | None, sha
     if shuffle_seed is None:
         return torch.from_numpy(np.lexsort((position.numpy(), sequence.numpy())))
     return torch.from_numpy(np.random.default_rng([shuffle_seed, shard]).permutation(len(sequence)))
+
+
+def _by_length(token_ids: list[list[int]]) -> np.ndarray:
+    return np.array(sorted(range(len(token_ids)), key=lambda i: (len(token_ids[i]), i)))
 
 
 def _by_tokens(order: np.ndarray, token_ids: list[list[int]], shard_tokens: int) -> list[list[int]]:
