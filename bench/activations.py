@@ -6,7 +6,6 @@ share more or less than the whole does, so what is compared is the time of the w
 rate, and all of its tokens at the peer's.
 """
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple

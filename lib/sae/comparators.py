@@ -121,7 +121,7 @@ class SAELensTrainer:
         sae = SAE.from_dict(config)
         sae.load_state_dict(state)
         sae.cfg.metadata = SAEMetadata(**metadata)
-        return _fold_scaling(sae, self.mean.cpu(), self.scale)
+        return _fold_scaling(sae.cpu(), self.mean.cpu(), self.scale)
 
     def state(self) -> dict[str, Any]:
         """See ``Trainer``."""
