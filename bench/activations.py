@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import transformers
 
-from lib.model import activations, forward, models, poolings, prefixes, rollouts, weights
+from lib.model import activations, collectors, forward, models, poolings, prefixes, rollouts, weights
 from lib.texts import corpora, datasets, sources
 
 PROFILE = "embedded"  # whose data are measured
@@ -117,9 +117,9 @@ def _fastest_batch(hf: torch.nn.Module, token_ids: list[list[int]]) -> int:
 
 
 def _pooled(bridge, token_ids: list[list[int]]) -> None:
-    collector = activations._PooledShard(
-        bridge, token_ids, list(range(len(token_ids))), [CHAT_LAYER], poolings.ALL_POOLINGS
-    )
+    whole = torch.tensor([(0, len(ids)) for ids in token_ids])
+    prompts, chunk = collectors.Prompts(token_ids, whole), list(range(len(token_ids)))
+    collector = collectors.PooledShard(bridge, prompts, chunk, [CHAT_LAYER], poolings.ALL_POOLINGS)
     for batch in forward.run(bridge, token_ids, [CHAT_LAYER]):
         collector.add(*batch)
 

@@ -19,14 +19,15 @@
 # The paper probes the residual stream of Gemma 2 9B IT after block 20, aggregated over a prompt's
 # tokens in two ways: the maximum over the sequence, per coordinate, or a fixed position at the
 # end of the user's turn. Here every layer of the model is harvested in one forward pass per
-# batch, with three aggregations: max, mean, and the fixed position (for MiniLM, an encoder
-# without chat turns, the closing [SEP] token).
+# batch, with three aggregations: max and mean over the user's turn, and fixed positions: the end of
+# the user's turn, and the last token before the response (for MiniLM, an encoder without turns, all
+# tokens, and the closing [SEP]).
 
 # %%
 import pandas as pd
 from IPython.display import Markdown
 
-from lib.model import activations, models
+from lib.model import activations, models, poolings
 from lib.probing import dense as dense_probes
 from lib.results import figures, records
 from lib.texts import datasets
@@ -41,6 +42,8 @@ device = "cpu"
 dtype = "float32"  # of the forward pass, float32 | bfloat16 | float16
 layers = []  # blocks to read beside `layer`, such as [3, 4]; empty: all
 layer = 2  # block whose tokens are all kept, for the SAEs of notebook 05
+pool_over = "turn"  # what max and mean cover: turn (the user's, if there are turns) | sequence
+positions = [-1]  # other fixed positions, counted from the first response token; empty: none
 show_layer = 3  # layer of the projection plot
 seed = 0
 
@@ -69,14 +72,17 @@ print(
 # \qquad \text{fixed: } x_{l,T+1+p,i}$$
 #
 # with $p = -1$, or for a chat model the place of the token that closes the user's turn, found
-# from its template ($-5$ for Gemma 2, as in the paper). A chat model reads the prompt in its chat
-# template, with the header of its own turn behind it; a causal model's BOS, which sees nothing,
-# does not count. Batches are bucketed by length, padded positions never count, a batch that
-# memory cannot hold is halved, and the forward pass stops at the last wanted layer. For SAEs,
-# every token of one layer is kept beside. The result is a folder of checksummed shards, named by
-# a hash of everything that determines it: run this again and nothing is computed; interrupt it
-# and it goes on where it was. A pooling is one entry of `lib.model.poolings.POOLINGS`; to add
-# one, add an entry.
+# from its template ($-5$ for Gemma 2, as in the paper); `positions` are further such $p$. A chat
+# model reads the prompt in its chat template, with the header of its own turn behind it. Max and
+# mean cover the user's turn alone, as the rest of the template is the same in all prompts.
+#
+# Batches are bucketed by length, padded positions never count, a batch that memory cannot hold is
+# halved, and the forward pass stops at the last wanted layer. Prompts of a causal model that begin
+# alike, such as those in one jailbreak, share the work on what they begin with: their residual
+# stream depends on nothing else. For SAEs, the tokens of one layer are kept beside. The result is
+# a folder of checksummed shards, named by a hash of everything that determines it: run this again
+# and nothing is computed; interrupt it and it goes on where it was. A pooling is one entry of
+# `lib.model.poolings.POOLINGS`; to add one, add an entry.
 
 # %%
 store = activations.harvest_pooled(
@@ -85,7 +91,9 @@ store = activations.harvest_pooled(
     prompts["text"].tolist(),
     wanted,
     run.folder / "activations",
+    poolings=poolings.with_positions(positions, fixed),
     token_layer=layer,
+    over=pool_over,
 )
 shards = activations.describe(store)
 shards[["length", "tokens", "seconds", "tokens_per_s"]].round(1)

@@ -120,7 +120,8 @@ areas.pivot_table("value", ["pooling", "layer"], "split", sort=False)[list(weigh
 tokens = None
 if attention_probe:
     bridge, identity = models.load_model(model, device, dtype), models.identity(model)
-    tokens = activations.prompt_tokens(bridge, identity, texts, layer, run.folder / "activations")
+    folder, over = run.folder / "activations", harvest["pool_over"]
+    tokens = activations.prompt_tokens(bridge, identity, texts, layer, folder, over)
 reading = dense_probes.Inputs(pooled[layer, pooling], texts, task, tokens, tuple(c_grid), seed)
 scores = dense_probes.all_scores(reading, known={"dense": dense_scores[layer, pooling]})
 methods = probe_tables.by_split(prompts, scores, weights)
@@ -202,7 +203,9 @@ saes_path = records.output(run, "04_chat_finetune", "saes")
 saes = pd.read_parquet(saes_path)
 sae_layer = records.read(run, "04_chat_finetune")["parameters"]["layer"]
 bridge, identity = models.load_model(model, device, dtype), models.identity(model)
-tokens = activations.prompt_tokens(bridge, identity, texts, sae_layer, run.folder / "activations")
+tokens = activations.prompt_tokens(
+    bridge, identity, texts, sae_layer, run.folder / "activations", harvest["pool_over"]
+)
 here = activations.at_layer(pooled, sae_layer)
 at_layer = validation[validation["layer"] == sae_layer]
 dense_pooling = at_layer.loc[at_layer["value"].idxmax(), "pooling"]
@@ -222,7 +225,7 @@ probed = on_saes.probe_saes(saes, sae_inputs, on_saes.Grid(ks, k_poolings, c_gri
 few = {split: replicates[:grid_bootstrap] for split, replicates in weights.items()}
 drawn = Draws.of(prompts, probed.scores, few)
 dense_by_pooling = {
-    Probe("dense", name, "dense"): dense_scores[sae_layer, name] for name in poolings.POOLINGS
+    Probe("dense", name, "dense"): dense_scores[sae_layer, name] for name in here
 }
 dense_drawn = Draws.of(prompts, dense_by_pooling, few)
 dense_at_pooling = dense_drawn.where(pooling=dense_pooling)
@@ -471,7 +474,7 @@ choices = {
     "sae_layer": sae_layer, "dense_pooling": dense_pooling, "linear_pooling": linear_pooling,
     "k_pooling": k_pooling, "k_poolings": k_poolings, "ks": ks, "show_k": show_k,
     "split": gap_split, "variants": main,
-    "c": {name: dense_probes.chosen_c(fits[sae_layer, name]) for name in poolings.POOLINGS},
+    "c": {name: dense_probes.chosen_c(fits[sae_layer, name]) for name in here},
 }  # fmt: skip
 outputs_of = {
     "chosen_latents": chosen.drop(columns="chosen"),

@@ -76,11 +76,14 @@ here = activations.at_layer(activations.load_pooled(store), layer)
 harvest = records.read(run, "02_activations")["parameters"]
 bridge = models.load_model(harvest["model"], device, harvest["dtype"])
 identity = models.identity(harvest["model"])
-tokens = activations.prompt_tokens(bridge, identity, texts, layer, run.folder / "activations")
+tokens = activations.prompt_tokens(
+    bridge, identity, texts, layer, run.folder / "activations", harvest["pool_over"]
+)
 every_sae = pd.read_parquet(saes_path)
 first_of_kind = every_sae[every_sae["variant"].isin(main)].drop_duplicates("variant")
 dictionaries = {row.variant: folders.load(row.folder, device) for row in first_of_kind.itertuples()}
-pooled = {name: latents.pool_latents(sae, tokens) for name, sae in dictionaries.items()}
+read = {*choices["k_poolings"], linear_pooling}
+pooled = {name: latents.pool_latents(sae, tokens, read) for name, sae in dictionaries.items()}
 dense_line = probes[probes["probe"] == "dense"]
 print(f"{len(prompts):,} prompts, layer {layer}; {', '.join(dictionaries)}")
 
@@ -95,7 +98,7 @@ print(f"{len(prompts):,} prompts, layer {layer}; {', '.join(dictionaries)}")
 # %%
 first = folders.load(every_sae["folder"].iloc[0])
 untrained = controls.untrained(first, tokens, task, seed).to(device)
-of_untrained = latents.pool_latents(untrained, tokens)
+of_untrained = latents.pool_latents(untrained, tokens, read)
 columns = {("untrained SAE", p): of_untrained[p] for p in choices["k_poolings"]}
 for p in choices["k_poolings"]:
     inputs = controls.Inputs(here[p], task, first.cfg.d_sae, seed)

@@ -15,7 +15,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from lib.interp.examples import Sequences, token_texts
 from lib.model.activations import prompt_tokens
-from lib.model.models import seeing, special_ids, token_offsets, tokenise
+from lib.model.models import seeing, special_ids, token_offsets, tokenise, turn_spans
 from lib.sae.latents import active_entries
 from lib.texts.artefacts import Spans
 
@@ -33,18 +33,20 @@ class Reading(NamedTuple):
 
 
 def read(bridge: TransformerBridge, model: dict[str, str], texts: list[str], layer: int, parent: Path) -> Reading:
-    """Token activations of texts with the characters that each token stands for.
+    """Token activations of texts with the characters that each token stands for; of a chat, of the user's turn.
 
     Of a text beyond the context the end is read.
 
     Raises:
         ValueError: a text without any token.
     """
-    flat = np.concatenate(tokenise(bridge, texts))
-    stored = seeing(bridge, torch.from_numpy(flat)).numpy()
+    token_ids, first = tokenise(bridge, texts), turn_spans(bridge, texts)[:, 0].tolist()
+    flat = np.concatenate(token_ids)
+    is_late = np.concatenate([np.arange(len(ids)) >= start for ids, start in zip(token_ids, first, strict=True)])
+    stored = is_late & seeing(bridge, torch.from_numpy(flat)).numpy()
     tokens = prompt_tokens(bridge, model, texts, layer, parent)
     flat, places = flat[stored], np.concatenate(token_offsets(bridge, texts))[stored]
-    kept = ~np.isin(flat, special_ids(bridge).numpy())
+    kept = ~np.isin(flat, special_ids(bridge).numpy()) & tokens.in_turn.numpy()
     counts = np.add.reduceat(kept, tokens.starts[:-1].numpy())
     if (counts == 0).any():
         raise ValueError(f"a text has no token that is not special: {texts[int(np.argmin(counts))][:80]!r}")

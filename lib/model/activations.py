@@ -11,18 +11,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from lib.base.registry import lookup
 from lib.model import forward
-from lib.model.models import check_layers, fixed_position, resid_post, seeing, special_ids, tokenise
-from lib.model.poolings import ALL_POOLINGS, named, pool
+from lib.model.chat import has_template
+from lib.model.collectors import STORED, PooledShard, Prompts, TokenShard
+from lib.model.models import check_layers, fixed_position, resid_post, seeing, special_ids, tokenise, turn_spans
+from lib.model.poolings import ALL_POOLINGS, named
 from lib.model.shards import Shard, build, build_together, read_all, read_manifest, store_path
 
 SHARD_TOKENS = 65_536
-STORED = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def texts_hash(texts: list[str]) -> str:
@@ -30,80 +31,18 @@ def texts_hash(texts: list[str]) -> str:
     return hashlib.sha256("\x00".join(texts).encode()).hexdigest()
 
 
-class _PooledShard:
-    """Collects the pooled residual stream of the prompts ``chunk``."""
-
-    def __init__(
-        self,
-        bridge: TransformerBridge,
-        token_ids: list[list[int]],
-        chunk: list[int],
-        layers: list[int],
-        poolings: tuple[str, ...],
-    ):
-        self.layers, self.poolings, self.fixed = layers, named(poolings), fixed_position(bridge)
-        self.tensors: Shard = {}
-        for layer in layers:
-            for pooling in poolings:
-                self.tensors[f"resid_post.{layer}.{pooling}"] = torch.empty(len(chunk), bridge.cfg.d_model)
-        for layer in layers:
-            self.tensors[f"norm.{layer}"] = torch.empty(len(chunk))
-        self.tensors["index"] = torch.tensor(chunk)
-        self.tensors["length"] = torch.tensor([len(token_ids[i]) for i in chunk])
-
-    def add(self, rows: list[int], mask: Tensor, resid: dict[int, Tensor]) -> None:
-        """Take what ``lib.model.forward.run`` yields: rows of the chunk, the tokens that count, and the layers'
-        residual streams."""
-        for layer in self.layers:
-            values = resid[layer].float()  # Sums in bfloat16 keep three digits.
-            for name, pooling in self.poolings.items():
-                self.tensors[f"resid_post.{layer}.{name}"][rows] = pooling.dense(values, mask, self.fixed).cpu()
-            norms = pool(values.norm(dim=-1, keepdim=True), mask, "mean")
-            self.tensors[f"norm.{layer}"][rows] = norms[:, 0].cpu()
-
-    def shard(self) -> Shard:
-        """The whole chunk's, once all its rows were added."""
-        return self.tensors
-
-
-class _TokenShard:
-    """Collects every token of the sequences ``chunk`` at one layer."""
-
-    def __init__(self, token_ids: list[list[int]], chunk: list[int], layer: int, dtype: str):
-        self.token_ids, self.chunk = token_ids, torch.as_tensor(chunk)
-        self.layers, self.dtype = [layer], STORED[dtype]
-        self.parts: list[tuple[Tensor, Tensor, Tensor]] = []
-
-    def add(self, rows: list[int], mask: Tensor, resid: dict[int, Tensor]) -> None:
-        """See ``_PooledShard.add``."""
-        sequence, position = torch.nonzero(mask.cpu(), as_tuple=True)
-        values = resid[self.layers[0]][mask].to(self.dtype).cpu()
-        self.parts.append((torch.tensor(rows)[sequence], position, values))
-
-    def shard(self) -> Shard:
-        """See ``_PooledShard.shard``; tokens by sequence, the shorter sequences first."""
-        row, position, values = (torch.cat(column) for column in zip(*self.parts, strict=True))
-        sequence, length = self.chunk[row], torch.tensor([len(self.token_ids[i]) for i in self.chunk.tolist()])[row]
-        order = torch.from_numpy(np.lexsort((position.numpy(), row.numpy(), length.numpy())))
-        if (order.diff() != 1).any():  # Packs come in another order than batches, and the store must not show it.
-            sequence, position, values = sequence[order], position[order], values[order]
-        places = zip(sequence.tolist(), position.tolist(), strict=True)
-        token_id = torch.tensor([self.token_ids[i][j] for i, j in places])
-        return {"activations": values, "sequence": sequence, "position": position, "token_id": token_id}
-
-
 class _Store(NamedTuple):
     """A store to be harvested: what decides it, and what collects its shard of a chunk of sequences."""
 
     parameters: dict[str, Any]
-    collector: Callable[[list[int]], _PooledShard | _TokenShard]
+    collector: Callable[[list[int]], PooledShard | TokenShard]
 
 
 def _collected(
     bridge: TransformerBridge,
     token_ids: list[list[int]],
     chunk: list[int],
-    collectors: list[_PooledShard | _TokenShard],
+    collectors: list[PooledShard | TokenShard],
 ) -> list[Shard]:
     """The shard of each of ``collectors``, from one forward pass over the sequences ``chunk``."""
     layers = sorted({layer for collector in collectors for layer in collector.layers})
@@ -123,8 +62,9 @@ def _harvest_prompts(
     poolings: tuple[str, ...],
     token_layer: int | None,
     shard_tokens: int,
+    over: str,
 ) -> list[Path]:
-    """The stores of activations under the given ``poolings`` (unless ``layers`` is empty) and of every token at
+    """The stores of activations under the given ``poolings`` (unless ``layers`` is empty) and of the tokens at
     ``token_layer`` (unless None), from one forward pass where both are wanting.
 
     Prompts of like length share a shard.
@@ -132,20 +72,23 @@ def _harvest_prompts(
     if not texts:
         raise ValueError("nothing to harvest: there are no texts")
     token_ids, dtype = tokenise(bridge, texts), _stored_dtype(bridge)
+    prompts = Prompts(token_ids, turn_spans(bridge, texts, over))
     chunks = _by_tokens(_by_length(token_ids), token_ids, shard_tokens)
     common = model | {"texts": texts_hash(texts), "shard_tokens": shard_tokens}
+    if has_template(bridge.tokenizer):
+        common |= {"over": over}
     stores: dict[Path, _Store] = {}
     if layers:
         parameters = common | {"kind": "pooled", "layers": layers, "poolings": list(poolings), "dtype": "float32"}
         stores[store_path(parent, "pooled", parameters)] = _Store(
-            parameters, lambda chunk: _PooledShard(bridge, token_ids, chunk, layers, poolings)
+            parameters, lambda chunk: PooledShard(bridge, prompts, chunk, layers, poolings)
         )
     if token_layer is not None:
         check_layers(bridge, [token_layer])
         parameters = common | {"kind": "prompt tokens", "layer": token_layer}
         parameters |= {"hook_name": resid_post(token_layer), "dtype": dtype}
         stores[store_path(parent, "tokens", parameters)] = _Store(
-            parameters, lambda chunk: _TokenShard(token_ids, chunk, token_layer, dtype)
+            parameters, lambda chunk: TokenShard(token_ids, chunk, token_layer, dtype, prompts.spans)
         )
 
     def make(i: int, folders: list[Path]) -> list[Shard]:
@@ -166,18 +109,20 @@ def harvest_pooled(
     poolings: tuple[str, ...] = ALL_POOLINGS,
     shard_tokens: int = SHARD_TOKENS,
     token_layer: int | None = None,
+    over: str = "turn",
 ) -> Path:
     """Store the residual stream of every text after every layer under the given ``poolings``; returns the folder.
 
     ``model`` is ``lib.model.models.identity``. A shard holds ``index``, ``length`` (tokens), per layer and
     pooling ``resid_post.<layer>.<pooling>`` (prompts, d_model) in float32, and per layer ``norm.<layer>``, the mean
-    L2 norm of a prompt's tokens. The same pass stores what :func:`prompt_tokens` reads at ``token_layer``.
+    L2 norm of a prompt's tokens. Max and mean cover the user's turn, or the whole sequence (``over``; see
+    ``lib.model.models.turn_spans``). The same pass stores what :func:`prompt_tokens` reads at ``token_layer``.
 
     Raises:
         ValueError: a layer out of range, an unknown pooling, or a damaged store.
     """
     named(poolings)
-    options = {"poolings": poolings, "token_layer": token_layer, "shard_tokens": shard_tokens}
+    options = {"poolings": poolings, "token_layer": token_layer, "shard_tokens": shard_tokens, "over": over}
     return _harvest_prompts(bridge, model, texts, parent, layers=check_layers(bridge, layers), **options)[0]
 
 
@@ -244,7 +189,7 @@ def token_shards(
         return ~torch.isin(ids, left_out) & seeing(bridge, ids)
 
     def make(i: int) -> Shard:
-        (shard,) = _collected(bridge, token_ids, chunks[i], [_TokenShard(token_ids, chunks[i], layer, dtype)])
+        (shard,) = _collected(bridge, token_ids, chunks[i], [TokenShard(token_ids, chunks[i], layer, dtype)])
         wanted = kept(shard["token_id"])
         rows = _row_order(shard["sequence"][wanted], shard["position"][wanted], shuffle_seed, i)
         return {name: tensor[wanted][rows] for name, tensor in shard.items()}
@@ -336,11 +281,15 @@ def describe(folder: Path) -> pd.DataFrame:
 
 
 class PromptTokens(NamedTuple):
-    """Token activations of prompts: ``activations[starts[i]:starts[i + 1]]`` belongs to prompt ``i``."""
+    """Token activations of prompts: ``activations[starts[i]:starts[i + 1]]`` belongs to prompt ``i``.
+
+    ``fixed`` is the fixed position, counted from a prompt's end; ``in_turn`` says which tokens are pooled (None: all).
+    """
 
     activations: Float[Tensor, "tokens d_model"]
     starts: Int[Tensor, " prompts_plus_1"]
-    fixed: int = -1  # the fixed position, counted from a prompt's end
+    fixed: int = -1
+    in_turn: Bool[Tensor, " tokens"] | None = None
 
 
 def load_prompt_tokens(folder: Path, fixed: int = -1) -> PromptTokens:
@@ -362,13 +311,17 @@ def load_prompt_tokens(folder: Path, fixed: int = -1) -> PromptTokens:
         activations[part] = shard["activations"]
     counts = torch.bincount(sequence)
     starts = torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)])
-    return PromptTokens(activations, starts, fixed)
+    in_turn = torch.cat([shard["in_turn"] for shard in shards])[order] if "in_turn" in shards[0] else None
+    return PromptTokens(activations, starts, fixed, in_turn)
 
 
 def prompt_tokens(
-    bridge: TransformerBridge, model: dict[str, str], texts: list[str], layer: int, parent: Path
+    bridge: TransformerBridge, model: dict[str, str], texts: list[str], layer: int, parent: Path, over: str = "turn"
 ) -> PromptTokens:
-    """Harvest (or find) the activations of every token of the prompts at one layer, special tokens included."""
-    options = {"layers": [], "poolings": (), "token_layer": layer, "shard_tokens": SHARD_TOKENS}
+    """Harvest (or find) the activations of the prompts' tokens at one layer, special ones included.
+
+    They are those of the user's turn and what the template puts behind it, or of the whole sequence (``over``).
+    """
+    options = {"layers": [], "poolings": (), "token_layer": layer, "shard_tokens": SHARD_TOKENS, "over": over}
     (store,) = _harvest_prompts(bridge, model, texts, parent, **options)
     return load_prompt_tokens(store, fixed_position(bridge))

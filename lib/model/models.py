@@ -232,6 +232,25 @@ def _encoded(bridge: TransformerBridge, texts: list[str], limit: int) -> list[ch
     return [chat.cut(encoded, limit) for encoded in prompts]
 
 
+POOLED_OVER = ("turn", "sequence")
+
+
+def turn_spans(bridge: TransformerBridge, texts: list[str], over: str = "turn") -> Int[Tensor, "texts 2"]:
+    """First token, and the one behind the last, of what is pooled of each of ``tokenise(bridge, texts)``.
+
+    It is the user's turn, since the system turn and the template say nothing of a prompt; the whole sequence for a
+    model without a chat template, or if ``over`` says so.
+
+    Raises:
+        ValueError: an unknown ``over``.
+    """
+    lookup(dict.fromkeys(POOLED_OVER, ""), "pool_over", over)
+    if over == "turn" and chat.has_template(bridge.tokenizer):
+        encoded = _encoded(bridge, texts, bridge.cfg.n_ctx)
+        return torch.tensor([(prompt.first, max(prompt.last, prompt.first + 1)) for prompt in encoded])
+    return torch.tensor([(0, len(ids)) for ids in tokenise(bridge, texts)])
+
+
 def token_offsets(bridge: TransformerBridge, texts: list[str]) -> list[list[tuple[int, int]]]:
     """First and last character of every token of ``tokenise(bridge, texts)``; both 0 for special tokens."""
     tokenizer = bridge.tokenizer

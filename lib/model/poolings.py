@@ -1,9 +1,10 @@
 """Poolings: how the tokens of a prompt become one vector, for dense activations and for sparse SAE latents alike.
 
-A pooling is one entry of ``POOLINGS``. What is harvested, how latents are pooled, what linear probes can read
-and how much disk is needed follow from it.
+A pooling is one entry of ``POOLINGS``, or ``position -n``: one token, counted from the first response token. What is
+harvested, how latents are pooled, what linear probes can read and how much disk is needed follow from it.
 """
 
+import re
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -15,18 +16,14 @@ from torch import Tensor
 
 from lib.base.registry import lookup
 
-Ints = Int[np.ndarray, " entries"]
+POSITION = re.compile(r"position (-[1-9]\d*)")
 
 
 class ActiveLatents:
     """The active latents of a few prompts; those of one prompt and one latent are neighbours, in the order of tokens.
 
     Attributes:
-        values: activation of each entry.
-        token: its token, counted over all the prompts.
-        runs: the first entry of each (prompt, latent).
-        lengths: tokens of every prompt.
-        fixed_token: the token at the fixed position of every prompt.
+        lengths: pooled tokens of every prompt.
     """
 
     def __init__(
@@ -35,120 +32,155 @@ class ActiveLatents:
         values: Float[np.ndarray, " entries"],
         d_sae: int,
         starts: Int[np.ndarray, " prompts_plus_1"],
-        fixed: int,
+        in_turn: Bool[np.ndarray, " tokens"] | None = None,
     ):
         """``flat`` is token · d_sae + latent, ascending.
 
-        Prompt ``i`` has the tokens ``starts[i]`` to ``starts[i + 1] - 1``, and its fixed position is ``fixed``,
-        counted from its end.
+        Prompt ``i`` has the tokens ``starts[i]`` to ``starts[i + 1] - 1``, of which those ``in_turn`` are pooled (None:
+        all of them).
         """
-        self.lengths = np.diff(starts)
-        self.shape = (len(starts) - 1, d_sae)
+        in_turn = np.ones(starts[-1], dtype=bool) if in_turn is None else in_turn
+        self.starts, self.shape = starts, (len(starts) - 1, d_sae)
+        self.lengths = np.add.reduceat(in_turn, starts[:-1], dtype=np.int64)
         token, latent = np.divmod(flat, d_sae)
-        key = np.repeat(np.arange(len(self.lengths)), self.lengths)[token] * d_sae + latent
+        key = np.repeat(np.arange(self.shape[0]), np.diff(starts))[token] * d_sae + latent
         order = np.argsort(key, kind="stable")
-        self._key, self.values, self.token = key[order], values[order], token[order]
-        self.runs = np.flatnonzero(np.r_[True, self._key[1:] != self._key[:-1]]) if len(key) else np.zeros(0, dtype=int)
-        self.fixed_token = np.maximum(starts[1:] + fixed, starts[:-1])
+        self._key, self._values, self._token = key[order], values[order], token[order]
+        pooled = in_turn[self._token]
+        self._pooled_key, self._pooled_values = self._key[pooled], self._values[pooled]
+        is_first = np.diff(self._pooled_key, prepend=-1) != 0
+        self._runs = np.flatnonzero(is_first)  # the first entry of each prompt and latent
 
-    def prompt(self, entries: Ints | slice = slice(None)) -> Ints:
-        """The prompts of some entries."""
-        return self._key[entries] // self.shape[1]
+    def reduced(self, function: np.ufunc) -> scipy.sparse.csr_matrix:
+        """``function``, such as ``numpy.maximum``, over each prompt's pooled tokens at which a latent is active."""
+        values = function.reduceat(self._pooled_values, self._runs) if len(self._runs) else self._pooled_values
+        return self._matrix(values, self._pooled_key[self._runs])
 
-    def reduced(self, function: np.ufunc) -> Float[np.ndarray, " runs"]:
-        """``function``, such as ``numpy.maximum``, over the entries of each (prompt, latent), without silent tokens."""
-        return function.reduceat(self.values, self.runs) if len(self.runs) else self.values
+    def at(self, position: int) -> scipy.sparse.csr_matrix:
+        """The (prompts, d_sae) activations at one token of every prompt, counted from its end (its first token, if it
+        is shorter)."""
+        token = np.maximum(self.starts[1:] + position, self.starts[:-1])
+        entries = np.flatnonzero(self._token == token[self._key // self.shape[1]])
+        return self._matrix(self._values[entries], self._key[entries])
 
-    def matrix(self, values: Float[np.ndarray, " entries"], entries: Ints) -> scipy.sparse.csr_matrix:
-        """A (prompts, d_sae) matrix of ``values`` at the prompts and latents of ``entries``."""
-        return scipy.sparse.csr_matrix((values, np.divmod(self._key[entries], self.shape[1])), shape=self.shape)
+    def _matrix(self, values: np.ndarray, key: np.ndarray) -> scipy.sparse.csr_matrix:
+        return scipy.sparse.csr_matrix((values, np.divmod(key, self.shape[1])), shape=self.shape)
 
-    def at(self, token: Int[np.ndarray, " prompts"]) -> scipy.sparse.csr_matrix:
-        """The (prompts, d_sae) activations at one token of every prompt, counted over all the prompts."""
-        entries = np.flatnonzero(self.token == token[self.prompt()])
-        return self.matrix(self.values[entries], entries)
+
+class Tokens(NamedTuple):
+    """The tokens of a batch of prompts.
+
+    Attributes:
+        pooled: which tokens are pooled; padding and a causal model's BOS are not.
+        end: the token behind each prompt's last one.
+        fixed: the fixed position, counted from there.
+    """
+
+    pooled: Bool[Tensor, "batch pos"]
+    end: Int[Tensor, " batch"]
+    fixed: int = -1
 
 
 class Pooling(NamedTuple):
     """How a prompt's own tokens become one vector.
 
     Attributes:
-        dense: takes residual streams (batch, pos, d_model), the tokens that count (batch, pos), and the fixed position
-            counted from the prompt's end; returns the pooled vectors (batch, d_model). Padding, on either side, and a
-            causal model's BOS do not count.
-        sparse: takes active latents; returns the pooled latents (prompts, d_sae).
+        dense: takes residual streams (batch, pos, d_model) and their ``Tokens``; returns the pooled vectors
+            (batch, d_model).
+        sparse: takes active latents and the fixed position, counted from a prompt's end; returns the pooled latents
+            (prompts, d_sae).
         exact: whether decoding pooled latents gives the pooled reconstruction. Decoding is affine, so it does if the
             pooling is a weighted mean of tokens.
     """
 
-    dense: Callable[[Tensor, Tensor, int], Tensor]
-    sparse: Callable[[ActiveLatents], scipy.sparse.csr_matrix]
+    dense: Callable[[Tensor, Tokens], Tensor]
+    sparse: Callable[[ActiveLatents, int], scipy.sparse.csr_matrix]
     exact: bool
 
 
-def _max(resid: Tensor, mask: Tensor, fixed: int) -> Tensor:
-    return resid.masked_fill(~mask[..., None], -torch.inf).amax(1)
+def _max(resid: Tensor, tokens: Tokens) -> Tensor:
+    return resid.masked_fill(~tokens.pooled[..., None], -torch.inf).amax(1)
 
 
-def _max_latents(latents: ActiveLatents) -> scipy.sparse.csr_matrix:
-    return latents.matrix(latents.reduced(np.maximum), latents.runs)
-
-
-def _mean(resid: Tensor, mask: Tensor, fixed: int) -> Tensor:
-    weights = mask.to(resid.dtype)[..., None]
+def _mean(resid: Tensor, tokens: Tokens) -> Tensor:
+    weights = tokens.pooled.to(resid.dtype)[..., None]
     return (resid * weights).sum(1) / weights.sum(1)
 
 
-def _mean_latents(latents: ActiveLatents) -> scipy.sparse.csr_matrix:
-    length = latents.lengths[latents.prompt(latents.runs)].astype(np.float32)
-    return latents.matrix(latents.reduced(np.add) / length, latents.runs)
+def _mean_latents(latents: ActiveLatents, fixed: int) -> scipy.sparse.csr_matrix:
+    return scipy.sparse.diags(1 / latents.lengths.astype(np.float32)).dot(latents.reduced(np.add)).tocsr()
 
 
-def _fixed(resid: Tensor, mask: Tensor, fixed: int) -> Tensor:
-    last = torch.arange(mask.shape[1], device=mask.device).masked_fill(~mask, -1).amax(1)
-    position = (last + 1 + fixed).clamp(min=0)
-    return resid[torch.arange(len(resid), device=resid.device), position]
+def _at(resid: Tensor, end: Tensor, position: int) -> Tensor:
+    return resid[torch.arange(len(resid), device=resid.device), (end + position).clamp(min=0)]
 
 
-def _fixed_latents(latents: ActiveLatents) -> scipy.sparse.csr_matrix:
-    return latents.at(latents.fixed_token)
+def at_position(position: int) -> Pooling:
+    """The token at a position, counted from the first response token (−1: the last token before the response)."""
+    return Pooling(
+        dense=lambda resid, tokens: _at(resid, tokens.end, position),
+        sparse=lambda latents, _: latents.at(position),
+        exact=True,
+    )
 
 
 POOLINGS = {
-    "max": Pooling(_max, _max_latents, exact=False),
+    "max": Pooling(_max, lambda latents, _: latents.reduced(np.maximum), exact=False),
     "mean": Pooling(_mean, _mean_latents, exact=True),
-    "fixed": Pooling(_fixed, _fixed_latents, exact=True),
+    # The end of the user's turn for a chat model, else the last token.
+    "fixed": Pooling(
+        lambda resid, tokens: _at(resid, tokens.end, tokens.fixed), lambda latents, fixed: latents.at(fixed), exact=True
+    ),
 }
 ALL_POOLINGS = tuple(POOLINGS)
+
+
+def pooling(name: str) -> Pooling:
+    """The pooling of a name: an entry of ``POOLINGS``, or :func:`at_position` of ``position -n``.
+
+    Raises:
+        ValueError: no such pooling; the sentence lists those that there are.
+    """
+    in_name = POSITION.fullmatch(name)
+    return at_position(int(in_name[1])) if in_name else lookup(POOLINGS | {"position -n": None}, "pooling", name)
 
 
 def named(names: Iterable[str]) -> dict[str, Pooling]:
     """The poolings of these names, in their order.
 
     Raises:
-        ValueError: no pooling of one of the names; the sentence lists those that there are.
+        ValueError: see :func:`pooling`.
     """
-    return {name: lookup(POOLINGS, "pooling", name) for name in names}
+    return {name: pooling(name) for name in names}
+
+
+def with_positions(positions: Iterable[int], fixed: int) -> tuple[str, ...]:
+    """The names of all poolings, with those of further ``positions`` than the ``fixed`` one.
+
+    Raises:
+        ValueError: a position that is not before the first response token.
+    """
+    further = [f"position {position}" for position in dict.fromkeys(positions) if position != fixed]
+    named(further)
+    return (*ALL_POOLINGS, *further)
 
 
 def exact_or(name: str, otherwise: str = "fixed") -> str:
     """``name`` if decoding pooled latents is exact under that pooling, else ``otherwise``.
 
     Raises:
-        ValueError: no pooling of that name.
+        ValueError: see :func:`pooling`.
     """
-    return name if lookup(POOLINGS, "pooling", name).exact else otherwise
+    return name if pooling(name).exact else otherwise
 
 
 def pool(
-    resid: Float[Tensor, "batch pos d_model"], mask: Bool[Tensor, "batch pos"], pooling: str, fixed: int = -1
+    resid: Float[Tensor, "batch pos d_model"], mask: Bool[Tensor, "batch pos"], name: str, fixed: int = -1
 ) -> Float[Tensor, "batch d_model"]:
-    """Aggregate over a prompt's own tokens: by default the max per coordinate, the mean, or the fixed position.
-
-    The fixed position is counted from the end of the prompt, on whichever side it is padded: its last token
-    (MiniLM: the closing [SEP]), or ``models.fixed_position`` of a chat model.
+    """Aggregate over all tokens of ``mask``; the fixed position is counted from behind the last of them.
 
     Raises:
-        ValueError: unknown pooling.
+        ValueError: see :func:`pooling`.
     """
-    return lookup(POOLINGS, "pooling", pooling).dense(resid, mask, fixed)
+    last = torch.arange(mask.shape[1], device=mask.device).masked_fill(~mask, -1).amax(1)
+    return pooling(name).dense(resid, Tokens(mask, last + 1, fixed))

@@ -153,10 +153,13 @@ class _MappedTokens(NamedTuple):
     starts: np.ndarray
     dtype: torch.dtype
     fixed: int
+    in_turn: np.ndarray | None
 
     def tokens(self) -> PromptTokens:
         """The tokens, without a copy."""
-        return PromptTokens(torch.from_numpy(self.bits).view(self.dtype), torch.from_numpy(self.starts), self.fixed)
+        in_turn = None if self.in_turn is None else torch.from_numpy(self.in_turn)
+        activations = torch.from_numpy(self.bits).view(self.dtype)
+        return PromptTokens(activations, torch.from_numpy(self.starts), self.fixed, in_turn)
 
 
 def probe_saes(table: pd.DataFrame, inputs: Inputs, grid: Grid) -> Probed:
@@ -173,7 +176,7 @@ def probe_saes(table: pd.DataFrame, inputs: Inputs, grid: Grid) -> Probed:
     tokens, task = inputs.tokens, inputs.task
     first = folders.load(table["folder"].iloc[0], inputs.device)
     folders.check_fits(first, tokens.activations.shape[1], inputs.hook_name, inputs.model)
-    known = latents.pool_latents(first, tokens) if inputs.resid else {}
+    known = latents.pool_latents(first, tokens, _needed(inputs, grid)) if inputs.resid else {}
     strengths = {
         (name, pooling): choose_c(columns, task, grid.c_grid)
         for pooling, resid in inputs.resid.items()
@@ -184,7 +187,8 @@ def probe_saes(table: pd.DataFrame, inputs: Inputs, grid: Grid) -> Probed:
         seed = None if pd.isna(row.seed) else int(row.seed)
         jobs.append(_Job(row.variant, seed, row.folder, not repeated, known if not jobs else {}))
     bits = tokens.activations.view(torch.int16).numpy()
-    mapped = _MappedTokens(bits, tokens.starts.numpy(), tokens.activations.dtype, tokens.fixed)
+    in_turn = None if tokens.in_turn is None else tokens.in_turn.numpy()
+    mapped = _MappedTokens(bits, tokens.starts.numpy(), tokens.activations.dtype, tokens.fixed, in_turn)
     without_tokens = inputs._replace(tokens=None)
     workers = processes.parallel(len(jobs) if inputs.device == "cpu" else 1)
     calls = (joblib.delayed(_probe_sae)(job, mapped, without_tokens, grid, strengths) for job in jobs)
@@ -195,13 +199,18 @@ def probe_saes(table: pd.DataFrame, inputs: Inputs, grid: Grid) -> Probed:
     return probed
 
 
+def _needed(inputs: Inputs, grid: Grid) -> list[str]:
+    """The poolings of which some probe reads latents."""
+    return list(dict.fromkeys([*grid.poolings, *inputs.resid]))
+
+
 def _probe_sae(
     job: _Job, mapped: _MappedTokens, inputs: Inputs, grid: Grid, strengths: dict[tuple[str, str], float]
 ) -> Probed:
     """All probes on one SAE."""
     sae, tokens = folders.load(job.folder, inputs.device), mapped.tokens()
     folders.check_fits(sae, tokens.activations.shape[1], inputs.hook_name, inputs.model)
-    pooled = job.pooled or latents.pool_latents(sae, tokens)
+    pooled = job.pooled or latents.pool_latents(sae, tokens, _needed(inputs, grid))
     probed = Probed({}, {}, {job.variant: pooled} if job.keep else {})
     for pooling in grid.poolings:
         _probe_latents(probed, job, pooled[pooling], inputs.task, pooling, grid)

@@ -82,7 +82,7 @@ def _steps(v: dict[str, Any], shape: dict[str, Any]) -> list[Step]:
     prompts = _prompts(v)
     prompt_tokens = prompts * TOKENS_PER_PROMPT
     read = {*v["layers"], v["layer"]} if v["layers"] else set(range(shape["n_layers"]))
-    pooled_bytes = prompts * len(read) * len(POOLINGS) * 4 * d_model
+    pooled_bytes = prompts * len(read) * (len(POOLINGS) + len(v["positions"])) * 4 * d_model
     pooled_operations = prompt_tokens * 2 * shape["per_layer"] * (max(read) + 1)
 
     # SAEs: how many, how wide, and operations per token and latent of a training step.

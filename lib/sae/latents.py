@@ -29,9 +29,10 @@ def pool_latents(sae: SAE, tokens: PromptTokens, poolings: Iterable[str] = ALL_P
     for first, last in prompt_batches(tokens.starts.numpy(), BATCH_TOKENS):
         starts = tokens.starts[first : last + 1]
         flat, values = active_entries(sae, tokens.activations[starts[0] : starts[-1]].float())
-        active = ActiveLatents(flat, values, sae.cfg.d_sae, (starts - starts[0]).numpy(), tokens.fixed)
+        in_turn = None if tokens.in_turn is None else tokens.in_turn[starts[0] : starts[-1]].numpy()
+        active = ActiveLatents(flat, values, sae.cfg.d_sae, (starts - starts[0]).numpy(), in_turn)
         for name, pooling in entries.items():
-            parts[name].append(pooling.sparse(active))
+            parts[name].append(pooling.sparse(active, tokens.fixed))
     return {name: scipy.sparse.vstack(part, format="csr") for name, part in parts.items()}
 
 

@@ -9,7 +9,7 @@ import transformers
 from sae_lens import SAE
 from sae_lens.loading import pretrained_sae_loaders, pretrained_saes_directory
 
-from lib.model import activations, forward, models, poolings, rollouts, shards
+from lib.model import activations, chat, forward, models, poolings, rollouts, shards
 from lib.sae import folders, latents, splice
 from tests.tiny_gemma import D_MODEL, D_SAE, LAYER
 
@@ -33,9 +33,18 @@ def alone(reference, ids):
 
 
 def test_hidden_states_positions_and_pooling_equal_hugging_faces(gemma, reference, tmp_path):
-    store = activations.harvest_pooled(gemma, {"model": "m"}, PROMPTS, [0, 1], tmp_path)
-    pooled = activations.load_pooled(store)
-    tokens = activations.prompt_tokens(gemma, {"model": "m"}, PROMPTS, 1, tmp_path)
+    names = poolings.with_positions([-1, -5, -1], -5)
+    assert names == ("max", "mean", "fixed", "position -1")
+    stores = {
+        over: activations.harvest_pooled(
+            gemma, {"model": "m"}, PROMPTS, [0, 1], tmp_path, poolings=names, token_layer=1, over=over
+        )
+        for over in ("turn", "sequence")
+    }
+    of_turn, pooled = (activations.load_pooled(store) for store in stores.values())
+    of_turn_tokens = activations.prompt_tokens(gemma, {"model": "m"}, PROMPTS, 1, tmp_path)
+    tokens = activations.prompt_tokens(gemma, {"model": "m"}, PROMPTS, 1, tmp_path, "sequence")
+    assert len(list(tmp_path.glob("[!.]*"))) == 4, "one pass made the pooled store and the tokens"
     end_of_turn = gemma.tokenizer.convert_tokens_to_ids("<end_of_turn>")
     for row, text in enumerate(PROMPTS):
         ids = reference_ids(gemma, text)
@@ -44,7 +53,16 @@ def test_hidden_states_positions_and_pooling_equal_hugging_faces(gemma, referenc
             seen = hidden[1:]  # all but BOS, which is the same in every prompt
             np.testing.assert_allclose(pooled[layer, "max"][row], seen.amax(0), atol=1e-4)
             np.testing.assert_allclose(pooled[layer, "mean"][row], seen.mean(0), atol=1e-4)
-            np.testing.assert_allclose(pooled[layer, "fixed"][row], hidden[ids.index(end_of_turn)], atol=1e-4)
+            end = ids.index(end_of_turn)
+            np.testing.assert_allclose(pooled[layer, "fixed"][row], hidden[end], atol=1e-4)
+            np.testing.assert_allclose(of_turn[layer, "position -1"][row], hidden[-1], atol=1e-4)
+            np.testing.assert_allclose(of_turn[layer, "fixed"][row], hidden[end], atol=1e-4)
+            first = len(chat.user_header(gemma.tokenizer))
+            np.testing.assert_allclose(of_turn[layer, "mean"][row], hidden[first:end].mean(0), atol=1e-4)
+            np.testing.assert_allclose(of_turn[layer, "max"][row], hidden[first:end].amax(0), atol=1e-4)
+        start, stop = of_turn_tokens.starts[row : row + 2]
+        torch.testing.assert_close(of_turn_tokens.activations[start:stop].float(), hidden[first:], atol=2e-2, rtol=1e-2)
+        assert of_turn_tokens.in_turn[start:stop].sum() == end - first and of_turn_tokens.in_turn[start]
         own = tokens.activations[tokens.starts[row] : tokens.starts[row + 1]].float()
         torch.testing.assert_close(own, alone(reference, ids)[2][0, 1:], atol=2e-2, rtol=1e-2)
     sae = folders.load(gemma.tokenizer.name_or_path + "/" + SCOPE)

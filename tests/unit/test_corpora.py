@@ -84,7 +84,7 @@ def test_rollouts_leave_the_ood_instructions_out(public):
 
 
 def test_unknown_corpus():
-    message = "^unknown corpus 'news'; allowed are docstrings, pretraining, rollouts, hf:<data set>"
+    message = "^unknown corpus 'news'; allowed are docstrings, pretraining, rollouts, shipped:<model>, hf:<data set>"
     with pytest.raises(ValueError, match=message):
         corpora.corpus("news")
 

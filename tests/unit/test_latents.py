@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from lib.model.activations import PromptTokens
-from lib.model.poolings import POOLINGS
+from lib.model.poolings import POOLINGS, Tokens, pooling
 from lib.probing.controls import untrained
 from lib.probing.tasks import Task
 from lib.sae import folders, latents
@@ -27,40 +27,53 @@ def test_pooled_latents_equal_a_plain_loop(monkeypatch, batch):
     pooled = latents.pool_latents(sae, tokens)
     for i in range(5):
         of_prompt = sae.encode(tokens.activations[tokens.starts[i] : tokens.starts[i + 1]].float()).detach().numpy()
-        for pooling, expected in (("max", of_prompt.max(0)), ("mean", of_prompt.mean(0)), ("fixed", of_prompt[-1])):
-            np.testing.assert_allclose(pooled[pooling][i].toarray()[0], expected, atol=1e-6)
+        for name, expected in (("max", of_prompt.max(0)), ("mean", of_prompt.mean(0)), ("fixed", of_prompt[-1])):
+            np.testing.assert_allclose(pooled[name][i].toarray()[0], expected, atol=1e-6)
 
 
 def by_prompt(values, tokens):
-    """Values of tokens as (prompts, pos, width), padded on the right, and the mask of the tokens."""
+    """Values of tokens as (prompts, pos, width), padded on the right, and which of them are what."""
     parts = [values[first:last] for first, last in zip(tokens.starts[:-1], tokens.starts[1:], strict=True)]
     padded = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)
-    return padded, torch.arange(padded.shape[1]) < tokens.starts.diff()[:, None]
+    lengths = tokens.starts.diff()
+    mask = torch.arange(padded.shape[1]) < lengths[:, None]
+    if tokens.in_turn is not None:
+        mask[mask.clone()] = tokens.in_turn
+    return padded, Tokens(mask, lengths, tokens.fixed)
 
 
+# Each prompt has a token of the turn; the first one's stand apart from its end, the last one's at it.
+IN_TURN = torch.tensor([1, 0, 0] + [1] + [0, 1, 1, 0, 1, 0, 0] + [1, 0] + [0, 0, 0, 0, 1]).bool()
+
+
+@pytest.mark.parametrize("in_turn", [None, IN_TURN])
 @pytest.mark.parametrize("fixed", [-1, -3])
-@pytest.mark.parametrize("name", POOLINGS)
-def test_a_pooling_is_the_same_for_dense_vectors_and_sparse_latents(name, fixed):
+@pytest.mark.parametrize("name", [*POOLINGS, "position -1", "position -2", "position -9"])
+def test_a_pooling_is_the_same_for_dense_vectors_and_sparse_latents(name, fixed, in_turn):
     sae, tokens = example()
-    tokens = tokens._replace(fixed=fixed)
+    tokens = tokens._replace(fixed=fixed, in_turn=in_turn)
     with torch.inference_mode():
-        values, mask = by_prompt(sae.encode(tokens.activations.float()), tokens)
+        values, of_batch = by_prompt(sae.encode(tokens.activations.float()), tokens)
     (pooled,) = latents.pool_latents(sae, tokens, [name]).values()
-    np.testing.assert_allclose(pooled.toarray(), POOLINGS[name].dense(values, mask, fixed).numpy(), atol=1e-6)
+    expected = pooling(name).dense(values, of_batch).numpy()
+    np.testing.assert_allclose(pooled.toarray(), expected, atol=1e-6)
+    if in_turn is not None and name == "max":
+        whole = latents.pool_latents(sae, tokens._replace(in_turn=None), [name])[name].toarray()
+        assert (whole >= expected).all() and (whole > expected).any()
 
 
 @pytest.mark.parametrize("name", POOLINGS)
 def test_decoding_pooled_latents_is_exact_where_the_pooling_says_so(name):
     sae, tokens = example()
     with torch.inference_mode():
-        values, mask = by_prompt(sae(tokens.activations.float()), tokens)
-    expected = POOLINGS[name].dense(values, mask, -1).numpy()
+        values, of_batch = by_prompt(sae(tokens.activations.float()), tokens)
+    expected = POOLINGS[name].dense(values, of_batch).numpy()
     decoded = latents.reconstruction(sae, latents.pool_latents(sae, tokens, [name])[name])
     assert np.allclose(decoded, expected, atol=1e-5) == POOLINGS[name].exact
 
 
 def test_an_unknown_pooling_of_latents_is_one_sentence():
-    with pytest.raises(ValueError, match=f"^unknown pooling 'median'; allowed are {', '.join(POOLINGS)}$"):
+    with pytest.raises(ValueError, match=f"^unknown pooling 'median'; allowed are {', '.join(POOLINGS)}, position -n$"):
         latents.pool_latents(*example(), ["mean", "median"])
 
 

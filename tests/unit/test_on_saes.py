@@ -3,7 +3,8 @@ import pandas as pd
 import pytest
 import torch
 
-from lib.model.activations import PromptTokens, pool
+from lib.model.activations import PromptTokens
+from lib.model.poolings import pool
 from lib.probing import controls, ksparse, on_saes
 from lib.probing.tasks import Probe, Task
 from lib.sae import folders, latents
