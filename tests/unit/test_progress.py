@@ -20,7 +20,7 @@ def recorded(tmp_path, monkeypatch):
     folder = tmp_path / "records" / "mine"
     folder.mkdir(parents=True)
     for i, name in enumerate(NAMES):
-        (folder / f"{name}.json").write_text(json.dumps({"wall_time_s": 200 if i == 1 else 100}))
+        (folder / f"{name}.json").write_text(json.dumps({"wall_time_s": 200.0 if i == 1 else 100.0}))
     return tmp_path
 
 
