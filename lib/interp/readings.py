@@ -46,7 +46,8 @@ def read(bridge: TransformerBridge, model: dict[str, str], texts: list[str], lay
     stored = is_late & seeing(bridge, torch.from_numpy(flat)).numpy()
     tokens = prompt_tokens(bridge, model, texts, layer, parent)
     flat, places = flat[stored], np.concatenate(token_offsets(bridge, texts))[stored]
-    kept = ~np.isin(flat, special_ids(bridge).numpy()) & tokens.in_turn.numpy()
+    kept = ~np.isin(flat, special_ids(bridge).numpy())
+    kept &= True if tokens.in_turn is None else tokens.in_turn.numpy()
     counts = np.add.reduceat(kept, tokens.starts[:-1].numpy())
     if (counts == 0).any():
         raise ValueError(f"a text has no token that is not special: {texts[int(np.argmin(counts))][:80]!r}")
