@@ -5,6 +5,7 @@ and nothing downstream would say so.
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -60,24 +61,19 @@ KNOWN = {
 
 
 def check(name: str) -> None:
-    """Check a model once, and keep in a converted folder that it was.
+    """Check a model that was converted from a GGUF file, and keep in its folder that it was.
 
     Raises:
         ValueError: every difference to what is known, in one sentence.
     """
-    place = weights.converted_folder(name)
-    passed = place / "checked.json" if place else None
-    if passed and passed.exists():
-        return
-    bridge = load_model(name)
+    folder, bridge = Path(weights.model_path(name)), load_model(name)
     wrong = list(differences(bridge, KNOWN.get(name)))
     if wrong:
         raise ValueError(
             f"the model {name!r} was not read right: {'; '.join(wrong)}; "
-            f"delete {relative(place) if place else 'its folder'} and run again, or try another version of transformers"
+            f"delete {relative(folder)} and run again, or try another version of transformers"
         )
-    if passed:
-        write_json(passed, {"model": name, "loss": round(loss(bridge), 4)})
+    write_json(folder / weights.CHECKED, {"model": name, "loss": round(loss(bridge), 4)})
 
 
 def differences(bridge: TransformerBridge, known: Known | None) -> Iterator[str]:

@@ -12,13 +12,12 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from lib.base.files import DATA, ROOT, cause, file_hash, locked, relative, replacing_folder, write_json
 
 MINILM = "all-MiniLM-L6-v2"
 SMOLLM2 = "SmolLM2-135M-Instruct"
 CONVERTED = DATA / "raw" / "models"
+CHECKED = "checked.json"
 GGUF_MAGIC = b"GGUF"
 
 
@@ -56,14 +55,14 @@ def model_path(name: str) -> str:
     return str(source) if source.is_dir() else name
 
 
-def converted_folder(name: str) -> Path | None:
-    """The converted folder of a model that lies in a GGUF file; of any other model None.
+def unchecked(name: str) -> bool:
+    """Whether a model lies in a GGUF file whose converted folder nothing has checked yet (``lib.model.self_check``).
 
     Raises:
         ValueError: see :func:`model_path`.
     """
     source = _source(name)
-    return converted(source) if source.suffix == ".gguf" else None
+    return source.suffix == ".gguf" and not (converted(source) / CHECKED).exists()
 
 
 def _source(name: str) -> Path:
@@ -129,6 +128,7 @@ def _hash_or_none(path: Path) -> str | None:
 
 def _convert(gguf: Path, sha256: str, folder: Path) -> None:
     """Write ``folder`` whole or not at all."""
+    import torch  # which, like transformers, takes seconds to import, and is needed once
     import transformers
 
     print(f"{relative(gguf)} is converted into {relative(folder.parent)}/{folder.name}, once: about a minute")

@@ -14,12 +14,15 @@ import os
 import re
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 from lib.base import build_graph
 from lib.base.files import DATA, ROOT, relative, replacing, run_dir, write_json, write_text, writing
+from lib.model import weights
 from lib.results import records
+from lib.runs import progress
 from lib.runs.profiles import complete, flat_yaml, profile_path, read_profile, select
 from lib.texts import sources
 
@@ -79,6 +82,11 @@ def fetch(values: dict[str, Any]) -> None:
     """
     for path in build_graph.notebooks():
         select(path, values)
+    model = complete(values).get("model")
+    if model and weights.unchecked(model):
+        from lib.model import self_check  # which takes ten seconds to import: all of the model's libraries
+
+        self_check.check(model)
     _estimate(values)
     if values.get("dataset") == "public" and not values.get("train_csv"):
         for name in sources.public_files():
@@ -148,6 +156,8 @@ def alone(profile: str, command: list[str]) -> None:
             f"another make reproduce is at work on profile {profile!r}; wait for it, or stop it, and run again"
         ) from error
     os.set_inheritable(handle, True)
+    os.environ[progress.BEGAN] = str(time.time())
+    print(progress.expected(profile), flush=True)
     os.execvp(command[0], command)
 
 
@@ -239,6 +249,8 @@ def main() -> None:
         select(notebook, values)
     except ValueError as error:
         sys.exit(f"error: {error}")
+    if progress.BEGAN in os.environ:
+        print(progress.line(values["profile"], notebook.stem, float(os.environ[progress.BEGAN])), flush=True)
     return _run(notebook, values)
 
 

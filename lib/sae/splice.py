@@ -15,6 +15,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from lib.model.forward import batches, padded
 from lib.model.models import check_layers, is_causal, resid_post, special_ids
 from lib.sae.folders import load
+from lib.sae.token_blocks import SINK
 from lib.stats.metrics import Estimate, bootstrap_weights, row
 
 BATCH_TOKENS = 2048  # padded tokens per forward pass; the logits of each take d_vocab numbers
@@ -34,8 +35,8 @@ def losses(
 ) -> tuple[Losses, Losses]:
     """Losses of the sequences with ``resid_post`` of ``layer`` changed, and how many tokens each predicts.
 
-    Without a ``change`` the stream stays as it is. Special tokens, on which SAEs are not trained, keep their residual
-    stream, and are not predicted.
+    Without a ``change`` the stream stays as it is. Special tokens and attention sinks, on which SAEs are not trained,
+    keep their residual stream; special ones are not predicted.
 
     Raises:
         ValueError: a model that is not causal, a layer that it does not have, or nothing to predict.
@@ -62,7 +63,9 @@ def _loss(
     bridge: TransformerBridge, ids: Tensor, mask: Tensor, plain: Tensor, layer: int, change: Change | None
 ) -> Tensor:
     def replace(resid, hook):
-        return torch.where(plain[..., None], change(resid), resid)
+        norm = resid.float().norm(dim=-1)
+        changed = plain & (norm <= SINK * norm[plain].median())
+        return torch.where(changed[..., None], change(resid), resid)
 
     with bridge.hooks(fwd_hooks=[(resid_post(layer), replace)] if change else []):
         logits = bridge.original_model(input_ids=ids, attention_mask=mask).logits

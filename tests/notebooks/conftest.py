@@ -95,10 +95,10 @@ def run_all_alone():
 def small_run(profile, run_all):
     """The values of the profile, after all notebooks have run with them.
 
-    Notebook 05 ran in a kernel of its own: a test compares it with one in a warm kernel.
+    Notebook 03 ran in a kernel of its own: a test compares it with one in a warm kernel.
     """
     values = profiles.read_profile(profile)
-    run_all(values, cold=("05_probing",))
+    run_all(values, cold=("03_sae_training",))
     return values
 
 

@@ -1,4 +1,4 @@
-"""Sweeps on Ray: stub notebooks in an empty project, and notebook 05 in a warm kernel beside a cold one."""
+"""Sweeps on Ray: stub notebooks in an empty project, and notebook 03 in a warm kernel beside a cold one."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import time
 import pandas as pd
 import pytest
 
-from lib.base import cluster
+from lib.base import build_graph, cluster
 from lib.base.files import run_dir
 from lib.model import shards
 from lib.runs import runner, sweep_cells, sweeps
@@ -205,9 +205,10 @@ def test_what_is_wrong_is_one_sentence(swept):
 
 
 def test_a_warm_kernel_gives_what_a_cold_one_gives(small_run, profile, tmp_path, monkeypatch):
-    """Two cells of notebook 05 in one kernel; the second has the parameters of the run in a kernel of its own."""
+    """Two cells of notebook 03 in one kernel; the second has the parameters of the run in a kernel of its own."""
     path = tmp_path / "warm.yaml"
-    path.write_text(f"notebooks: [05_probing]\nprofile: {profile}\ngrid: {{show_k: [2, 5]}}\n")
+    lr = build_graph.parameters(build_graph.NOTEBOOKS / "03_sae_training.py")["lr"]
+    path.write_text(f"notebooks: [03_sae_training]\nprofile: {profile}\ngrid: {{lr: [{lr / 2}, {lr}]}}\n")
     cells, wanted = sweep_cells.plan(sweep_cells.read(path))
     work = sweep_cells.CellRunner()
     try:
@@ -217,7 +218,7 @@ def test_a_warm_kernel_gives_what_a_cold_one_gives(small_run, profile, tmp_path,
         work.kernel.kill()
     second = cells[wanted[1].name]
     warm = json.loads(second.record.read_text())
-    cold = json.loads((run_dir("own-data-test") / "results" / "05_probing.json").read_text())
+    cold = json.loads((run_dir("own-data-test") / "results" / "03_sae_training.json").read_text())
     assert warm["parameters"] == cold["parameters"] | {"profile": f"own-data-test/cells/{second.name}"}
     assert warm["metrics"] == cold["metrics"]
     executed = second.executed.read_text()

@@ -218,6 +218,20 @@ def test_a_reading_leaves_special_tokens_out_and_knows_the_characters(minilm, tm
         readings.read(minilm, models.identity(weights.MINILM), ["fine", "\u200b"], 1, tmp_path)
 
 
+def test_a_reading_of_a_chat_is_of_the_users_turn(gemma, minilm, tmp_path, monkeypatch):
+    texts = ["tell me of ships", "why?"]
+    reading = readings.read(gemma, {"model": "m"}, texts, 1, tmp_path)
+    for i, text in enumerate(texts):
+        first, last = reading.starts[i : i + 2]
+        spans = reading.offsets[first:last].astype(int)
+        assert spans[0, 0] == 0 and spans[-1, 1] == len(text) and (spans[1:, 0] == spans[:-1, 1]).all()
+    plain = readings.read(minilm, {"model": "m"}, texts, 1, tmp_path)
+    real = readings.prompt_tokens  # A store of an earlier version does not know of turns.
+    monkeypatch.setattr(readings, "prompt_tokens", lambda *a: real(*a)._replace(in_turn=None))
+    old = readings.read(minilm, {"model": "m"}, texts, 1, tmp_path)
+    np.testing.assert_array_equal(plain.activations, old.activations)
+
+
 def test_cleaning_helps_where_formatting_told_the_label():
     """Raw texts end in a mark that tells the label in distribution and the contrary OOD; clean ones do not."""
     rng = np.random.default_rng(0)

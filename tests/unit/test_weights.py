@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import shutil
+from pathlib import Path
 
 import gguf
 import pytest
@@ -33,8 +34,11 @@ def test_a_gguf_gives_the_model_that_was_written(place, llama):
     with torch.inference_mode():
         torch.testing.assert_close(bridge.original_model(input_ids=ids).logits, llama(input_ids=ids).logits)
     assert list(self_check.differences(bridge, None)) == []
-    folder = weights.converted_folder(str(path))
+    folder = Path(weights.model_path(str(path)))
     assert folder.parent == weights.CONVERTED and folder.name.startswith("tiny model-")
+    assert weights.unchecked(str(path))
+    self_check.check(str(path))
+    assert not weights.unchecked(str(path)) and not weights.unchecked("some/hub-id")
     assert models.identity(str(path))["revision"]
     made = (folder / "model.safetensors").stat().st_mtime_ns
     weights.converted.cache_clear()
@@ -67,6 +71,9 @@ def test_what_was_read_wrong_is_named(place, llama, monkeypatch):
         assert len(list(self_check.differences(bridge, right._replace(**{field: value})))) == 1, field
     monkeypatch.setattr(self_check, "hidden_difference", lambda bridge: float("nan"))
     assert "hidden states" in next(self_check.differences(bridge, right))
+    with pytest.raises(ValueError, match="was not read right: hidden states .*; delete .* and run again"):
+        self_check.check(str(place / "tiny.gguf"))
+    assert weights.unchecked(str(place / "tiny.gguf"))
 
 
 def test_a_file_that_cannot_be_read_gets_one_sentence(place, llama):
@@ -108,7 +115,7 @@ def test_no_room_for_the_converted_folder(place, llama, monkeypatch):
 
 def test_a_changed_folder_is_named(place, llama):
     path = tiny_gguf.write(place / "tiny.gguf", llama)
-    folder = weights.converted_folder(str(path))
+    folder = Path(weights.model_path(str(path)))
     with (folder / "model.safetensors").open("r+b") as handle:
         handle.seek(-4, 2)
         handle.write(b"\0\0\0\1")

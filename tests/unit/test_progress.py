@@ -1,0 +1,50 @@
+"""What a run will take and how far it is, from made-up records."""
+
+import json
+import os
+
+import pytest
+
+from lib.base import build_graph
+from lib.runs import progress
+
+NAMES = [path.stem for path in build_graph.notebooks()]
+
+
+@pytest.fixture
+def recorded(tmp_path, monkeypatch):
+    """Every notebook took 100 seconds, the second one 200."""
+    monkeypatch.setattr(progress, "DATA", tmp_path)
+    monkeypatch.setattr(progress, "run_dir", lambda profile: tmp_path / "runs" / profile)
+    monkeypatch.setattr(progress.time, "time", lambda: 10_000.0)
+    folder = tmp_path / "records" / "mine"
+    folder.mkdir(parents=True)
+    for i, name in enumerate(NAMES):
+        (folder / f"{name}.json").write_text(json.dumps({"wall_time_s": 200.0 if i == 1 else 100.0}))
+    return tmp_path
+
+
+def ran(folder, name, at):
+    path = folder / "runs" / "mine" / "notebooks" / f"{name}.ipynb"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("{}")
+    os.utime(path, (at, at))
+
+
+def test_what_is_left_follows_the_pace_of_this_run(recorded):
+    n = len(NAMES)
+    total = round((n + 1) * 100 / 60)
+    assert progress.expected("mine") == f"mine: {n} notebooks, about {total} min on the machine of the records"
+    first = progress.line("mine", NAMES[0], 9_990.0)
+    assert first == f"{NAMES[0]}: notebook 1 of {n}, less than a minute elapsed, about {total} min left"
+    ran(recorded, NAMES[0], 9_000.0)  # It ran before this run began, and tells nothing of its pace.
+    assert f"about {round(n * 100 / 60)} min left" in progress.line("mine", NAMES[1], 9_700.0)
+    ran(recorded, NAMES[0], 9_900.0)
+    third = progress.line("mine", NAMES[1], 9_700.0)  # 300 s for what took 100
+    assert third == f"{NAMES[1]}: notebook 2 of {n}, 5 min elapsed, about {round(3 * n * 100 / 60)} min left"
+
+
+def test_without_records_nothing_is_promised(recorded):
+    (recorded / "records" / "mine" / f"{NAMES[-1]}.json").unlink()
+    assert "no committed record" in progress.expected("mine") and "no committed record" in progress.expected("other")
+    assert progress.line("mine", NAMES[0], 9_990.0).endswith("less than a minute elapsed")
