@@ -15,7 +15,7 @@ from tests.tiny_gemma import D_SAE, LAYER
 
 MAY_BE_EMPTY = {
     *("layers", "gated_coefficients", "f0s", "comparators", "resample_shares", "prompt_repeats", "train_sizes"),
-    "noise_shares",
+    *("noise_shares", "positions"),
 }
 LISTS = {
     (path, name): default
