@@ -56,13 +56,9 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     Raises:
         WriteError: see :func:`writing`.
     """
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as scratch:
-            temporary = Path(scratch) / path.name
-            temporary.mkdir()
-            yield temporary
-            os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.mkdir()
+        yield temporary
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from lib.interp.examples import Sequences, token_texts
 from lib.model.activations import prompt_tokens
-from lib.model.models import seeing, special_ids, token_offsets, tokenise, turn_spans
+from lib.model.models import seeing, special_ids, token_offsets, tokenise_with_spans
 from lib.sae.latents import active_entries
 from lib.texts.artefacts import Spans
 
@@ -40,8 +40,9 @@ def read(bridge: TransformerBridge, model: dict[str, str], texts: list[str], lay
     Raises:
         ValueError: a text without any token.
     """
-    token_ids, first = tokenise(bridge, texts), turn_spans(bridge, texts)[:, 0].tolist()
+    token_ids, spans = tokenise_with_spans(bridge, texts)
     flat = np.concatenate(token_ids)
+    first = spans[:, 0].tolist()
     is_late = np.concatenate([np.arange(len(ids)) >= start for ids, start in zip(token_ids, first, strict=True)])
     stored = is_late & seeing(bridge, torch.from_numpy(flat)).numpy()
     tokens = prompt_tokens(bridge, model, texts, layer, parent)

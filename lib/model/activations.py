@@ -19,7 +19,7 @@ from lib.base.registry import lookup
 from lib.model import forward
 from lib.model.chat import has_template
 from lib.model.collectors import STORED, PooledShard, Prompts, TokenShard
-from lib.model.models import check_layers, fixed_position, resid_post, seeing, special_ids, tokenise, turn_spans
+from lib.model.models import check_layers, fixed_position, resid_post, seeing, special_ids, tokenise_with_spans
 from lib.model.poolings import ALL_POOLINGS, named
 from lib.model.shards import Shard, build, build_together, read_all, read_manifest, store_path
 
@@ -71,8 +71,8 @@ def _harvest_prompts(
     """
     if not texts:
         raise ValueError("nothing to harvest: there are no texts")
-    token_ids, dtype = tokenise(bridge, texts), _stored_dtype(bridge)
-    prompts = Prompts(token_ids, turn_spans(bridge, texts, over))
+    prompts, dtype = Prompts(*tokenise_with_spans(bridge, texts, over)), _stored_dtype(bridge)
+    token_ids = prompts.token_ids
     chunks = _by_tokens(_by_length(token_ids), token_ids, shard_tokens)
     common = model | {"texts": texts_hash(texts), "shard_tokens": shard_tokens}
     if has_template(bridge.tokenizer):
@@ -116,7 +116,7 @@ def harvest_pooled(
     ``model`` is ``lib.model.models.identity``. A shard holds ``index``, ``length`` (tokens), per layer and
     pooling ``resid_post.<layer>.<pooling>`` (prompts, d_model) in float32, and per layer ``norm.<layer>``, the mean
     L2 norm of a prompt's tokens. Max and mean cover the user's turn, or the whole sequence (``over``; see
-    ``lib.model.models.turn_spans``). The same pass stores what :func:`prompt_tokens` reads at ``token_layer``.
+    ``lib.model.models.tokenise_with_spans``). The same pass stores what :func:`prompt_tokens` reads at ``token_layer``.
 
     Raises:
         ValueError: a layer out of range, an unknown pooling, or a damaged store.

@@ -16,7 +16,7 @@ STORED = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 
 class Prompts(NamedTuple):
-    """Prompts as token ids, and what is pooled of each (see ``lib.model.models.turn_spans``)."""
+    """Prompts as token ids, and what is pooled of each (see ``lib.model.models.tokenise_with_spans``)."""
 
     token_ids: list[list[int]]
     spans: Int[Tensor, "prompts 2"]

@@ -235,8 +235,10 @@ def _encoded(bridge: TransformerBridge, texts: list[str], limit: int) -> list[ch
 POOLED_OVER = ("turn", "sequence")
 
 
-def turn_spans(bridge: TransformerBridge, texts: list[str], over: str = "turn") -> Int[Tensor, "texts 2"]:
-    """First token, and the one behind the last, of what is pooled of each of ``tokenise(bridge, texts)``.
+def tokenise_with_spans(
+    bridge: TransformerBridge, texts: list[str], over: str = "turn"
+) -> tuple[list[list[int]], Int[Tensor, "texts 2"]]:
+    """``tokenise(bridge, texts)``, and of each text the first token, and the one behind the last, of what is pooled.
 
     It is the user's turn, since the system turn and the template say nothing of a prompt; the whole sequence for a
     model without a chat template, or if ``over`` says so.
@@ -247,8 +249,10 @@ def turn_spans(bridge: TransformerBridge, texts: list[str], over: str = "turn") 
     lookup(dict.fromkeys(POOLED_OVER, ""), "pool_over", over)
     if over == "turn" and chat.has_template(bridge.tokenizer):
         encoded = _encoded(bridge, texts, bridge.cfg.n_ctx)
-        return torch.tensor([(prompt.first, max(prompt.last, prompt.first + 1)) for prompt in encoded])
-    return torch.tensor([(0, len(ids)) for ids in tokenise(bridge, texts)])
+        spans = [(prompt.first, max(prompt.last, prompt.first + 1)) for prompt in encoded]
+        return [prompt.ids for prompt in encoded], torch.tensor(spans)
+    token_ids = tokenise(bridge, texts)
+    return token_ids, torch.tensor([(0, len(ids)) for ids in token_ids])
 
 
 def token_offsets(bridge: TransformerBridge, texts: list[str]) -> list[list[tuple[int, int]]]:

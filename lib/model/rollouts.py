@@ -49,7 +49,7 @@ def generate(
         ValueError: a model without chat template, impossible sampling parameters, or a damaged part.
     """
     draws = Draws(max_new_tokens, temperature, top_p, seed, part_prompts)
-    return _in_parts(bridge, model | {"prompts": texts_hash(prompts)}, prompts, parent, draws, _prompts)
+    return _in_parts(bridge, model | {"prompts": texts_hash(prompts)}, prompts, parent, draws, tokenise)
 
 
 def user_turns(
@@ -83,10 +83,6 @@ class Draws(NamedTuple):
     top_p: float
     seed: int
     part_prompts: int
-
-
-def _prompts(bridge: TransformerBridge, texts: list[str], room: int) -> list[list[int]]:
-    return tokenise(bridge, texts, room)
 
 
 def _headers(bridge: TransformerBridge, texts: list[str], room: int) -> list[list[int]]:
