@@ -37,14 +37,14 @@ from lib.texts import datasets
 
 # %% tags=["parameters"]
 profile = "embedded"
-model = "all-MiniLM-L6-v2"  # packaged MiniLM, a Hugging Face id, or a local folder
+model = "SmolLM2-135M-Instruct"  # a packaged model, a Hugging Face id, a local folder, or a GGUF file
 device = "cpu"
 dtype = "float32"  # of the forward pass, float32 | bfloat16 | float16
-layers = []  # blocks to read beside `layer`, such as [3, 4]; empty: all
-layer = 2  # block whose tokens are all kept, for the SAEs of notebook 05
+layers = [6, 9, 12, 15, 18]  # blocks to read beside `layer`, such as [3, 4]; empty: all
+layer = 21  # block whose tokens are all kept, for the SAEs of notebook 05
 pool_over = "turn"  # what max and mean cover: turn (the user's, if there are turns) | sequence
 positions = [-1]  # other fixed positions, counted from the first response token; empty: none
-show_layer = 3  # layer of the projection plot
+show_layer = 21  # layer of the projection plot
 seed = 0
 
 # %% [markdown]

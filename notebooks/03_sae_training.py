@@ -42,32 +42,32 @@ from lib.texts import datasets
 # %% tags=["parameters"]
 profile = "embedded"
 device = "cpu"
-layer = 2  # block whose residual stream is trained on; notebook 05 chose it on validation
-corpus = "docstrings"  # docstrings | pretraining | rollouts | hf:<data set> | own:<corpus>
+layer = 21  # block whose residual stream is trained on; notebook 05 chose it on validation
+corpus = "shipped:SmolLM2-135M-Instruct"  # docstrings | pretraining | rollouts | hf:<data set> | own:<corpus>
 n_rollouts = 2000  # of the model's own, where a corpus is own:…
 rollout_tokens = 128  # of a rollout, at most
 rollout_temperature = 1.0  # 0: greedy
 context = 128  # tokens of a window of text
 store = "disk"  # disk | stream, training activations kept, or made anew for each training
 buffer_tokens = 4_000_000  # shuffled at a time
-max_tokens = 110_000  # training tokens harvested
+max_tokens = 100_000  # training tokens harvested
 held_out_tokens = 20_000
-d_sae = 768
+d_sae = 1536
 train_tokens = 100_000  # tokens seen in training
 batch_tokens = 1024
-target_l0s = [8, 16, 32, 64]  # active latents per token
-gated_coefficients = [3.0, 5.0, 8.0, 14.0]  # L1 coefficients of the gated SAEs; empty: no such SAE
+target_l0s = [16, 32, 64]  # active latents per token
+gated_coefficients = [3.0, 5.0, 8.0]  # L1 coefficients of the gated SAEs; empty: no such SAE
 f0s = [0.1, 0.01]  # frequency scales of the QF penalty, fraction of tokens; empty: no QF
 comparators = ["topk", "gated"]  # of SAELens: topk | batchtopk | matryoshka | gated; empty: none
-lr = 1.6e-2  # of JumpReLU, of 4e-3 to 1.6e-2; chosen on another split than split_seed
-comparator_lr = 8e-3  # of TopK, of 4e-4 to 1.6e-2; chosen in the same way
-gated_lr = 4e-3  # of Gated, of 1e-3 to 8e-3; chosen in the same way
+lr = 4e-3  # of JumpReLU, of 4e-3 to 1.6e-2; chosen on another split than split_seed
+comparator_lr = 2e-3  # of TopK, of 4e-4 to 1.6e-2; chosen in the same way
+gated_lr = 2e-3  # of Gated, of 1e-3 to 8e-3; chosen in the same way
 split_seed = 1  # division of the passages into training and held-out ones
 seeds = [0, 1, 2]
 
 # %% [markdown]
 # ## Inputs: token activations
-# The training prompts are added to the corpus. Passages, not windows, are held out. Special tokens
+# Passages, not windows, are held out. Special tokens
 # are left out, and tokens are shuffled over the shards.
 
 # %%
@@ -82,7 +82,7 @@ reader = models.Reader(model, device, upstream["dtype"], context, store)
 sampling = rollouts.Sampling(n_rollouts, rollout_tokens, rollout_temperature, split_seed)
 asked = prompts.loc[prompts["split"] == "train", "text"].tolist()
 wanted = max_tokens + held_out_tokens
-texts = rollouts.corpus(corpus, reader, sampling, asked, run.folder / "rollouts", wanted) + asked
+texts = rollouts.corpus(corpus, reader, sampling, asked, run.folder / "rollouts", wanted)
 tokens, held_out = harvest.token_stores(
     reader, texts, layer, run.folder / "activations",
     max_tokens=max_tokens, held_out_tokens=held_out_tokens, seed=split_seed,

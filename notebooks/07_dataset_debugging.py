@@ -43,9 +43,9 @@ from lib.texts import artefacts, datasets
 profile = "embedded"
 device = "cpu"
 dtype = "float32"  # of the forward pass, float32 | bfloat16 | float16
-model = "all-MiniLM-L6-v2"  # packaged MiniLM, a Hugging Face id, or a local folder
-layer = 2  # block whose residual stream is trained on; notebook 05 chose it on validation
-base_sae = "data/pretrained/all-MiniLM-L6-v2-layer-2-base"  # folder | release:sae_id | empty
+model = "SmolLM2-135M-Instruct"  # a packaged model, a Hugging Face id, a local folder, or a GGUF file
+layer = 21  # block whose residual stream is trained on; notebook 05 chose it on validation
+base_sae = "data/pretrained/SmolLM2-135M-Instruct-layer-21-base"  # folder | release:sae_id | empty
 n_bootstrap = 1000  # replicates over base prompts
 show_k = 20  # of the figures that show one k
 plant_shares = [0.05, 0.1, 0.25, 0.5, 1.0]  # of one class that gets an artefact, beside show_share
