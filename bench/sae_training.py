@@ -96,7 +96,7 @@ def _rate(step: Callable, x: torch.Tensor) -> float:
 def measure() -> Iterator[tuple[str, str, list[float]]]:
     """Trainings first, then the rates in turn."""
     folder = run_dir("bench")
-    store, held_out = harvest.token_stores(
+    store, held_out, _ = harvest.token_stores(
         models.Reader(weights.MINILM),
         corpora.corpus("pretraining"),
         LAYER,

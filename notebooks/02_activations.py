@@ -14,7 +14,7 @@
 # %% [markdown]
 # # 02 · Activations: the residual stream of every prompt
 #
-# Prepares claims C1–C8.
+# Prepares claims C1–C8, and has the first figure of C1 and C7.
 #
 # The paper probes the residual stream of Gemma 2 9B IT after block 20, aggregated over a prompt's
 # tokens in two ways: the maximum over the sequence, per coordinate, or a fixed position at the
@@ -27,9 +27,12 @@
 import pandas as pd
 from IPython.display import Markdown
 
-from lib.model import activations, models, poolings
+from lib.base.files import write_table
+from lib.model import activations, chat, models, poolings
 from lib.probing import dense as dense_probes
-from lib.results import figures, records
+from lib.probing.tasks import Task
+from lib.results import figures, probe_tables, records, tables
+from lib.stats import metrics
 from lib.texts import datasets
 
 # %% [markdown]
@@ -37,7 +40,7 @@ from lib.texts import datasets
 
 # %% tags=["parameters"]
 profile = "embedded"
-model = "SmolLM2-135M-Instruct"  # a packaged model, a Hugging Face id, a local folder, or a GGUF file
+model = "SmolLM2-135M-Instruct"  # packaged, a Hugging Face id, a folder, or a GGUF file
 device = "cpu"
 dtype = "float32"  # of the forward pass, float32 | bfloat16 | float16
 layers = [6, 9, 12, 15, 18]  # blocks to read beside `layer`, such as [3, 4]; empty: all
@@ -45,6 +48,8 @@ layer = 21  # block whose tokens are all kept, for the SAEs of notebook 05
 pool_over = "turn"  # what max and mean cover: turn (the user's, if there are turns) | sequence
 positions = [-1]  # other fixed positions, counted from the first response token; empty: none
 show_layer = 21  # layer of the projection plot
+c_grid = [1e-4, 1e-3, 1e-2, 1e-1, 1.0]  # inverse L2 strengths, chosen in training folds
+n_bootstrap = 1000  # replicates over base prompts
 seed = 0
 
 # %% [markdown]
@@ -139,17 +144,49 @@ caption = (
 figures.save(figures.projection(parts), run.figures, "02_projection", caption)
 
 # %% [markdown]
+# ## A first result: dense probes by block
+# Logistic regression with an L2 penalty on standardised activations $z$,
+#
+# $$\min_{w,b}\ \sum_i \log\!\big(1 + e^{-\tilde y_i (w \cdot z_i + b)}\big)
+# + \tfrac{1}{2C}\lVert w\rVert^2 ,$$
+#
+# for every block and pooling, with $C$ by cross-validated AUROC in folds that keep the variants of
+# a base prompt together. Scaling and $C$ see the training split only. Intervals are 95 % percentile
+# bootstraps that draw *base prompts* with replacement, since the variants of one prompt are not
+# independent. Notebook 05 goes on from here. **What to look for:** a probe that stays high out of
+# distribution (C1), and poolings that lie together (C7).
+
+# %%
+every_cell = activations.load_pooled(store)
+probes = dense_probes.of_cells(every_cell, Task.of(prompts), tuple(c_grid))
+weights = metrics.split_weights(prompts, n_bootstrap, seed)
+dense = dense_probes.table(prompts, probes, weights)
+areas = dense[dense["metric"] == "auroc"]
+
+# %%
+caption = f"Profile {profile}, {model}. Dense probe; bands: 95 % bootstrap over base prompts."
+labels = "layer", "split", "pooling", "layer (after block)"
+figure = figures.curves(areas, *labels, share_y=False)
+figures.save(figure, run.figures, "02_dense", caption)
+
+# %% [markdown]
 # ## Takeaway
 
 # %%
 speed = shards["tokens"].sum() / shards["seconds"].sum()
+best = probe_tables.best_cell(areas)
+at_best = areas[(areas["layer"] == best["layer"]) & (areas["pooling"] == best["pooling"])]
+texts = dict(zip(at_best["split"], tables.texts(at_best)))
+validation, outside = texts["val"], texts.get("ood", "not measured")
 Markdown(
     f"{shards['tokens'].sum():,} tokens of {len(prompts):,} prompts at {speed:,.0f} tokens/s, "
     f"layers {wanted[0]} to {wanted[-1]} in one pass (with all poolings; hardware in the record). "
-    f"The store is `{store.name}`."
+    f"The store is `{store.name}`.\n\nDense probe of best validation AUROC: layer {best['layer']}, "
+    f"{best['pooling']} pooling, {validation} in validation, {outside} out of distribution."
 )
 
 # %%
+has_turn = float(chat.has_template(bridge.tokenizer))
 n_tokens = float(shards["tokens"].sum())
 table = pd.DataFrame([
     {
@@ -159,5 +196,13 @@ table = pd.DataFrame([
         "unit": "tokens/s",
     },
     {"metric": "tokens", "value": n_tokens, "n": len(prompts), "unit": "tokens"},
+    {"metric": "has_user_turn", "value": has_turn, "n": 1, "unit": "1: yes, 0: no"},
 ])
-records.write(run, table, table, inputs=[prompts_path], outputs={"pooled": store}).name
+table = pd.concat([table, dense], ignore_index=True)
+headline = table[(table["metric"] != "auroc") | (table["split"] != "train")]
+outputs = {
+    "pooled": store,
+    "dense": write_table(run.results / "dense.parquet", dense),
+    "dense_scores": dense_probes.save_scores(probes, run.results / "dense_scores.parquet"),
+}
+records.write(run, table, headline, inputs=[prompts_path], outputs=outputs).name

@@ -32,18 +32,21 @@ from IPython.display import Markdown, display
 from lib.base.files import relative, write_table
 from lib.model import models, rollouts
 from lib.results import figures, records, tables
-from lib.sae import comparison, folders, harvest, token_blocks
+from lib.sae import comparison, folders, harvest, learning_rates, token_blocks
 from lib.sae.recipes import Recipe
 from lib.texts import datasets
 
 # %% [markdown]
 # ## Parameters
+# A corpus is `docstrings` (of installed packages), `pretraining` (public prose), `rollouts` (public
+# chat), `shipped:<model>` (chat that a model had with itself, in `data/rollouts`), `hf:<data set>`,
+# or `own:<corpus>` (answered by the model itself).
 
 # %% tags=["parameters"]
 profile = "embedded"
 device = "cpu"
 layer = 21  # block whose residual stream is trained on; notebook 05 chose it on validation
-corpus = "shipped:SmolLM2-135M-Instruct"  # docstrings | pretraining | rollouts | hf:<data set> | own:<corpus>
+corpus = "shipped:SmolLM2-135M-Instruct"  # docstrings | pretraining | rollouts, …
 n_rollouts = 2000  # of the model's own, where a corpus is own:…
 rollout_tokens = 128  # of a rollout, at most
 rollout_temperature = 1.0  # 0: greedy
@@ -52,16 +55,16 @@ store = "disk"  # disk | stream, training activations kept, or made anew for eac
 buffer_tokens = 4_000_000  # shuffled at a time
 max_tokens = 100_000  # training tokens harvested
 held_out_tokens = 20_000
-d_sae = 1536
+d_sae = 1024
 train_tokens = 100_000  # tokens seen in training
 batch_tokens = 1024
-target_l0s = [16, 32, 64]  # active latents per token
-gated_coefficients = [3.0, 5.0, 8.0]  # L1 coefficients of the gated SAEs; empty: no such SAE
+target_l0s = [16, 32]  # active latents per token
+gated_coefficients = [3.0, 8.0]  # L1 coefficients of the gated SAEs; empty: no such SAE
 f0s = [0.1, 0.01]  # frequency scales of the QF penalty, fraction of tokens; empty: no QF
 comparators = ["topk", "gated"]  # of SAELens: topk | batchtopk | matryoshka | gated; empty: none
-lr = 4e-3  # of JumpReLU, of 4e-3 to 1.6e-2; chosen on another split than split_seed
-comparator_lr = 2e-3  # of TopK, of 4e-4 to 1.6e-2; chosen in the same way
-gated_lr = 2e-3  # of Gated, of 1e-3 to 8e-3; chosen in the same way
+lr = 4e-3  # of JumpReLU, chosen on a calibration split of the text, once; 0: again
+comparator_lr = 2e-3  # of those with a target L0, chosen in the same way, once; 0: again
+gated_lr = 2e-3  # of those with a coefficient
 split_seed = 1  # division of the passages into training and held-out ones
 seeds = [0, 1, 2]
 
@@ -83,11 +86,12 @@ sampling = rollouts.Sampling(n_rollouts, rollout_tokens, rollout_temperature, sp
 asked = prompts.loc[prompts["split"] == "train", "text"].tolist()
 wanted = max_tokens + held_out_tokens
 texts = rollouts.corpus(corpus, reader, sampling, asked, run.folder / "rollouts", wanted)
-tokens, held_out = harvest.token_stores(
+stores = harvest.token_stores(
     reader, texts, layer, run.folder / "activations",
     max_tokens=max_tokens, held_out_tokens=held_out_tokens, seed=split_seed,
-)
-x_held = token_blocks.load_tokens(held_out)
+    calibrates=learning_rates.CHOSEN in (lr, comparator_lr),
+)  # fmt: skip
+x_held = token_blocks.load_tokens(stores.held_out)
 print(f"{len(texts):,} passages; layer {layer} of {model}")
 print(f"held out: {tuple(x_held.shape)} (tokens, d_model)")
 
@@ -114,7 +118,7 @@ sparsities = {"target_l0": target_l0s, "coefficient": gated_coefficients}
 base = Recipe(d_sae=d_sae, tokens=train_tokens, batch_tokens=batch_tokens, lr=lr)
 grid = comparison.recipes(base, variants, sparsities, seeds)
 options = {"device": device, "buffer_tokens": buffer_tokens}
-table = comparison.train_grid(grid, tokens, held_out, run.folder / "saes", **options)
+table = comparison.train_grid(grid, stores, run.folder / "saes", **options)
 by_setting = table.drop(columns="folder").groupby(["variant", "sparsity"], sort=False)
 by_setting.mean().drop(columns="seed").round(3)
 
@@ -211,8 +215,8 @@ Markdown("\n\n".join([about, "\n".join(lines) or "there is none.", caveat]))
 # %%
 saes = table[["variant", "sparsity", "seed"]].assign(folder=table["folder"].map(relative))
 list_path = write_table(run.results / "architectures.parquet", saes)
-outputs = {"held_out": held_out, "saes": list_path}
-outputs |= {"tokens": tokens} if store == "disk" else {}
+outputs = {"held_out": stores.held_out, "saes": list_path}
+outputs |= {"tokens": stores.training} if store == "disk" else {}
 tidy = table.drop(columns="folder").melt(["variant", "sparsity", "seed"], var_name="metric")
 headline = pd.concat([costs, frequent], ignore_index=True)
 values = pd.concat([tidy, headline], ignore_index=True)

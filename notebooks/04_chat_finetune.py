@@ -32,7 +32,7 @@ from IPython.display import Markdown
 from lib.base.files import write_table
 from lib.model import models, rollouts
 from lib.results import figures, records, tables
-from lib.sae import finetuning, folders, harvest, splice, token_blocks, training
+from lib.sae import finetuning, folders, harvest, learning_rates, splice, token_blocks, training
 from lib.sae.recipes import Recipe
 from lib.texts import corpora, datasets
 
@@ -41,6 +41,10 @@ from lib.texts import corpora, datasets
 # An SAE to begin with is a SAELens folder, a folder with Gemma Scope's `params.npz`, or
 # `release:sae_id`; one that is empty is trained here. `prompts_sae` saw pretraining text as user
 # prompts.
+#
+# A corpus is `docstrings` (of installed packages), `pretraining` (public prose), `rollouts` (public
+# chat), `shipped:<model>` (chat that a model had with itself, in `data/rollouts`), `hf:<data set>`,
+# or `own:<corpus>` (answered by the model itself).
 
 # %% tags=["parameters"]
 profile = "embedded"
@@ -48,7 +52,7 @@ device = "cpu"
 layer = 21  # block whose residual stream is trained on; notebook 05 chose it on validation
 base_sae = "data/pretrained/SmolLM2-135M-Instruct-layer-21-base"  # or empty
 prompts_sae = "data/pretrained/SmolLM2-135M-Instruct-layer-21-prompts"  # or empty
-chat_corpus = "shipped:SmolLM2-135M-Instruct"  # prompts (in all wrappers) | rollouts | hf:<data set> | own:<corpus>
+chat_corpus = "shipped:SmolLM2-135M-Instruct"  # or prompts (in all wrappers)
 pretraining_corpus = "docstrings"  # docstrings | pretraining | hf:<data set>
 n_rollouts = 2000  # of the model's own, where a corpus is own:…
 rollout_tokens = 128  # of a rollout, at most
@@ -65,8 +69,9 @@ base_train_tokens = 1_500_000  # seen by an SAE that is trained here
 finetune_tokens = 100_000  # tokens seen in finetuning
 scratch_tokens = 100_000  # tokens seen by the SAE from scratch
 sae_target_l0 = 45.0  # active latents per token
-finetune_lr = 4e-3  # of 5e-4 to 8e-3, by FVU on validation chat text
-scratch_lr = 1.6e-2  # of 4e-3 to 1.6e-2, in the same way
+base_lr = 4e-3  # of SAEs that are trained here; 0: chosen on a calibration split of the text
+finetune_lr = 4e-3  # chosen in the same way, once; 0: again
+scratch_lr = 4e-3  # chosen in the same way, once; 0: again
 resample_shares = [0.25]  # share of latents made anew before finetuning; empty: none
 prompt_repeats = []  # copies of the training prompts in the mix, such as [1, 4]; empty: none
 finetune_seeds = [0]
@@ -95,38 +100,36 @@ if chat_corpus == "prompts":
     dataset = records.read(run, "01_datasets")["parameters"]["dataset"]
     templates = datasets.load_templates(dataset)
     rng = np.random.default_rng(split_seed)
-    chat_train, chat_val = (
-        datasets.chat_texts(prompts, split, templates, rng) for split in ("train", "val")
-    )
+    wrapped = (datasets.chat_texts(prompts, split, templates, rng) for split in ("train", "val"))
+    chat_texts = corpora.Split(*wrapped, calibration=[])
 else:
     sampling = rollouts.Sampling(n_rollouts, rollout_tokens, rollout_temperature, split_seed)
     wanted = chat_tokens + held_out_tokens
     chat_texts = rollouts.corpus(
         chat_corpus, reader, sampling, probe_texts, run.folder / "rollouts", wanted
     )
-    chat_train, chat_val = corpora.hold_out(chat_texts, harvest.HELD_OUT_SHARE, split_seed)
+    chat_texts = corpora.split(chat_texts, harvest.HELD_OUT_SHARE, split_seed)
 texts = corpora.corpus(pretraining_corpus, pretraining_tokens + held_out_tokens)
-pretraining_train, pretraining_val = corpora.hold_out(texts, harvest.HELD_OUT_SHARE, split_seed)
+pretraining_texts = corpora.split(texts, harvest.HELD_OUT_SHARE, split_seed)
 
 # %%
 parent = run.folder / "activations"
-chat = harvest.token_store(reader, chat_train, layer, parent, chat_tokens, split_seed)
-chat_held_out = harvest.held_out_store(
-    reader, chat_val, layer, parent, held_out_tokens, split_seed
-)
+limits = {"held_out_tokens": held_out_tokens, "seed": split_seed}
+chat = harvest.token_stores(
+    reader, chat_texts, layer, parent, max_tokens=chat_tokens, **limits,
+    calibrates=learning_rates.CHOSEN in (finetune_lr, scratch_lr),
+)  # fmt: skip
+pretraining = harvest.token_stores(
+    reader, pretraining_texts, layer, parent, max_tokens=pretraining_tokens, **limits,
+    calibrates=base_lr == learning_rates.CHOSEN,
+)  # fmt: skip
 probe_prompts = None
 if any(prompt_repeats):
     probe_prompts = harvest.token_store(reader, probe_texts, layer, parent, 0, split_seed)
-pretraining = harvest.token_store(
-    reader, pretraining_train, layer, parent, pretraining_tokens, split_seed
-)
-pretraining_held_out = harvest.held_out_store(
-    reader, pretraining_val, layer, parent, held_out_tokens, split_seed
-)
 
 # %%
-held_out = {"chat": chat_held_out, pretraining_corpus: pretraining_held_out}
-sources = {"chat": chat, pretraining_corpus: pretraining}
+held_out = {"chat": chat.held_out, pretraining_corpus: pretraining.held_out}
+sources = {"chat": chat.training, pretraining_corpus: pretraining.training}
 sources |= {"probe prompts": probe_prompts} if probe_prompts else {}
 sources |= {f"{name}, held out": place for name, place in held_out.items()}
 counts = {name: sum(token_blocks.counts(source)) for name, source in sources.items()}
@@ -145,23 +148,28 @@ starts = {
 }
 options = {"device": device, "buffer_tokens": buffer_tokens}
 d_sae = folders.load(base_sae).cfg.d_sae if base_sae else base_d_sae
-recipe = Recipe(d_sae=d_sae, target_l0=sae_target_l0, tokens=base_train_tokens)
+recipe = Recipe(d_sae=d_sae, target_l0=sae_target_l0, tokens=base_train_tokens, lr=base_lr)
+place = run.folder / "saes"
+if not (base_sae and prompts_sae):
+    recipe = learning_rates.settled(recipe, pretraining, place, **options)
+
+# %%
 if not base_sae:
     stop_tokens = max(base_train_tokens - finetune_tokens, recipe.batch_tokens)
     earlier = dataclasses.replace(recipe, stop_tokens=stop_tokens)
     for name, begun in {"pretraining SAE": recipe, "earlier checkpoint": earlier}.items():
         starts[name] = training.train(
-            begun, pretraining, pretraining_held_out, run.folder / "saes", **options
+            begun, pretraining.training, pretraining.held_out, place, **options
         )
 if not prompts_sae:
-    wrapped = corpora.as_user_prompts(pretraining_train)
+    wrapped = corpora.as_user_prompts(pretraining_texts.training)
     as_prompts = harvest.token_store(
         reader, wrapped, layer, parent, pretraining_tokens, split_seed
     )
     starts["IT-formatted SAE"] = training.train(
-        recipe, as_prompts, pretraining_held_out, run.folder / "saes", **options
+        recipe, as_prompts, pretraining.held_out, place, **options
     )
-{name: Path(place).name for name, place in starts.items()}
+{name: Path(folder).name for name, folder in starts.items()}
 
 # %% [markdown]
 # ## Method
@@ -177,10 +185,8 @@ recipe = Recipe(
 )
 scratch = {"tokens": scratch_tokens, "lr": scratch_lr}
 ways = finetuning.variants(starts, scratch, resample_shares, prompt_repeats)
-tokens = finetuning.Tokens(chat, probe_prompts, chat_held_out)
-trained = finetuning.train_variants(
-    ways, recipe, finetune_seeds, tokens, run.folder / "saes", **options
-)
+tokens = finetuning.Tokens(chat, probe_prompts)
+trained = finetuning.train_variants(ways, recipe, finetune_seeds, tokens, place, **options)
 saes = pd.concat([finetuning.untrained(starts), trained], ignore_index=True)
 measured = finetuning.measure(saes, held_out, device)
 summary = finetuning.over_seeds(measured)
@@ -213,8 +219,8 @@ columns = ["metric", "variant", "text", "value", "low", "high", "n"]
 losses, bridge = pd.DataFrame(columns=columns), reader.bridge()
 if lm_loss_tokens and models.is_causal(bridge):
     windows = {}
-    for name, part in {"chat": chat_val, pretraining_corpus: pretraining_val}.items():
-        token_ids = models.split_tokens(bridge, part, context)
+    for name, parts in {"chat": chat_texts, pretraining_corpus: pretraining_texts}.items():
+        token_ids = models.split_tokens(bridge, parts.held_out, context)
         windows[name] = corpora.first_tokens(token_ids, lm_loss_tokens, split_seed)
     losses = splice.measure(bridge, saes, windows, layer, n_bootstrap, split_seed)
     sizes = losses.groupby("text")["n"].first()

@@ -26,11 +26,9 @@
 # Controls, and reasons why sparse probes may lose, are in notebook 08.
 
 # %%
-import joblib
 import pandas as pd
 from IPython.display import Markdown
 
-from lib.base import processes
 from lib.base.files import write_json, write_table
 from lib.model import activations, models, poolings
 from lib.probing import dense as dense_probes
@@ -64,6 +62,8 @@ seed = 0
 run = records.start("05_probing", globals())
 prompts_path = records.output(run, "01_datasets", "prompts")
 store = records.output(run, "02_activations", "pooled")
+grid_path = records.output(run, "02_activations", "dense")
+scores_path = records.output(run, "02_activations", "dense_scores")
 prompts, pooled = datasets.load(prompts_path), activations.load_pooled(store)
 harvest = records.read(run, "02_activations")["parameters"]
 model, dtype = harvest["model"], harvest["dtype"]
@@ -74,36 +74,16 @@ shape = next(iter(pooled.values())).shape
 print(f"{len(prompts):,} prompts; {len(pooled)} cells of layer × pooling, each {shape}")
 
 # %% [markdown]
-# ## Method
-# The dense probe is logistic regression with an L2 penalty on standardised activations $z$,
-#
-# $$\min_{w,b}\ \sum_i \log\!\big(1 + e^{-\tilde y_i (w \cdot z_i + b)}\big)
-# + \tfrac{1}{2C}\lVert w\rVert^2 ,$$
-#
-# with $C$ by cross-validated AUROC in folds that keep the variants of a base prompt together.
-# Scaling and $C$ see the training split only. **Layer and pooling are chosen on validation AUROC**;
-# OOD is looked at afterwards. Intervals are 95 % percentile bootstraps that draw *base prompts*
-# with replacement, since the variants of one prompt are not independent.
+# ## Dense probes
+# Notebook 02 has fitted them: logistic regression for every layer and pooling, $C$ chosen in
+# training folds. **Layer and pooling are chosen on validation AUROC**; OOD is looked at afterwards.
+# Intervals are 95 % percentile bootstraps over base prompts.
 
 # %%
-y, train, ids = task
-workers = processes.parallel(len(pooled))
-fit = joblib.delayed(dense_probes.fit_logistic)
-searches = workers(fit(x[train], y[train], ids[train], tuple(c_grid)) for x in pooled.values())
-fits = dict(zip(pooled, searches, strict=True))
-dense_scores = {cell: search.decision_function(pooled[cell]) for cell, search in fits.items()}
-
-# %%
-grid = pd.concat([
-    probe_tables.by_split(
-        prompts, {"dense": score}, weights,
-        layer=cell[0], pooling=cell[1], c=dense_probes.chosen_c(fits[cell]),
-    )
-    for cell, score in dense_scores.items()
-], ignore_index=True)  # fmt: skip
+grid = pd.read_parquet(grid_path)
+dense_scores = dense_probes.load_scores(scores_path)
 areas = grid[grid["metric"] == "auroc"]
-validation = areas[areas["split"] == "val"]
-best = validation.loc[validation["value"].idxmax()]
+best = probe_tables.best_cell(areas)
 layer, pooling = int(best["layer"]), best["pooling"]
 areas.pivot_table("value", ["pooling", "layer"], "split", sort=False)[list(weights)].round(3)
 
@@ -207,8 +187,8 @@ tokens = activations.prompt_tokens(
     bridge, identity, texts, sae_layer, run.folder / "activations", harvest["pool_over"]
 )
 here = activations.at_layer(pooled, sae_layer)
-at_layer = validation[validation["layer"] == sae_layer]
-dense_pooling = at_layer.loc[at_layer["value"].idxmax(), "pooling"]
+at_layer = areas[areas["layer"] == sae_layer]
+dense_pooling = probe_tables.best_cell(at_layer)["pooling"]
 linear_pooling = poolings.exact_or(dense_pooling)  # decoding pooled latents is exact under it
 print(f"{len(saes)} SAEs at layer {sae_layer}; {len(tokens.activations):,} tokens")
 print(f"pooling of the dense probe there: {dense_pooling}")
@@ -474,7 +454,7 @@ choices = {
     "sae_layer": sae_layer, "dense_pooling": dense_pooling, "linear_pooling": linear_pooling,
     "k_pooling": k_pooling, "k_poolings": k_poolings, "ks": ks, "show_k": show_k,
     "split": gap_split, "variants": main,
-    "c": {name: dense_probes.chosen_c(fits[sae_layer, name]) for name in here},
+    "c": at_layer.drop_duplicates("pooling").set_index("pooling")["c"].to_dict(),
 }  # fmt: skip
 outputs_of = {
     "chosen_latents": chosen.drop(columns="chosen"),
@@ -486,5 +466,5 @@ outputs = {
 }
 outputs["choices"] = run.results / "choices.json"
 write_json(outputs["choices"], choices)
-inputs = [prompts_path, store, saes_path]
+inputs = [prompts_path, store, grid_path, scores_path, saes_path]
 records.write(run, table, headline, inputs=inputs, outputs=outputs).name

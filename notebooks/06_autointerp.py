@@ -39,7 +39,7 @@ from lib.texts import corpora, datasets
 # %% tags=["parameters"]
 profile = "embedded"
 device = "cpu"
-interp_corpus = "shipped:SmolLM2-135M-Instruct"  # docstrings | pretraining | rollouts | hf:<data set>; prompts join
+interp_corpus = "shipped:SmolLM2-135M-Instruct"  # as notebook 03's corpus; prompts join
 interp_tokens = 60_000  # read in random order; half of the texts for explaining, half for scoring
 n_latents = 100  # judged per SAE, drawn by firing frequency
 interp_seeds = [0]  # SAEs of these seeds

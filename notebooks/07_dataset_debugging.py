@@ -43,7 +43,7 @@ from lib.texts import artefacts, datasets
 profile = "embedded"
 device = "cpu"
 dtype = "float32"  # of the forward pass, float32 | bfloat16 | float16
-model = "SmolLM2-135M-Instruct"  # a packaged model, a Hugging Face id, a local folder, or a GGUF file
+model = "SmolLM2-135M-Instruct"  # packaged, a Hugging Face id, a folder, or a GGUF file
 layer = 21  # block whose residual stream is trained on; notebook 05 chose it on validation
 base_sae = "data/pretrained/SmolLM2-135M-Instruct-layer-21-base"  # folder | release:sae_id | empty
 n_bootstrap = 1000  # replicates over base prompts

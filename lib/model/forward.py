@@ -69,6 +69,25 @@ def _hooked(bridge: TransformerBridge, ids: Tensor, mask: Tensor, layers: list[i
     return resid
 
 
+@torch.inference_mode()
+def logits_from(
+    bridge: TransformerBridge,
+    ids: Int[Tensor, "batch pos"],
+    mask: Int[Tensor, "batch pos"],
+    layer: int,
+    resid: Float[Tensor, "batch pos d_model"],
+) -> Float[Tensor, "batch pos d_vocab"]:
+    """The logits of a causal model whose residual stream after block ``layer`` is ``resid``.
+
+    Where that gives the same, the blocks up to ``layer`` are not computed.
+    """
+    unwrapped = _unwrapped(bridge)
+    if unwrapped:
+        return unwrapped.logits_from(layer, resid, input_ids=ids, attention_mask=mask)
+    with bridge.hooks(fwd_hooks=[(resid_post(layer), lambda tensor, hook: resid)]):
+        return bridge.original_model(input_ids=ids, attention_mask=mask).logits
+
+
 def batches(lengths: list[int], batch_tokens: int = BATCH_TOKENS) -> Iterator[list[int]]:
     """Consecutive positions of ``lengths`` (sorted by the caller) in batches of at most ``batch_tokens``, padded."""
     start = 0

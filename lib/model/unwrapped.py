@@ -6,6 +6,7 @@ token is wanted, the model's own modules over the same weights are faster.
 
 import copy
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -37,6 +38,7 @@ class Unwrapped:
             for config in configs.values():
                 config._attn_implementation = attention
         self.blocks = [twins[id(_original(block))] for block in bridge.blocks]
+        self.returns_tuples = False  # A block's output; what the first pass finds.
 
     @torch.inference_mode()
     def resid_post(self, layers: list[int], **inputs: Any) -> dict[int, Tensor]:
@@ -44,7 +46,8 @@ class Unwrapped:
         resid: dict[int, Tensor] = {}
 
         def keep(layer: int, output: Any) -> None:
-            resid[layer] = output[0] if isinstance(output, tuple) else output
+            self.returns_tuples = isinstance(output, tuple)
+            resid[layer] = output[0] if self.returns_tuples else output
             if layer == layers[-1]:
                 raise _Stop
 
@@ -60,6 +63,31 @@ class Unwrapped:
             for handle in handles:
                 handle.remove()
         return resid
+
+    @torch.inference_mode()
+    def logits_from(self, layer: int, resid: Tensor, **inputs: Any) -> Tensor:
+        """The logits of the model on ``inputs`` if its block ``layer`` puts out ``resid``.
+
+        Blocks up to that one are skipped; embeddings, masks and positions are the model's own.
+        """
+        skipped = self.blocks[: layer + 1]
+        for i, block in enumerate(skipped):
+            block.forward = _skipped(resid if i == layer else None, self.returns_tuples)
+        try:
+            return self.model(**inputs, use_cache=False).logits
+        finally:
+            for block in skipped:
+                del block.forward
+
+
+def _skipped(output: Tensor | None, as_tuple: bool) -> Callable:
+    """The forward pass of a block that hands on what it is given, or ``output``."""
+
+    def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor]:
+        handed_on = hidden_states if output is None else output
+        return (handed_on,) if as_tuple else handed_on
+
+    return forward
 
 
 def _original(module: nn.Module) -> nn.Module:

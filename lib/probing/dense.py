@@ -1,9 +1,12 @@
 """Dense probes on the residual stream, and the lexical baseline. They are fitted on the training split only."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
+import joblib
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -14,10 +17,11 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from lib.base import processes
+from lib.base.files import write_table
 from lib.model.activations import PromptTokens
 from lib.model.forward import batches
 from lib.probing.tasks import Task
-from lib.stats.metrics import Scores, auroc
+from lib.stats.metrics import Scores, SplitWeights, auroc, by_split
 
 C_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 N_FOLDS = 4
@@ -61,6 +65,48 @@ def fit_logistic(
 def chosen_c(search: GridSearchCV) -> float:
     """The inverse L2 strength that a search chose."""
     return search.best_params_["logisticregression__C"]
+
+
+class OfCell(NamedTuple):
+    """The dense probe of one layer and pooling: its score of every prompt, and the chosen C."""
+
+    scores: Scores
+    c: float
+
+
+def of_cells(
+    pooled: dict[tuple[int, str], Float[np.ndarray, "prompts d"]], task: Task, c_grid: tuple[float, ...] = C_GRID
+) -> dict[tuple[int, str], OfCell]:
+    """A dense probe for every cell of layer × pooling, fitted on the training split (:func:`fit_logistic`).
+
+    Raises:
+        ValueError: as in :func:`search`.
+    """
+    y, train, ids = task
+    fit = joblib.delayed(fit_logistic)
+    searches = processes.parallel(len(pooled))(fit(x[train], y[train], ids[train], c_grid) for x in pooled.values())
+    fitted = zip(pooled.items(), searches, strict=True)
+    return {cell: OfCell(search.decision_function(x), chosen_c(search)) for (cell, x), search in fitted}
+
+
+def table(prompts: pd.DataFrame, probes: dict[tuple[int, str], OfCell], weights: SplitWeights) -> pd.DataFrame:
+    """AUROC and recall at 1 % false positives on every split, a row each; with columns layer, pooling and c."""
+    return pd.DataFrame([
+        row
+        for (layer, pooling), of_cell in probes.items()
+        for row in by_split(prompts, of_cell.scores, weights, probe="dense", layer=layer, pooling=pooling, c=of_cell.c)
+    ])
+
+
+def save_scores(probes: dict[tuple[int, str], OfCell], path: Path) -> Path:
+    """The scores as a table, a column ``<layer> <pooling>`` for each cell and a row for each prompt."""
+    return write_table(path, pd.DataFrame({f"{layer} {name}": p.scores for (layer, name), p in probes.items()}))
+
+
+def load_scores(path: Path) -> dict[tuple[int, str], Scores]:
+    """The inverse of :func:`save_scores`, without the Cs."""
+    columns = {tuple(name.split(" ", 1)): column.to_numpy() for name, column in pd.read_parquet(path).items()}
+    return {(int(layer), pooling): scores for (layer, pooling), scores in columns.items()}
 
 
 def fit_tfidf(texts: list[str], y: Int[np.ndarray, " rows"], groups: np.ndarray) -> GridSearchCV:

@@ -24,6 +24,12 @@ def by_split(
     ])
 
 
+def best_cell(areas: pd.DataFrame) -> pd.Series:
+    """The row of largest validation AUROC."""
+    validation = areas[areas["split"] == "val"]
+    return validation.loc[validation["value"].idxmax()]
+
+
 def by_wrapper(
     prompts: pd.DataFrame, kinds: pd.Series, scores: dict[str, Scores], weights: SplitWeights
 ) -> pd.DataFrame:

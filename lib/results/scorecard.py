@@ -21,6 +21,7 @@ VERDICTS = ("reproduced", "direction only", "not reproduced", "not applicable", 
 REPRODUCED, DIRECTION_ONLY, NOT_REPRODUCED, NOT_APPLICABLE, NOT_RUN = VERDICTS
 RULES = (REPRODUCED, DIRECTION_ONLY)
 KEYS = {"title", "claim", "where", "paper", "record", "measured", "rule", "rule_written", "difference"}
+NEEDS = {"record", "metric", "why"}
 REDUCE = {"max": lambda v: v.idxmax(), "min": lambda v: v.idxmin(), "farthest": lambda v: v.abs().idxmax()}
 OPERATORS = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
 FIELD = r"(.+)\.(value|low|high)"
@@ -67,11 +68,13 @@ def load(path: Path = DATA / "claims.yaml") -> dict[str, Record]:
     """The claims, checked.
 
     Raises:
-        ValueError: a claim without one of ``KEYS``, a rule of another name than ``RULES``, a condition that is none, or
-            one on a quantity that is not measured.
+        ValueError: a claim without one of ``KEYS``, ``needs`` without one of ``NEEDS``, a rule of another name than
+            ``RULES``, a condition that is none, or one on a quantity that is not measured.
     """
     claims = {name: claim for name, claim in records.claims(path).items() if name != "setting"}
     for name, claim in claims.items():
+        if set(claim.get("needs", NEEDS)) != NEEDS:
+            raise ValueError(f"claim {name} needs {sorted(claim['needs'])}; it must say {sorted(NEEDS)}")
         if missing := sorted(KEYS - set(claim)):
             raise ValueError(f"claim {name} has no {missing}; needed are {sorted(KEYS)}")
         if set(claim["rule"]) != set(RULES):
@@ -146,10 +149,22 @@ def holds(parsed: Condition, quantities: dict[str, dict]) -> bool:
     return bool(OPERATORS[parsed.holds](number(*parsed.left), right))
 
 
-def decide(claim: Record, record: Record) -> tuple[str, str, dict[str, dict]]:
-    """Verdict, why, and the claim's quantities as rows of the record."""
+def unmet(claim: Record, of_profile: dict[str, Record]) -> str:
+    """Why a profile's setting cannot show a claim, empty if it can: the claim's ``needs`` name a record, a metric of
+    its headline that must be 1, and the reason where it is not."""
+    needs = claim.get("needs")
+    if not needs or needs["record"] not in of_profile:
+        return ""
+    rows = of_profile[needs["record"]]["metrics"]
+    return "" if any(row["metric"] == needs["metric"] and row["value"] == 1 for row in rows) else needs["why"]
+
+
+def decide(claim: Record, record: Record, why_not: str = "") -> tuple[str, str, dict[str, dict]]:
+    """Verdict, why, and the claim's quantities as rows of the record; ``why_not`` as from :func:`unmet`."""
     quantities: dict[str, dict] = {}
     failed: dict[str, list[str]] = {}
+    if why_not:
+        return NOT_APPLICABLE, why_not, quantities
     try:
         for name, filters in claim["measured"].items():
             quantities[name] = quantity(record, filters)
@@ -167,7 +182,7 @@ def evaluate(claims: dict[str, Record], of_profile: dict[str, Record], profile: 
     for name, claim in claims.items():
         record = of_profile.get(claim["record"])
         if record:
-            verdict, why, quantities = decide(claim, record)
+            verdict, why, quantities = decide(claim, record, unmet(claim, of_profile))
         else:
             verdict, why, quantities = NOT_RUN, f"no record of {claim['record']}", {}
         sizes = [int(match["n"]) for match in quantities.values() if match.get("n") is not None]

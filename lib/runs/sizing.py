@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 import torch
 from huggingface_hub import try_to_load_from_cache
+from transformers import AutoModelForCausalLM
 
 from lib.base.files import DATA
 from lib.model import chat, models, weights
@@ -19,8 +20,11 @@ from lib.model.poolings import POOLINGS
 from lib.runs import profiles
 from lib.sae import architectures
 from lib.sae.folders import locate
+from lib.sae.learning_rates import CHOSEN
 
 TOKENS_PER_PROMPT = 80
+COMPUTED_PER_PROMPT = 26  # of them by a causal model, as prompts share what they begin with (21 in public)
+TRIALS = 4  # trainings from which a learning rate is chosen
 SHARE_OF_PEAK = 0.4  # of the speed of one large product, which forward passes and trainings reach
 SEARCH = 30  # refits of probes and bootstraps, in forward passes of the prompts
 GIB = 2**30
@@ -81,18 +85,22 @@ def _steps(v: dict[str, Any], shape: dict[str, Any]) -> list[Step]:
 
     prompts = _prompts(v)
     prompt_tokens = prompts * TOKENS_PER_PROMPT
+    computed_tokens = prompts * (COMPUTED_PER_PROMPT if shape["causal"] else TOKENS_PER_PROMPT)
     read = {*v["layers"], v["layer"]} if v["layers"] else set(range(shape["n_layers"]))
     pooled_bytes = prompts * len(read) * (len(POOLINGS) + len(v["positions"])) * 4 * d_model
-    pooled_operations = prompt_tokens * 2 * shape["per_layer"] * (max(read) + 1)
+    pooled_operations = computed_tokens * 2 * shape["per_layer"] * (max(read) + 1)
 
     # SAEs: how many, how wide, and operations per token and latent of a training step.
     n_compared = _architectures(v)
+    compared_trials = TRIALS * sum(v[name] == CHOSEN for name in ("lr", "comparator_lr"))
     n_finetuned = (len(v["resample_shares"]) + len(v["prompt_repeats"]) + 3) * len(v["finetune_seeds"])
+    finetuned_trials = TRIALS * sum(v[name] == CHOSEN for name in ("finetune_lr", "scratch_lr"))
     base_d_sae = v["base_d_sae"] if not v["base_sae"] else shape["d_sae"] or v["base_d_sae"]
     per_latent = 10 * d_model
-    compared_tokens = n_compared * v["train_tokens"]
-    finetuned_tokens = n_finetuned * max(v["finetune_tokens"], v["scratch_tokens"])
-    finetuned_tokens += (not v["base_sae"]) * v["base_train_tokens"]
+    compared_tokens = (n_compared + compared_trials) * v["train_tokens"]
+    finetuned_tokens = (n_finetuned + finetuned_trials) * max(v["finetune_tokens"], v["scratch_tokens"])
+    n_base = (not v["base_sae"]) * (1 + TRIALS * (v["base_lr"] == CHOSEN))
+    finetuned_tokens += n_base * v["base_train_tokens"]
     harvested = v["pretraining_tokens"] + v["chat_tokens"]
     passes = n_finetuned if v["store"] == "stream" else 1
     encode = 2 * d_model * base_d_sae  # operations of encoding a token with one SAE
@@ -142,7 +150,7 @@ def _steps(v: dict[str, Any], shape: dict[str, Any]) -> list[Step]:
             prompt_tokens * 4,
             prompt_tokens * 4 * half,
             weights,
-            prompt_tokens * 4 * cut,
+            computed_tokens * 4 * cut,
         ),
         Step("08", "controls and stress", prompt_tokens, 0, weights, prompt_tokens * 4 * encode),  # three SAEs and one
     ]
@@ -184,6 +192,7 @@ def _shape(name: str, base_sae: str) -> dict[str, Any]:
         "weights": total,
         "download": 0 if is_here else 2 * total,
         "per_layer": (total - sum(sizes.values())) / text.num_hidden_layers,
+        "causal": models.auto_class(config) is AutoModelForCausalLM,
         "chat": chat.has_template(models.load_tokenizer(name)),
         "d_sae": _width(base_sae),
     }

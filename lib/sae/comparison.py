@@ -1,6 +1,7 @@
 """Comparing SAE architectures: grids of trainings, reconstruction cost at matched L0, and what becomes of a latent."""
 
 import dataclasses
+import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,9 +12,9 @@ from jaxtyping import Float
 from sae_lens import SAE
 
 from lib.base.registry import lookup
-from lib.sae import architectures, folders
+from lib.sae import architectures, folders, learning_rates
+from lib.sae.harvest import Stores
 from lib.sae.recipes import Recipe
-from lib.sae.token_blocks import Source
 from lib.sae.training import train
 from lib.stats.metrics import Estimate, t_interval
 
@@ -48,7 +49,7 @@ def variants(f0s: list[float], comparators: list[str], lrs: dict[str, float]) ->
         changes[quadratic_frequency(f0)] = {"penalty": "quadratic_frequency", "f0": f0}
     for name in comparators:
         entry = architectures.architecture(name)
-        lr = entry.lr or lookup(lrs, "field with a learning rate", entry.steered_by)
+        lr = lookup(lrs, "field with a learning rate", entry.steered_by) if entry.lr is None else entry.lr
         changes[name] = {"architecture": name, "lr": lr}
     return changes
 
@@ -73,18 +74,25 @@ def recipes(
     return grid
 
 
-def train_grid(
-    grid: dict[Cell, Recipe], store: Source, held_out: Path, parent: Path, **options: Any
-) -> pd.DataFrame:
+def train_grid(grid: dict[Cell, Recipe], stores: Stores, parent: Path, **options: Any) -> pd.DataFrame:
     """Train (or find) every SAE of a grid, with ``options`` of ``train``.
 
-    A row each: variant, sparsity, seed, tokens_per_s, folder, and the held-out metrics.
+    A learning rate that is to be chosen (``lib.sae.learning_rates``) is chosen for the middle sparsity and the first
+    seed of each variant, and holds for all of it. A row each: variant, sparsity, seed, lr, tokens_per_s, folder, and
+    the held-out metrics.
     """
     rows = []
+    lrs = {}
+    for variant in dict.fromkeys(cell.variant for cell in grid):
+        of_variant = [cell for cell in grid if cell.variant == variant]
+        sparsity = statistics.median_low(cell.sparsity for cell in of_variant)
+        middle = next(cell for cell in of_variant if cell.sparsity == sparsity)
+        lrs[variant] = learning_rates.settled(grid[middle], stores, parent, **options).lr
     for cell, recipe in grid.items():
-        folder = train(recipe, store, held_out, parent, **options)
+        settled = dataclasses.replace(recipe, lr=lrs[cell.variant])
+        folder = train(settled, stores.training, stores.held_out, parent, **options)
         record = folders.training_record(folder)
-        row = cell._asdict() | {"tokens_per_s": record["tokens_per_s"], "folder": folder}
+        row = cell._asdict() | {"lr": settled.lr, "tokens_per_s": record["tokens_per_s"], "folder": folder}
         rows.append(row | record["held_out"])
     return pd.DataFrame(rows)
 

@@ -10,7 +10,8 @@ import torch
 from sae_lens import SAE
 
 from lib.base.files import relative
-from lib.sae import folders
+from lib.sae import folders, learning_rates
+from lib.sae.harvest import Stores
 from lib.sae.recipes import Recipe
 from lib.sae.token_blocks import Source, load_tokens
 from lib.sae.training import train
@@ -34,9 +35,8 @@ class Tokens(NamedTuple):
     """What chat SAEs are trained and measured on. ``prompts`` are the probe's training prompts, None where no variant
     repeats them."""
 
-    chat: Source
+    chat: Stores
     prompts: Source | None
-    held_out: Path
 
 
 def variants(
@@ -64,16 +64,24 @@ def train_variants(
 ) -> pd.DataFrame:
     """Train (or find) every variant with every seed, with ``options`` of ``train``.
 
-    Columns variant, seed, start (folder or None), folder.
+    A learning rate that is to be chosen (``lib.sae.learning_rates``) is chosen once for finetuning and once for
+    training from scratch, with the first variant of the kind and the first seed. Columns variant, seed, start (folder
+    or None), lr, folder.
     """
     rows = []
+    lrs: dict[bool, float] = {}  # by whether a training begins from scratch
     for name, variant in ways.items():
-        stores = [tokens.chat] + [tokens.prompts] * variant.repeats
+        stores, start = [tokens.chat.training] + [tokens.prompts] * variant.repeats, variant.start
         for seed in sorted(seeds):
             changed = dataclasses.replace(recipe, **variant.changes, seed=seed)
-            folder = train(changed, stores, tokens.held_out, parent, variant.start, **options)
-            start = variant.start and relative(variant.start)
-            rows.append({"variant": name, "seed": seed, "start": start, "folder": relative(folder)})
+            is_scratch = start is None
+            if is_scratch not in lrs:
+                settled = learning_rates.settled(changed, tokens.chat, parent, start=start, **options)
+                lrs[is_scratch] = settled.lr
+            changed = dataclasses.replace(changed, lr=lrs[is_scratch])
+            folder = train(changed, stores, tokens.chat.held_out, parent, start, **options)
+            row = {"variant": name, "seed": seed, "start": start and relative(start), "lr": changed.lr}
+            rows.append(row | {"folder": relative(folder)})
     return pd.DataFrame(rows)
 
 

@@ -1,34 +1,50 @@
 """Token stores of a corpus: what an SAE is trained on, and what is held out from it."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 from lib.model import activations, models
 from lib.sae.token_blocks import Source
 from lib.texts import corpora
 
-HELD_OUT_SHARE = 0.05  # of the passages
+HELD_OUT_SHARE = 0.05  # of the passages; as many are for calibration
+
+
+class Stores(NamedTuple):
+    """What an SAE is trained on, measured on, and what its learning rate is chosen on; the last two are on disk."""
+
+    training: Source
+    held_out: Path
+    calibration: Path | None
 
 
 def token_stores(
     reader: models.Reader,
-    texts: list[str],
+    texts: list[str] | corpora.Split,
     layer: int,
     parent: Path,
     *,
     max_tokens: int,
     held_out_tokens: int,
     seed: int,
-) -> tuple[Source, Path]:
-    """Training and held-out tokens of a corpus at one layer. Passages are on one side only; the held-out are on disk.
+    calibrates: bool = False,
+) -> Stores:
+    """The tokens of a corpus at one layer, training, held-out and calibration ones. A passage is in one of them only.
 
-    ``max_tokens`` and ``held_out_tokens`` bound the tokens of the two (0: all there are).
+    ``max_tokens`` bounds the first, ``held_out_tokens`` each of the others (0: all there are). Without ``calibrates``
+    the third is None.
 
     Raises:
-        ValueError: fewer than two passages, or a layer out of range.
+        ValueError: fewer than three passages, none for a calibration that is wanted, or a layer out of range.
     """
-    training, held_out = corpora.hold_out(texts, HELD_OUT_SHARE, seed)
-    store = token_store(reader, training, layer, parent, max_tokens, seed)
-    return store, held_out_store(reader, held_out, layer, parent, held_out_tokens, seed)
+    parts = texts if isinstance(texts, corpora.Split) else corpora.split(texts, HELD_OUT_SHARE, seed)
+    if calibrates and not parts.calibration:
+        raise ValueError("these texts have no passages from which a learning rate could be chosen; give one")
+    on_disk = [
+        held_out_store(reader, passages, layer, parent, held_out_tokens, seed) if wanted else None
+        for passages, wanted in ((parts.held_out, True), (parts.calibration, calibrates))
+    ]
+    return Stores(token_store(reader, parts.training, layer, parent, max_tokens, seed), *on_disk)
 
 
 def held_out_store(

@@ -1,19 +1,19 @@
 """Language-model loss with an SAE's reconstruction spliced into the residual stream."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from sae_lens import SAE
 from torch import Tensor
 from tqdm import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from lib.model.forward import batches, padded
-from lib.model.models import check_layers, is_causal, resid_post, special_ids
+from lib.model import forward
+from lib.model.models import check_layers, is_causal, special_ids
 from lib.sae.folders import load
 from lib.sae.token_blocks import SINK
 from lib.stats.metrics import Estimate, bootstrap_weights, row
@@ -29,49 +29,64 @@ def reconstruction(sae: SAE) -> Change:
     return lambda resid: sae.decode(sae.encode(resid.float())).to(resid.dtype)
 
 
-@torch.inference_mode()
-def losses(
-    bridge: TransformerBridge, token_ids: list[list[int]], layer: int, change: Change | None = None
-) -> tuple[Losses, Losses]:
-    """Losses of the sequences with ``resid_post`` of ``layer`` changed, and how many tokens each predicts.
+class Batch(NamedTuple):
+    """Sequences of like length with their residual stream: their places, ids, mask, tokens that are not special, and
+    those of these that are no attention sink."""
 
-    Without a ``change`` the stream stays as it is. Special tokens and attention sinks, on which SAEs are not trained,
-    keep their residual stream; special ones are not predicted.
+    rows: list[int]
+    ids: Int[Tensor, "batch pos"]
+    mask: Int[Tensor, "batch pos"]
+    plain: Bool[Tensor, "batch pos"]
+    changed: Bool[Tensor, "batch pos"]
+    resid: Float[Tensor, "batch pos d_model"]
+
+
+class Sequences:
+    """Sequences of token ids, read once up to ``resid_post`` of ``layer``, whose losses every change is measured by.
 
     Raises:
         ValueError: a model that is not causal, a layer that it does not have, or nothing to predict.
     """
-    if not is_causal(bridge):
-        model = type(bridge.original_model).__name__
-        raise ValueError(f"{model} is no causal language model; it has no loss on the next token")
-    check_layers(bridge, [layer])
-    summed, tokens = np.zeros(len(token_ids)), np.zeros(len(token_ids))
+
+    def __init__(self, bridge: TransformerBridge, token_ids: list[list[int]], layer: int):
+        if not is_causal(bridge):
+            model = type(bridge.original_model).__name__
+            raise ValueError(f"{model} is no causal language model; it has no loss on the next token")
+        check_layers(bridge, [layer])
+        self.bridge, self.layer = bridge, layer
+        self.batches = list(_read(bridge, token_ids, layer))
+        self.tokens: Losses = np.zeros(len(token_ids))
+        for batch in self.batches:
+            self.tokens[batch.rows] = batch.plain[:, 1:].sum(1).cpu()
+        if not self.tokens.any():
+            raise ValueError(f"{len(token_ids)} sequences have no token to predict")
+
+    @torch.inference_mode()
+    def losses(self, change: Change | None = None) -> Losses:
+        """Cross-entropy of each sequence with the residual stream changed; without a ``change`` it stays as it is.
+
+        Special tokens and attention sinks, on which SAEs are not trained, keep their residual stream; special ones are
+        not predicted.
+        """
+        summed = np.zeros(len(self.tokens))
+        for rows, ids, mask, plain, changed, resid in self.batches:
+            spliced = torch.where(changed[..., None], change(resid), resid) if change else resid
+            logits = forward.logits_from(self.bridge, ids, mask, self.layer, spliced)
+            predictions = logits[:, :-1].flatten(0, 1).float()
+            each = torch.nn.functional.cross_entropy(predictions, ids[:, 1:].flatten(), reduction="none")
+            summed[rows] = (each.view_as(ids[:, 1:]) * plain[:, 1:]).double().sum(1).cpu()
+        return summed
+
+
+def _read(bridge: TransformerBridge, token_ids: list[list[int]], layer: int) -> Iterator[Batch]:
     device, special = bridge.original_model.device, special_ids(bridge)
     order = sorted(range(len(token_ids)), key=lambda i: (len(token_ids[i]), i))
-    for batch in batches([len(token_ids[i]) for i in order], BATCH_TOKENS):
+    for batch in forward.batches([len(token_ids[i]) for i in order], BATCH_TOKENS):
         rows = [order[i] for i in batch]
-        ids, mask = padded([token_ids[i] for i in rows], bridge.tokenizer.pad_token_id, device)
-        plain = mask.bool() & ~torch.isin(ids, special.to(device))
-        summed[rows] = _loss(bridge, ids, mask, plain, layer, change).cpu()
-        tokens[rows] = plain[:, 1:].sum(1).cpu()
-    if not tokens.any():
-        raise ValueError(f"{len(token_ids)} sequences have no token to predict")
-    return summed, tokens
-
-
-def _loss(
-    bridge: TransformerBridge, ids: Tensor, mask: Tensor, plain: Tensor, layer: int, change: Change | None
-) -> Tensor:
-    def replace(resid, hook):
-        norm = resid.float().norm(dim=-1)
-        changed = plain & (norm <= SINK * norm[plain].median())
-        return torch.where(changed[..., None], change(resid), resid)
-
-    with bridge.hooks(fwd_hooks=[(resid_post(layer), replace)] if change else []):
-        logits = bridge.original_model(input_ids=ids, attention_mask=mask).logits
-    predictions = logits[:, :-1].flatten(0, 1).float()
-    each = torch.nn.functional.cross_entropy(predictions, ids[:, 1:].flatten(), reduction="none")
-    return (each.view_as(ids[:, 1:]) * plain[:, 1:]).double().sum(1)
+        ids, mask = forward.padded([token_ids[i] for i in rows], bridge.tokenizer.pad_token_id, device)
+        resid = forward.resid_post_at(bridge, ids, mask, [layer])[layer]
+        plain, norm = mask.bool() & ~torch.isin(ids, special.to(device)), resid.float().norm(dim=-1)
+        yield Batch(rows, ids, mask, plain, plain & (norm <= SINK * norm[plain].median()), resid)
 
 
 class Replicates(NamedTuple):
@@ -126,14 +141,13 @@ def measure(
     """
     device, rows = str(bridge.original_model.device), []
     for text, token_ids in texts.items():
-        clean, tokens = losses(bridge, token_ids, layer)
-        zero, _ = losses(bridge, token_ids, layer, torch.zeros_like)
+        sequences = Sequences(bridge, token_ids, layer)
+        clean, zero = sequences.losses(), sequences.losses(torch.zeros_like)
         for variant, part in tqdm(saes.groupby("variant", sort=False), desc=f"LM loss, {text}", unit="variant"):
             by_seed = []
             for folder in part["folder"]:
-                spliced, _ = losses(bridge, token_ids, layer, reconstruction(load(folder, device)))
-                by_seed.append(spliced)
-            estimates = summary(clean, np.mean(by_seed, axis=0), zero, tokens, replicates, seed)
+                by_seed.append(sequences.losses(reconstruction(load(folder, device))))
+            estimates = summary(clean, np.mean(by_seed, axis=0), zero, sequences.tokens, replicates, seed)
             for metric, estimate in estimates.items():
                 unit = "fraction" if metric == "loss_recovered" else "nats per token"
                 rows.append(row(metric, estimate, unit, variant=variant, text=text))

@@ -124,18 +124,34 @@ def first_turns(dialogues: list[str]) -> list[str]:
     return list(dict.fromkeys(_user_turn(text).removeprefix("User:").strip() for text in dialogues))
 
 
-def hold_out(passages: list[str], share: float, seed: int) -> tuple[list[str], list[str]]:
-    """Divide passages at random into training and held-out ones (``share`` of them, at least one).
+class Split(NamedTuple):
+    """Passages by what they are for: training, measuring (held out), and choosing hyperparameters (calibration)."""
 
-    Answers to one user's turn are on one side only.
+    training: list[str]
+    held_out: list[str]
+    calibration: list[str]
+
+
+def split(passages: list[str], share: float, seed: int) -> Split:
+    """Divide passages at random; ``share`` of them, at least one, are held out, and as many are for calibration.
+
+    Answers to one user's turn are in one part only.
+
+    Raises:
+        ValueError: fewer than three passages.
     """
     groups = list(dict.fromkeys(map(_user_turn, passages)))
-    if len(groups) < 2:
-        raise ValueError(f"{len(groups)} passages cannot be divided into training and held-out ones; give at least 2")
+    if len(groups) < 3:
+        raise ValueError(
+            f"{len(groups)} passages cannot be divided into training, held-out and calibration ones; give at least 3"
+        )
     order = np.random.default_rng(seed).permutation(len(groups))
-    held = {groups[i] for i in order[: max(1, round(share * len(groups)))]}
-    training = [passage for passage in passages if _user_turn(passage) not in held]
-    return training, [passage for passage in passages if _user_turn(passage) in held]
+    n = max(1, round(share * len(groups)))
+    part_of = {groups[i]: "held_out" for i in order[:n]} | {groups[i]: "calibration" for i in order[n : 2 * n]}
+    parts: dict[str, list[str]] = {name: [] for name in Split._fields}
+    for passage in passages:
+        parts[part_of.get(_user_turn(passage), "training")].append(passage)
+    return Split(**parts)
 
 
 def _user_turn(passage: str) -> str:

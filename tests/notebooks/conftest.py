@@ -6,6 +6,7 @@ import shutil
 
 import pandas as pd
 import pytest
+import yaml
 
 from lib.base import build_graph
 from lib.base.files import ROOT, run_dir
@@ -55,7 +56,9 @@ def profile(tmp_path_factory):
             rows.append((text, i % 2))
         pd.DataFrame(rows, columns=["text", "label"]).to_csv(tmp_path / f"{name}.csv", index=False)
     path = tmp_path / "own-data-test.yaml"
-    path.write_text(f"train_csv: {tmp_path / 'train.csv'}\nood_csv: {tmp_path / 'ood.csv'}\n" + SMALL)
+    own = {"train_csv": str(tmp_path / "train.csv"), "ood_csv": str(tmp_path / "ood.csv")}
+    of_encoder = profiles.read_profile(profiles.profile_path("minilm"))
+    path.write_text(yaml.safe_dump(of_encoder | yaml.safe_load(SMALL) | own | {"profile": path.stem}))
     yield path
     shutil.rmtree(run_dir("own-data-test"), ignore_errors=True)
     shutil.rmtree(ROOT / "figures" / "own-data-test", ignore_errors=True)

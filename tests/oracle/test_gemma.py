@@ -157,14 +157,15 @@ def test_spliced_losses_equal_a_plain_hook_on_hugging_faces_model(gemma, referen
         each = torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(ids[1:]), reduction="none")
         return each[plain[1:]].sum().item()
 
+    sequences = splice.Sequences(gemma, token_ids, LAYER)
     for change, expected in ((None, None), (splice.reconstruction(sae), sae), (torch.zeros_like, torch.zeros_like)):
-        losses, counted = splice.losses(gemma, token_ids, LAYER, change)
-        np.testing.assert_allclose(losses, [by_hand(ids, expected) for ids in token_ids], rtol=1e-4)
-    assert counted.tolist() == [sum(token not in special for token in ids[1:]) for ids in token_ids]
+        by_hand_of_change = [by_hand(ids, expected) for ids in token_ids]
+        np.testing.assert_allclose(sequences.losses(change), by_hand_of_change, rtol=1e-4)
+    assert sequences.tokens.tolist() == [sum(token not in special for token in ids[1:]) for ids in token_ids]
     with torch.inference_mode():
         ids = token_ids[1]  # no turn tokens: Hugging Face's own loss
         loss = reference(torch.tensor([ids]), labels=torch.tensor([ids])).loss.item()
-    assert splice.losses(gemma, [ids], LAYER)[0][0] / (len(ids) - 1) == pytest.approx(loss, rel=1e-4)
+    assert splice.Sequences(gemma, [ids], LAYER).losses()[0] / (len(ids) - 1) == pytest.approx(loss, rel=1e-4)
 
 
 def test_greedy_rollouts_equal_generate_on_each_prompt_alone(gemma, reference, tmp_path):

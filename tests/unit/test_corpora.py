@@ -27,10 +27,12 @@ def test_passages_lose_nothing_and_hold_out_is_disjoint():
     paragraphs = [f"paragraph {i} " + "x" * 30 for i in range(50)]
     joined = corpora.passages(paragraphs, 100)
     assert " ".join(joined) == " ".join(paragraphs) and all(len(p) >= 100 for p in joined[:-1])
-    train, held = corpora.hold_out(joined, 0.2, 0)
-    assert sorted(train + held) == sorted(joined) and len(held) == round(0.2 * len(joined))
-    with pytest.raises(ValueError, match="1 passages cannot be divided"):
-        corpora.hold_out(["a"], 0.5, 0)
+    parts = corpora.split(joined, 0.2, 0)
+    assert sorted(sum(parts, [])) == sorted(joined)
+    assert len(parts.held_out) == len(parts.calibration) == round(0.2 * len(joined))
+    assert all(len(part) == 1 for part in corpora.split(["a", "b", "c"], 0.05, 0))
+    with pytest.raises(ValueError, match="2 passages cannot be divided"):
+        corpora.split(["a", "b"], 0.05, 0)
 
 
 def test_first_tokens_is_a_random_subset_within_the_limit():
@@ -96,9 +98,10 @@ def test_chat_turn():
 
 def test_answers_to_one_question_are_held_out_together():
     texts = [corpora.chat_turn(f"question {i}", f"answer {j}") for i in range(40) for j in range(3)]
-    training, held = corpora.hold_out(texts, 0.25, 0)
-    asked = [{text.split("Assistant:")[0] for text in part} for part in (training, held)]
-    assert len(training) == 90 and len(held) == 30 and not asked[0] & asked[1]
+    parts = corpora.split(texts, 0.25, 0)
+    asked = [{text.split("Assistant:")[0] for text in part} for part in parts]
+    assert [len(part) for part in parts] == [60, 30, 30]
+    assert not (asked[0] & asked[1] or asked[0] & asked[2] or asked[1] & asked[2])
 
 
 def test_pretraining_text_as_user_prompts_loses_no_word():

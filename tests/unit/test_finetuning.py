@@ -1,4 +1,5 @@
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from lib.base.files import DATA
 from lib.model import shards
 from lib.sae import finetuning, folders, training
 from lib.sae.architectures import make_trainer
+from lib.sae.harvest import Stores
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +56,7 @@ def test_finetuning_adapts_to_the_new_data_and_keeps_the_rest(base, tmp_path):
         shards.build(folder, about | {"n": n, "seed": seed}, 1, lambda i, x=x: {"activations": x}, "shard")
     recipe = dataclasses.replace(RECIPE, tokens=20_000, lr=5e-3)
     ways = finetuning.variants({"base": start}, {"tokens": 20_000}, [0.5], [2])
-    tokens = finetuning.Tokens(chat, train, chat_held)
+    tokens = finetuning.Tokens(Stores(chat, chat_held, None), train)
     table = finetuning.train_variants(ways, recipe, [0, 1], tokens, tmp_path / "saes")
     assert table["variant"].unique().tolist() == ["finetuned from base", "resampled 50%", "prompts ×2", "from scratch"]
     measured = finetuning.measure(table, {"chat": chat_held})
@@ -106,11 +108,20 @@ def test_a_start_that_does_not_fit_is_named(base, tmp_path):
         training.train(RECIPE, train, held, tmp_path, topk, progress=False)
 
 
-@pytest.mark.parametrize("name", ["base", "prompts"])
-def test_the_shipped_saes_load_here_and_in_saelens(name):
-    folder = DATA / "pretrained" / f"all-MiniLM-L6-v2-layer-2-{name}"
-    assert sum(path.stat().st_size for path in folder.iterdir()) < 6e6
-    record = folders.training_record(folder)
+SHIPPED = sorted((DATA / "pretrained").glob("*-layer-*"))
+
+
+@pytest.mark.parametrize("folder", SHIPPED, ids=lambda folder: folder.name)
+def test_the_shipped_saes_load_here_and_in_saelens(folder):
+    record, sae = folders.training_record(folder), folders.load(folder)
     assert record["held_out"]["fvu"] < 0.25 and abs(record["held_out"]["l0"] / record["recipe"]["target_l0"] - 1) < 0.1
-    x = torch.from_numpy(np.random.default_rng(0).standard_normal((20, 384)).astype(np.float32))
-    torch.testing.assert_close(SAE.load_from_disk(folder, dtype="float32")(x), folders.load(folder)(x))
+    assert record["held_out"]["dead"] <= 0.1
+    rows = np.random.default_rng(0).standard_normal((20, sae.cfg.d_in))
+    x = torch.from_numpy(rows.astype(np.float32))
+    torch.testing.assert_close(SAE.load_from_disk(folder, dtype="float32")(x), sae(x))
+    configuration = json.loads((folder / "cfg.json").read_text())
+    assert configuration["device"] == "cpu", "a folder that was made on a GPU loads without one"
+
+
+def test_what_is_shipped_is_small():
+    assert sum(path.stat().st_size for folder in SHIPPED for path in folder.iterdir()) < 45e6

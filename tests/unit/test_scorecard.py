@@ -57,6 +57,14 @@ def test_verdicts_by_hand(a, b, expected):
     assert row.seeds == 3 and row.paper == "ood 0.9"
 
 
+@pytest.mark.parametrize(("value", "expected"), [(1.0, "reproduced"), (0.0, "not applicable")])
+def test_a_claim_that_the_setting_cannot_show_says_why(value, expected):
+    claim = CLAIM | {"needs": {"record": "02_x", "metric": "has_user_turn", "why": "an encoder has no turn"}}
+    setting = {"notebook": "02_x", "parameters": {}, "metrics": [{"metric": "has_user_turn", "value": value}]}
+    row = verdict({"05_x": record(), "02_x": setting}, claim)
+    assert (row.verdict, row.why) == (expected, "an encoder has no turn" if value == 0 else "")
+
+
 def test_without_a_record_a_claim_is_not_run():
     row = verdict({"04_y": record()})
     assert row.verdict == "not run" and row.why == "no record of 05_x" and row.seeds is None

@@ -136,7 +136,7 @@ def test_planted_sinks_of_a_model(planted, tmp_path):
     texts = [" ".join(letters[(7 * i + j * j) % 25] for j in range(60)) for i in range(80)]
     texts = [text[:40] + " q" + text[40:] if i % 4 == 0 else text for i, text in enumerate(texts)]
     reader = models.Reader(planted, context=64)
-    tokens, held = harvest.token_stores(reader, texts, 0, tmp_path, max_tokens=0, held_out_tokens=0, seed=0)
+    tokens, held, _ = harvest.token_stores(reader, texts, 0, tmp_path, max_tokens=0, held_out_tokens=0, seed=0)
     recipe = Recipe(d_sae=128, target_l0=8, tokens=40_000, batch_tokens=400, lr=4e-3)
     folder = training.train(recipe, tokens, held, tmp_path / "saes", progress=False)
     record = folders.training_record(folder)
@@ -147,7 +147,7 @@ def test_planted_sinks_of_a_model(planted, tmp_path):
     norm, ordinary = resid.norm(dim=-1), ~torch.isin(torch.tensor([ids]), models.special_ids(bridge))
     is_sink = ordinary & (norm > 10 * norm[ordinary].median())
     assert is_sink.sum() == 1
-    spliced, _ = splice.losses(bridge, [ids], 0, torch.zeros_like)
+    spliced = splice.Sequences(bridge, [ids], 0).losses(torch.zeros_like)
     as_they_are = (~ordinary | is_sink, ~ordinary)
     by_hand = [loss_with(bridge, ids, torch.where(kept[..., None], resid, 0)) for kept in as_they_are]
     assert spliced[0] == pytest.approx(by_hand[0], rel=1e-4) and spliced[0] != pytest.approx(by_hand[1], rel=1e-4)

@@ -10,6 +10,7 @@ from lib.base import build_graph
 from lib.model import shards
 from lib.sae import architectures, comparators, comparison, folders, training
 from lib.sae.architectures import ARCHITECTURES, make_trainer
+from lib.sae.harvest import Stores
 from lib.sae.jumprelu import Parameters
 from lib.sae.recipes import Recipe
 from lib.sae.trainers import fresh
@@ -224,7 +225,8 @@ def test_one_entry_makes_an_architecture(data, monkeypatch):
     sparsities = {"target_l0": [16], "coefficient": []}
     grid = comparison.recipes(RECIPE, {"half": changes["half"]}, sparsities, [0])
     assert [recipe.target_l0 for recipe in grid.values()] == [4, 8]
-    table = comparison.train_grid(grid, *data, progress=False)
+    store, held_out, parent = data
+    table = comparison.train_grid(grid, Stores(store, held_out, None), parent, progress=False)
     assert table["l0"].round(3).tolist() == [2, 4] and (table["fvu"] < 0.6).all()
     assert table["folder"][0].name.startswith("half-")
     with pytest.raises(ValueError, match="finetuning is for jumprelu, the recipe says 'half'"):
