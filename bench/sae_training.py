@@ -3,6 +3,9 @@
 Reconstruction at L0 30 and L0 at four targets from whole trainings; speed of whole steps (optimiser included) beside
 SAELens JumpReLU, dictionary_learning JumpReLU and the dense floor (five dense products a step), in turn. Needs the
 public files (MIRROR=folder, or the network); dictionary_learning is installed by ``make bench``.
+
+Rows ``chat_…`` are of the chat model at the block of its shipped SAEs, 576 -> 4,096 latents at their L0, on its own
+rollouts: JumpReLU beside SAELens' TopK and BatchTopK, each at the learning rate of smallest FVU on a calibration split.
 """
 
 import dataclasses
@@ -15,13 +18,14 @@ import torch
 
 from lib.base.files import run_dir
 from lib.model import models, weights
-from lib.sae import folders, harvest, training
+from lib.sae import folders, harvest, learning_rates, pretrained, training
 from lib.sae.architectures import make_trainer
 from lib.sae.recipes import Recipe
 from lib.texts import corpora
 
 PROFILE = "public"  # whose data are measured
 LAYER, SEEDS, ROUNDS, STEPS = 4, (0, 1, 2), 5, 12
+CHAT, CHAT_TOKENS, CHAT_ARCHITECTURES = weights.SMOLLM2, 250_000, ("jumprelu", "topk", "batchtopk")
 RECIPE = Recipe(d_sae=3072, target_l0=30.0, tokens=1_500_000, batch_tokens=2048)
 
 
@@ -131,3 +135,39 @@ def measure() -> Iterator[tuple[str, str, list[float]]]:
     for name in steps:
         if name != "ours":
             yield f"vs_{name}", "ratio", [a / b for a, b in zip(rates["ours"], rates[name], strict=True)]
+    yield from _chat()
+
+
+def _chat() -> Iterator[tuple[str, str, list[float]]]:
+    """Held-out FVU, L0 and dead latents of the chat model's SAEs by architecture."""
+    shipped, folder = pretrained.SHIPPED[CHAT], run_dir("bench")
+    reader = models.Reader(CHAT)
+    stores = harvest.token_stores(
+        reader,
+        corpora.corpus(f"shipped:{CHAT}", CHAT_TOKENS + 60_000),
+        shipped.layer,
+        folder / "activations",
+        max_tokens=CHAT_TOKENS,
+        held_out_tokens=30_000,
+        seed=1,
+        calibrates=True,
+    )
+    fvu = {}
+    for architecture in CHAT_ARCHITECTURES:
+        recipe = dataclasses.replace(
+            shipped.recipe, architecture=architecture, tokens=CHAT_TOKENS, lr=learning_rates.CHOSEN
+        )
+        settled = learning_rates.settled(recipe, stores, folder / "saes")
+        measured = []
+        for seed in SEEDS:
+            of_seed = dataclasses.replace(settled, seed=seed)
+            trained = training.train(of_seed, stores.training, stores.held_out, folder / "saes")
+            measured.append(folders.training_record(trained)["held_out"])
+        fvu[architecture] = [metrics["fvu"] for metrics in measured]
+        yield f"chat_{architecture}_fvu", "fraction", fvu[architecture]
+        yield f"chat_{architecture}_l0", "latents per token", [metrics["l0"] for metrics in measured]
+        yield f"chat_{architecture}_dead", "fraction", [metrics["dead"] for metrics in measured]
+        yield f"chat_{architecture}_lr", "learning rate", [settled.lr]
+    for architecture in CHAT_ARCHITECTURES[1:]:
+        ratios = [ours / theirs for ours, theirs in zip(fvu["jumprelu"], fvu[architecture], strict=True)]
+        yield f"chat_fvu_vs_saelens_{architecture}", "ratio", ratios
