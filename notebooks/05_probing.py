@@ -46,7 +46,7 @@ from lib.texts import datasets
 # %% tags=["parameters"]
 profile = "embedded"
 c_grid = [1e-4, 1e-3, 1e-2, 1e-1, 1.0]  # inverse L2 strengths, chosen in training folds
-attention_probe = True  # reads every token of the chosen layer
+attention_probe = True  # reads every token of notebook 02's `layer`
 device = "cpu"
 n_bootstrap = 1000  # replicates over base prompts
 ks = [1, 2, 5, 10, 20, 50, 100]  # latents of a k-sparse probe, beside 1 and show_k
@@ -88,20 +88,21 @@ layer, pooling = int(best["layer"]), best["pooling"]
 areas.pivot_table("value", ["pooling", "layer"], "split", sort=False)[list(weights)].round(3)
 
 # %% [markdown]
-# ## C1: dense probes, and other ways to read the same layer
+# ## C1: dense probes, and other ways to read a layer
 # At the layer and pooling of best validation AUROC. Beside the dense probe stand the
 # mean-difference direction (no fitting beyond two means), one attention head over the tokens,
 # $\sum_t \mathrm{softmax}_t(q \cdot z_t)\,(v \cdot z_t) + b$, whose weight decay and epochs are
-# chosen on held-out *training* prompts, and logistic regression on TF-IDF of words and word pairs,
-# which needs no model at all. **What would refute C1 here:** dense probes that fall OOD to the
+# chosen on held-out *training* prompts (of the layer whose tokens notebook 02 keeps for the SAEs),
+# and logistic regression on TF-IDF of words and word pairs, which needs no model at all. **What would refute C1 here:** dense probes that fall OOD to the
 # level of TF-IDF.
 
 # %%
 tokens = None
 if attention_probe:
+    of_layer = harvest["layer"]
     bridge, identity = models.load_model(model, device, dtype), models.identity(model)
     folder, over = run.folder / "activations", harvest["pool_over"]
-    tokens = activations.prompt_tokens(bridge, identity, texts, layer, folder, over)
+    tokens = activations.prompt_tokens(bridge, identity, texts, of_layer, folder, over)
 reading = dense_probes.Inputs(pooled[layer, pooling], texts, task, tokens, tuple(c_grid), seed)
 scores = dense_probes.all_scores(reading, known={"dense": dense_scores[layer, pooling]})
 methods = probe_tables.by_split(prompts, scores, weights)

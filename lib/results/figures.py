@@ -10,10 +10,12 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 LABELS = {0: "harmless", 1: "harmful"}
 SPLITS = {"train": "training", "val": "validation", "ood": "out of distribution"}
 COLOURS = {"harmless": "#4477aa", "harmful": "#cc3311"}
+MOST_TICKS, TICK_ROOM = 10, 0.07  # of an axis with a tick at each value: ticks, and share of its length between two
 CYCLE = [
     "#4477aa", "#ee7733", "#228833", "#aa3377", "#66ccee", "#bbbbbb",
     "#222255", "#ccbb44", "#117733", "#ee99aa", "#009988", "#663333",
@@ -157,10 +159,29 @@ def curves(
         ax.set(title=SPLITS.get(value, value), xlabel=xlabel, ylabel=ylabel)
         if logx and table.loc[table[panel] == value, "value"].notna().any():
             _log2(ax.xaxis)
+        _ticks_at(ax.xaxis, table.loc[(table[panel] == value) & table["value"].notna(), x])
         if share_y:
             ax.label_outer()
     _legend(figure, axes[-1])
     return figure
+
+
+def _ticks_at(axis: Axis, values: pd.Series) -> None:
+    """Ticks at the values used, where these are few; measured values, such as an L0, keep the axis' own ticks.
+
+    A value too near the tick before it to have room for its number has none.
+    """
+    used = sorted(set(values))
+    if 0 < len(used) <= MOST_TICKS:
+        places = axis.get_transform().transform(np.array(used, dtype=float))
+        apart = TICK_ROOM * (places[-1] - places[0])
+        ticks = [0]
+        for i, place in enumerate(places):
+            if place - places[ticks[-1]] > apart:
+                ticks.append(i)
+        axis.set_major_locator(FixedLocator([used[i] for i in ticks]))
+        axis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
+        axis.set_minor_locator(NullLocator())
 
 
 def facets(table: pd.DataFrame, about: dict) -> Figure:

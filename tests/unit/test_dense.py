@@ -112,3 +112,19 @@ def test_one_entry_makes_a_dense_probe(monkeypatch):
     assert list(scores) == ["dense", "mean difference", "TF-IDF", "norm"]
     np.testing.assert_array_equal(scores["norm"], np.linalg.norm(x, axis=1))
     assert scores["dense"] is not None and score(y[300:], scores["TF-IDF"][300:]) > 0.99
+
+
+def test_the_probes_of_all_cells_are_each_the_plain_one_and_come_back_from_disk(tmp_path):
+    rng = np.random.default_rng(0)
+    y, ids = np.arange(200) % 2, np.arange(200) // 2
+    cells = [(layer, name) for layer in (1, 2) for name in ("max", "position -1")]
+    pooled = {cell: rng.standard_normal((200, 5)) + y[:, None] * cell[0] for cell in cells}
+    task = Task(y, np.arange(200) < 150, ids)
+    probes = dense_probes.of_cells(pooled, task)
+    for cell, x in pooled.items():
+        alone = dense_probes.fit_logistic(x[:150], y[:150], ids[:150])
+        np.testing.assert_allclose(probes[cell].scores, alone.decision_function(x))
+        assert probes[cell].c == dense_probes.chosen_c(alone)
+    back = dense_probes.load_scores(dense_probes.save_scores(probes, tmp_path / "scores.parquet"))
+    assert list(back) == list(pooled)
+    assert all(np.array_equal(back[cell], probe.scores) for cell, probe in probes.items())
