@@ -18,9 +18,9 @@
 # **The claims** (the paper, section on high-frequency latents). SAEs trained with JumpReLU (L0
 # penalty) or TopK have latents that fire on more than 10 % of tokens; Gated SAEs do not (C10). A
 # quadratic-frequency (QF) penalty removes them, leaves the rest of the frequency histogram alone
-# and costs a little reconstruction at fixed L0 (C11). The paper trains on chat rollouts; the
-# embedded profile trains small SAEs on the prose of installed packages' docstrings and on the
-# training prompts, in minutes.
+# and costs a little reconstruction at fixed L0 (C11). The paper trains on chat rollouts of
+# Gemma 2; here small SAEs see chat that the model had with itself (an encoder: docstrings), in
+# minutes.
 
 # %%
 import statistics

@@ -80,10 +80,10 @@ split_seed = 1  # division of the passages into training and held-out ones
 
 # %% [markdown]
 # ## Inputs
-# Chat text for the SAEs and its held-out part, text that is no chat (public prose, or in the
-# embedded profile docstrings), and the probe's own training prompts. Validation and OOD prompts are
-# in none of the training stores. In the embedded profile chat text *is* the training prompts, in
-# all wrappers: finetuning there means on the task's own kind of text, not on rollouts, and
+# Chat text for the SAEs and its held-out part, text that is no chat (public prose, or docstrings
+# where there is no network), and the probe's own training prompts. Validation and OOD prompts are
+# in none of the training stores. With `chat_corpus: prompts`, as of an encoder, chat text *is* the
+# training prompts in all wrappers: finetuning then means on the task's own kind of text, and
 # `prompt_repeats` would test nothing.
 
 # %%

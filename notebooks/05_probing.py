@@ -286,8 +286,8 @@ tables.in_columns(at_one_percent[at_one_percent["metric"] == "recall_at_1pct_fpr
 # (\mathrm{AUROC}_\text{dense} - \mathrm{AUROC}_\text{pretraining SAE})$ out of distribution;
 # prompts are resampled together in all three. The paper's value is about one half. It is null where
 # the gap itself is not above zero in nearly all replicates. Where notebook 04 took the training
-# prompts as chat text (the embedded profile), finetuning means on the task's own kind of text,
-# which the paper's chat rollouts are not. **What would refute C4:** an interval below zero, or one
+# prompts as chat text (as of an encoder), finetuning means on the task's own kind of text, which
+# the paper's chat rollouts are not. **What would refute C4:** an interval below zero, or one
 # that excludes one half.
 
 # %%

@@ -240,8 +240,8 @@ Markdown(
     + f"\n\nNever exposed by SAE latents at any share: {never}. AUROC gained by training on "
     f"normalised prompts, on raw OOD prompts: {gained or 'no OOD split'}.\n\n"
     "*Caveats.* Artefacts of our choice, in one data set; the rule stands for a reader and is "
-    "stricter with methods that show whole prompts. MiniLM reads lower case only, so no unit of it "
-    "can show capital letters."
+    "stricter with methods that show whole prompts. A model that reads lower case only, as MiniLM "
+    "does, has no unit that shows capital letters."
 )
 
 # %%

@@ -87,6 +87,7 @@ def save(sae: SAE, folder: Path, training: dict[str, Any], dtype: str = "float32
         folder.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
         try:
+            sae.cfg.device = "cpu"  # SAELens loads onto the device that is named here, which may not be there.
             sae.save_model(scratch)
             weights = {name: tensor.to(getattr(torch, dtype)).contiguous() for name, tensor in sae.state_dict().items()}
             save_file(weights, scratch / "sae_weights.safetensors")
