@@ -7,6 +7,7 @@ the keys and values of its whole path through the trie. Nothing is kept between 
 """
 
 import itertools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -188,15 +189,27 @@ class PackReader:
         if unknown:
             raise ValueError(f"layers of the kinds {sorted(unknown)} are not read in packs, only {KNOWN_LAYERS}")
 
-    @torch.inference_mode()
     def resid_post(self, pack: Pack, layers: list[int]) -> dict[int, Float[Tensor, "new d_model"]]:
         """The residual stream of a pack's new tokens after each of ``layers`` (ascending)."""
+        return self._read(pack, layers, lambda layer, key, value: None)
 
+    def keys_and_values(self, pack: Pack) -> list[tuple[Float[Tensor, "heads new d"], Float[Tensor, "heads new d"]]]:
+        """Keys and values of a pack's new tokens in each layer, as attention reads them."""
+        kept: dict[int, tuple[Tensor, Tensor]] = {}
+        deepest = len(self._unwrapped.blocks) - 1
+        self._read(pack, [deepest], lambda layer, key, value: kept.update({layer: (key[0], value[0])}))
+        return [kept[layer] for layer in range(deepest + 1)]
+
+    @torch.inference_mode()
+    def _read(
+        self, pack: Pack, layers: list[int], keep: Callable[[int, Tensor, Tensor], None]
+    ) -> dict[int, Float[Tensor, "new d_model"]]:
         def attend(
             module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, scaling: float, **options: Any
         ) -> tuple[Tensor, None]:
             window = options.get("sliding_window")
             self._check(module, window, options)
+            keep(module.layer_idx, key, value)
             return pack.attend(query, key, value, scaling, window=window, softcap=options.get("softcap")), None
 
         ALL_ATTENTION_FUNCTIONS[ATTENTION] = attend  # It knows this pack, so each pass has its own.

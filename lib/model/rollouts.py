@@ -14,7 +14,7 @@ from tqdm import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from lib.base.files import locked, value_hash, write_json, write_table
-from lib.model import chat
+from lib.model import chat, prefill
 from lib.model.activations import texts_hash
 from lib.model.forward import batches, padded, plain_model
 from lib.model.models import Reader, identity, tokenise
@@ -208,6 +208,7 @@ def _generate(bridge: TransformerBridge, token_ids: list[list[int]], draws: Draw
     ends = sorted(_ends(bridge))
     sampled = {"do_sample": True, "temperature": draws.temperature, "top_k": 0, "top_p": draws.top_p}
     greedy = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
+    cache = prefill.cache(bridge, token_ids)
     out = model.generate(
         input_ids=ids,
         attention_mask=mask,
@@ -215,6 +216,7 @@ def _generate(bridge: TransformerBridge, token_ids: list[list[int]], draws: Draw
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=ends,
         **(sampled if draws.temperature else greedy),
+        **({"past_key_values": cache} if cache else {}),
     )
     responses = []
     for row in out[:, ids.shape[1] :].tolist():

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from lib.model import activations, forward, models, prefixes, shards
+from lib.model import activations, forward, models, prefill, prefixes, shards
 from lib.model.unwrapped import Unwrapped
 
 WORDS = [f"w{i}" for i in range(60)]
@@ -248,3 +248,25 @@ def test_a_model_that_nobody_needs_any_more_is_freed(tmp_path):
     del bridge
     gc.collect()
     assert weights() is None
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma"])
+def test_what_is_generated_behind_a_shared_prefix_is_what_is_generated_without_one(family, request):
+    """Of both the same logits at every step, up to rounding; so not only the tokens that a random model likes most."""
+    bridge = request.getfixturevalue(family)
+    trunk, n_words = list(range(5, 45)) * 2, min(50, bridge.cfg.d_vocab - 10)
+    rests = [[7, 9, 11], [7, 9, 12, 13, 14], [3], [8] * 20]
+    token_ids = [trunk + rest for rest in rests] + [trunk[:20] + [n_words - i] for i in range(3)]
+    cache = prefill.cache(bridge, token_ids)
+    assert cache is not None and cache.get_seq_length() == max(map(len, token_ids)) - 1
+    model, (ids, mask) = forward.plain_model(bridge), forward.padded(token_ids, 0, left=True)
+    options = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    options |= {"output_logits": True, "return_dict_in_generate": True, "input_ids": ids, "attention_mask": mask}
+    plain, cached = model.generate(**options), model.generate(**options, past_key_values=cache)
+    assert torch.equal(plain.sequences, cached.sequences)
+    torch.testing.assert_close(torch.stack(cached.logits), torch.stack(plain.logits), atol=1e-4, rtol=1e-3)
+
+
+def test_prompts_that_share_little_or_are_one_token_have_no_cache(llama, minilm):
+    assert prefill.cache(llama, [[1, 2, 3], [4, 5, 6]]) is None
+    assert prefill.cache(llama, [[9], *([5] * 30 + [i] for i in range(9))]) is None
