@@ -40,7 +40,7 @@ from lib.texts import corpora, datasets
 profile = "embedded"
 device = "cpu"
 interp_corpus = "shipped:SmolLM2-135M-Instruct"  # as notebook 03's corpus; prompts join
-interp_tokens = 60_000  # read in random order; half of the texts for explaining, half for scoring
+interp_tokens = 40_000  # read in random order; half of the texts for explaining, half for scoring
 n_latents = 100  # judged per SAE, drawn by firing frequency
 interp_seeds = [0]  # SAEs of these seeds
 scoring = "simulation"  # simulation (the paper's) | detection | fuzzing

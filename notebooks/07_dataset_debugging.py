@@ -49,7 +49,8 @@ base_sae = "data/pretrained/SmolLM2-135M-Instruct-layer-21-base"  # folder | rel
 n_bootstrap = 1000  # replicates over base prompts
 show_k = 20  # of the figures that show one k
 plant_shares = [0.05, 0.1, 0.25, 0.5, 1.0]  # of one class that gets an artefact, beside show_share
-plant_seeds = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]  # each draws 80 % of the prompts
+n_planted = 300  # training prompts into which artefacts are planted, at most; 0: all
+plant_seeds = [0, 1, 2, 3, 4]  # each draws 80 % of the prompts
 show_share = 0.5  # share of the figures and tables that show one
 seed = 0
 
@@ -146,6 +147,8 @@ figures.save(figure, run.figures, "07_top_latents", caption)
 
 # %%
 plain = prompts.assign(text=clean_texts).iloc[train].drop_duplicates("text")
+if n_planted:
+    plain = plain.sample(min(n_planted, len(plain)), random_state=seed)
 labels = plain["label"].to_numpy()
 plant_shares = sorted({show_share, *plant_shares})
 parts = []

@@ -1,6 +1,7 @@
 """Every figure of the notebooks: labelled axes with units, intervals, and a caption with profile and n."""
 
 import itertools
+import textwrap
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -15,6 +16,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 LABELS = {0: "harmless", 1: "harmful"}
 SPLITS = {"train": "training", "val": "validation", "ood": "out of distribution"}
 COLOURS = {"harmless": "#4477aa", "harmful": "#cc3311"}
+CELL_TEXT = 52  # characters in a line of a verdict's cell
 MOST_TICKS, TICK_ROOM = 10, 0.07  # of an axis with a tick at each value: ticks, and share of its length between two
 CYCLE = [
     "#4477aa", "#ee7733", "#228833", "#aa3377", "#66ccee", "#bbbbbb",
@@ -169,10 +171,11 @@ def curves(
 def _ticks_at(axis: Axis, values: pd.Series) -> None:
     """Ticks at the values used, where these are few; measured values, such as an L0, keep the axis' own ticks.
 
-    A value too near the tick before it to have room for its number has none.
+    Values of three digits at most count as chosen, not measured. One that is too near the tick before it to have room
+    for its number has none.
     """
     used = sorted(set(values))
-    if 0 < len(used) <= MOST_TICKS:
+    if 0 < len(used) <= MOST_TICKS and all(float(f"{value:.3g}") == value for value in used):
         places = axis.get_transform().transform(np.array(used, dtype=float))
         apart = TICK_ROOM * (places[-1] - places[0])
         ticks = [0]
@@ -374,14 +377,15 @@ def verdicts(table: pd.DataFrame, order: tuple[str, ...]) -> Figure:
     """
     claims, profiles = list(dict.fromkeys(table["id"])), list(dict.fromkeys(table["profile"]))
     colours = dict(zip(order, ["#4477aa", "#aaccee", "#ee7733", "#dddddd", "#f5f5f5"], strict=True))
-    figure, (ax,) = _panels(1, width=3.2 + 3.2 * len(profiles), height=1.0 + 0.42 * len(claims))
+    figure, (ax,) = _panels(1, width=3.2 + 3.6 * len(profiles), height=1.0 + 0.52 * len(claims))
     for row in table.itertuples():
         x, y = profiles.index(row.profile), len(claims) - 1 - claims.index(row.id)
         ax.add_patch(plt.Rectangle((x, y), 0.98, 0.94, color=colours[row.verdict]))
         dark = row.verdict == order[0]
         upper, lower = ("white", "white") if dark else ("black", "0.2")
-        ax.text(x + 0.02, y + 0.66, row.verdict, fontsize=9, weight="bold", va="center", color=upper)
-        ax.text(x + 0.02, y + 0.27, row.measured, fontsize=7.5, va="center", color=lower)
+        below = textwrap.fill(textwrap.shorten(row.measured, 2 * CELL_TEXT, placeholder=" …"), CELL_TEXT)
+        ax.text(x + 0.02, y + 0.74, row.verdict, fontsize=9, weight="bold", va="center", color=upper)
+        ax.text(x + 0.02, y + 0.3, below, fontsize=7.5, va="center", color=lower)
     ax.set(xlim=(0, len(profiles)), ylim=(0, len(claims)))
     titles = table.drop_duplicates("id").set_index("id")["title"]
     ax.set_yticks(np.arange(len(claims)) + 0.47, [f"{name}  {titles[name]}" for name in claims[::-1]])
