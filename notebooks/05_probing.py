@@ -93,8 +93,8 @@ areas.pivot_table("value", ["pooling", "layer"], "split", sort=False)[list(weigh
 # mean-difference direction (no fitting beyond two means), one attention head over the tokens,
 # $\sum_t \mathrm{softmax}_t(q \cdot z_t)\,(v \cdot z_t) + b$, whose weight decay and epochs are
 # chosen on held-out *training* prompts (of the layer whose tokens notebook 02 keeps for the SAEs),
-# and logistic regression on TF-IDF of words and word pairs, which needs no model at all. **What would refute C1 here:** dense probes that fall OOD to the
-# level of TF-IDF.
+# and logistic regression on TF-IDF of words and word pairs, which needs no model at all. **What
+# would refute C1 here:** dense probes that fall OOD to the level of TF-IDF.
 
 # %%
 tokens = None

@@ -27,7 +27,7 @@ PROSE = "pretraining"  # the corpus
 CONTEXT = 128  # tokens of a window
 CARD_HEAD = """# Shipped SAEs
 
-JumpReLU SAEs with the L0 penalty, trained by `make pretrained` on public prose (`pretraining` in `lib/texts/corpora`),
+JumpReLU SAEs with the L0 penalty, trained by `make pretrained` on public prose (the corpus `pretraining`),
 in the place of Gemma Scope's: `base` on the texts as they are, a folder for each seed, `prompts` on the same texts as
 user prompts. SAELens folders, weights in float16; `training.json` holds recipe, training curve and measurements. Held
 out: tokens of passages that no SAE was trained on; chat is the model's own ([card](../rollouts/README.md)). Loss
