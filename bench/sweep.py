@@ -16,11 +16,12 @@ from pathlib import Path
 
 import jupytext
 import papermill
+import yaml
 from tqdm import tqdm
 
 from lib.base import build_graph
 from lib.base.files import run_dir
-from lib.runs import sweep_cells, sweeps
+from lib.runs import profiles, sweep_cells, sweeps
 
 PROFILE = "bench-sweep"
 WORKERS = 2
@@ -33,7 +34,6 @@ n_ood_toxic_looking: 40
 n_ood_chat: 40
 layers: [2]
 n_bootstrap: 50
-grid_bootstrap: 50
 finetune_seeds: [0]
 resample_shares: []
 prompt_repeats: []
@@ -48,7 +48,7 @@ stress_draws: 2
 GRID = {
     "k_poolings": [["max"], ["mean"], ["fixed"]],
     "show_k": [5, 10, 20, 50],
-    "c_grid": [[1e-4], [1e-3], [1e-2], [1e-1], [1.0]],
+    "grid_bootstrap": [40, 45, 50, 55, 60],
 }
 
 
@@ -77,7 +77,8 @@ def _plan() -> tuple[dict[str, sweep_cells.Cell], list[str]]:
     """All cells by name, and the names of the sixty."""
     with tempfile.TemporaryDirectory() as scratch:
         profile = Path(scratch) / f"{PROFILE}.yaml"
-        profile.write_text(SMALL)
+        of_encoder = profiles.read_profile(profiles.profile_path("minilm"))
+        profile.write_text(yaml.safe_dump(of_encoder | yaml.safe_load(SMALL) | {"profile": PROFILE}))
         sweep = Path(scratch) / "sixty.yaml"
         sweep.write_text(json.dumps({"notebooks": ["05_probing"], "profile": str(profile), "grid": GRID}))
         cells, wanted = sweep_cells.plan(sweep_cells.read(sweep))
