@@ -45,7 +45,7 @@ from lib.texts import datasets
 # %% tags=["parameters"]
 profile = "embedded"
 device = "cpu"
-layer = 21  # block whose residual stream is trained on; notebook 05 chose it on validation
+layer = 21  # block whose residual stream is trained on, chosen on validation
 corpus = "shipped:SmolLM2-135M-Instruct"  # docstrings | pretraining | rollouts, …
 n_rollouts = 2000  # of the model's own, where a corpus is own:…
 rollout_tokens = 128  # of a rollout, at most
@@ -62,9 +62,9 @@ target_l0s = [16, 32]  # active latents per token
 gated_coefficients = [6.0, 20.0]  # L1 coefficients of the gated SAEs; empty: no such SAE
 f0s = [0.1, 0.01]  # frequency scales of the QF penalty, fraction of tokens; empty: no QF
 comparators = ["topk", "gated"]  # of SAELens: topk | batchtopk | matryoshka | gated; empty: none
-lr = 4e-3  # of JumpReLU, chosen on a calibration split of the text, once; 0: again
-comparator_lr = 2e-3  # of those with a target L0, chosen in the same way, once; 0: again
-gated_lr = 4e-3  # of those with a coefficient
+lr = 8e-3  # of JumpReLU, chosen on a calibration split of the text, once; 0: again
+comparator_lr = 8e-3  # of those with a target L0, chosen in the same way, once; 0: again
+gated_lr = 4e-3  # of those with a coefficient, of 2e-3 to 8e-3 by FVU at like L0
 split_seed = 1  # division of the passages into training and held-out ones
 seeds = [0, 1, 2]
 

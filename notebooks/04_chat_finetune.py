@@ -49,7 +49,7 @@ from lib.texts import corpora, datasets
 # %% tags=["parameters"]
 profile = "embedded"
 device = "cpu"
-layer = 21  # block whose residual stream is trained on; notebook 05 chose it on validation
+layer = 21  # block whose residual stream is trained on, chosen on validation
 base_sae = "data/pretrained/SmolLM2-135M-Instruct-layer-21-base"  # or empty
 prompts_sae = "data/pretrained/SmolLM2-135M-Instruct-layer-21-prompts"  # or empty
 chat_corpus = "shipped:SmolLM2-135M-Instruct"  # or prompts (in all wrappers)
@@ -70,7 +70,7 @@ finetune_tokens = 160_000  # tokens seen in finetuning
 scratch_tokens = 320_000  # tokens seen by the SAE from scratch
 sae_target_l0 = 45.0  # active latents per token
 base_lr = 4e-3  # of SAEs that are trained here; 0: chosen on a calibration split of the text
-finetune_lr = 4e-3  # chosen in the same way, once; 0: again
+finetune_lr = 2e-3  # chosen in the same way, once; 0: again
 scratch_lr = 4e-3  # chosen in the same way, once; 0: again
 resample_shares = [0.25]  # share of latents made anew before finetuning; empty: none
 prompt_repeats = []  # copies of the training prompts in the mix, such as [1, 4]; empty: none

@@ -15,6 +15,7 @@ CARDS = [DATA / folder / "README.md" for folder in ("prompts", "rollouts", "pret
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *CARDS]
 TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in PAGES}
 README = TEXTS["README.md"]
+PROFILES = ("embedded", "minilm")  # of which the answer speaks
 MADE_BY_RUNS = ("data/runs/", "data/raw/", "report/")  # not in the repository
 PAPER_CLAIMS = 13  # the first 40 lines have room for these
 
@@ -148,41 +149,43 @@ def test_the_answer_has_three_sentences():
 # Numbers
 
 
+def dense_at_the_saes(profile):
+    """The OOD row of the dense probe at the SAEs' layer, with the pooling of best validation AUROC."""
+    records = scorecard.committed()[profile]
+    layer = records["04_chat_finetune"]["parameters"]["layer"]
+    rows = [row for row in records["02_activations"]["metrics"] if row["metric"] == "auroc" and row["layer"] == layer]
+    best = max((row for row in rows if row["split"] == "val"), key=lambda row: row["value"])
+    return next(row for row in rows if row["split"] == "ood" and row["pooling"] == best["pooling"])
+
+
+AT_K = {"metric": "auroc", "split": "ood", "k": 20}
+TRAINED = {**AT_K, "variant": "pretraining SAE", "selection": "mean difference"}
+FINETUNED = {**TRAINED, "variant": "finetuned from pretraining SAE"}
+CONTROLS = ["principal components", "random directions", "untrained SAE"]
+EXPOSED = {"metric": "recall_at_10", "control": "planted", "share": 0.5}
+
+
 def test_the_numbers_of_the_answer_are_those_of_the_records():
-    probe = {"metric": "auroc", "split": "ood", "k": 20, "pooling": "mean"}
-    trained, finetuned = ({**probe, "variant": name} for name in ("pretraining SAE", "finetuned from pretraining SAE"))
-    untrained, random = ({**probe, "variant": name} for name in ("untrained SAE", "random directions"))
-    dense = {"metric": "auroc", "split": "ood", "probe": "dense"}
-    exposed = {"metric": "recall_at_10", "control": "planted"}
-    latents, words = ({**exposed, "method": name} for name in ("SAE latents", "TF-IDF terms"))
-    pairs = [finetuned, untrained, random, latents | {"share": 0.5}, words | {"share": 0.5}]
-    pairs += [latents | {"share": 0.25}, words | {"share": 0.25}]
-    expected = [metric(profile, **which) for profile in ("embedded", "minilm") for which in (trained, dense)]
-    expected += [metric(profile, **which) for which in pairs for profile in ("embedded", "minilm")]
+    expected = []
+    for profile in PROFILES:
+        expected += [metric(profile, **TRAINED), dense_at_the_saes(profile)]
+    for which in [FINETUNED, *({**AT_K, "variant": name} for name in CONTROLS)]:
+        expected += [metric(profile, **which) for profile in PROFILES]
+    for method in ("SAE latents", "TF-IDF terms"):
+        expected += [metric(profile, **EXPOSED, method=method) for profile in PROFILES]
     assert re.findall(r"\d\.\d+", answer()) == [f"{row['value']:.2f}" for row in expected]
 
 
-@pytest.mark.parametrize("profile", ["embedded", "minilm"])
+@pytest.mark.parametrize("profile", PROFILES)
 def test_the_words_of_the_answer_hold_in_the_records(profile):
-    probe = {"metric": "auroc", "split": "ood", "k": 20, "pooling": "mean", "selection": "mean difference"}
-    trained, finetuned, untrained, random = (
-        metric(profile, **probe, variant=name)
-        for name in ("pretraining SAE", "finetuned from pretraining SAE", "untrained SAE", "random directions")
+    trained, dense = metric(profile, **TRAINED), dense_at_the_saes(profile)
+    assert trained["high"] < dense["low"] and metric(profile, **FINETUNED)["high"] < dense["low"]  # worse
+    controls = [metric(profile, **AT_K, variant=name) for name in CONTROLS]
+    assert max(row["value"] for row in controls) > trained["value"]  # a basis that no SAE training made is ahead
+    latents, placebo = (
+        metric(profile, **EXPOSED | {"control": control}, method="SAE latents") for control in ("planted", "placebo")
     )
-    dense = metric(profile, metric="auroc", split="ood", probe="dense")
-    assert trained["high"] < dense["low"] and finetuned["high"] < dense["low"]  # worse than the dense probe
-    assert trained["value"] - untrained["value"] < 0.02  # not ahead of an SAE of random weights, by the claims' margin
-    rows = [row for record in scorecard.committed()[profile].values() for row in record["metrics"]]
-    of_saes = [row for row in rows if row.get("probe") == "k-sparse" and probe.items() <= row.items()]
-    assert len(of_saes) >= 6 and all(row["value"] < random["value"] for row in of_saes)  # ahead of every trained SAE
-    shares = {}
-    for share in (0.25, 0.5):
-        of_share = {"metric": "recall_at_10", "control": "planted", "share": share}
-        shares[share] = [metric(profile, **of_share, method=name) for name in ("SAE latents", "TF-IDF terms")]
-    latents, words = shares[0.25]
-    assert latents["high"] < words["low"]  # words show what is rarer
-    placebo = metric(profile, metric="recall_at_10", control="placebo", share=0.5, method="SAE latents")
-    assert shares[0.5][0]["low"] > placebo["high"]  # latents show what is frequent
+    assert latents["low"] > placebo["high"]  # latents show what a probe would cheat on
 
 
 def test_times_and_memory_cover_the_records():
