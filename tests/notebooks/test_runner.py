@@ -36,6 +36,7 @@ def settle(project):
             os.utime(path, ns=(stat.st_atime_ns - 10**11, stat.st_mtime_ns - 10**11))
 
 
+@pytest.mark.slow
 def test_the_make_graph(project):
     assert make(project, "reproduce")[0] == ["01_first", "02_second"]
     record = json.loads((project / "data/runs/embedded/results/01_first.json").read_text())
