@@ -141,7 +141,7 @@ caption = (
 figures.save(figure, run.figures, "03_pareto", caption)
 
 # %%
-costs = comparison.fvu_costs(table, target_l0s)
+costs = comparison.fvu_costs(table, comparison.with_middles(target_l0s))
 costs.assign(cost=tables.texts(costs, 4))[["variant", "cost", "n", "n_groups"]]
 
 # %% [markdown]

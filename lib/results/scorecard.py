@@ -114,9 +114,7 @@ def quantity(record: Record, filters: dict[str, Any]) -> dict[str, Any]:
     reduce = filters.pop("reduce", None)
     if reduce not in (None, *REDUCE):
         raise ValueError(f"unknown reduce {reduce!r}; allowed are {list(REDUCE)}")
-    allowed = {name: _values(value, record["parameters"]) for name, value in filters.items()}
-    rows = [row for row in record["metrics"] if all(row.get(name) in values for name, values in allowed.items())]
-    rows = [row for row in rows if row["value"] is not None]
+    rows = [row for row in matches(record, filters) if row["value"] is not None]
     if not rows:
         raise Undecided(f"no value of {', '.join(f'{name} {value}' for name, value in filters.items())}")
     if reduce:
@@ -124,6 +122,13 @@ def quantity(record: Record, filters: dict[str, Any]) -> dict[str, Any]:
     if len(rows) > 1:
         raise ValueError(f"{len(rows)} rows of {record['notebook']} match {filters}; one must, or give reduce")
     return rows[0]
+
+
+def matches(record: Record, filters: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a record's headline that a quantity's filters allow, those without a value among them."""
+    of_columns = {name: value for name, value in filters.items() if name != "reduce"}
+    allowed = {name: _values(value, record["parameters"]) for name, value in of_columns.items()}
+    return [row for row in record["metrics"] if all(row.get(name) in values for name, values in allowed.items())]
 
 
 def _values(value: Any, parameters: dict[str, Any]) -> list:

@@ -1,6 +1,8 @@
 """Comparing SAE architectures: grids of trainings, reconstruction cost at matched L0, and what becomes of a latent."""
 
 import dataclasses
+import itertools
+import math
 import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -134,6 +136,13 @@ def matched_difference(
 
 def _fvu_at(curve: pd.DataFrame, l0: int | float) -> float:
     return np.interp(np.log(l0), np.log(curve["l0"]), curve["fvu"])
+
+
+def with_middles(l0s: list[int | float]) -> list[int | float]:
+    """Targets in order, with the geometric mean of each two neighbours: a target ends what an SAE's L0s span, and may
+    just be missed."""
+    ordered = sorted(l0s)
+    return sorted([*ordered, *(math.sqrt(a * b) for a, b in itertools.pairwise(ordered))])
 
 
 def fvu_costs(table: pd.DataFrame, l0: list[int | float]) -> pd.DataFrame:

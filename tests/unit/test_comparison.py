@@ -112,3 +112,14 @@ def test_a_split_latent_has_two_descendants():
     assert split["latent"].tolist() == [0, 2] and split["near"].tolist() == [2, 0]
     assert split["best"][0] == pytest.approx(1 / 1.25**0.5) and split["best"][1] == pytest.approx(0.5 / 1.25**0.5)
     assert comparison.descendants(sae(eye[:3]), sae(halves), np.zeros(3)).empty
+
+
+def test_a_cost_is_also_measured_between_targets():
+    assert comparison.with_middles([32, 8]) == [8, 16, 32] and comparison.with_middles([5]) == [5]
+    ours = pd.DataFrame({"variant": "new", "l0": [8.0, 32.0], "fvu": [0.4, 0.2], "seed": 0})
+    theirs = pd.DataFrame({"variant": comparison.BASELINE, "l0": [8.5, 31.5], "fvu": [0.3, 0.1], "seed": 0})
+    table = pd.concat([ours, theirs])
+    missed = comparison.fvu_costs(table, [8, 32])
+    assert missed["n"].tolist() == [0], "the ends are just missed"
+    between = comparison.fvu_costs(table, comparison.with_middles([8, 32]))
+    assert between["n"].tolist() == [1] and between["value"][0] == pytest.approx(0.1, abs=1e-3)

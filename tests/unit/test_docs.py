@@ -15,6 +15,7 @@ CARDS = [DATA / folder / "README.md" for folder in ("prompts", "rollouts", "pret
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *CARDS]
 TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in PAGES}
 README = TEXTS["README.md"]
+MARGIN = 0.02  # AUROC, of the claims
 PROFILES = ("embedded", "minilm")  # of which the answer speaks
 MADE_BY_RUNS = ("data/runs/", "data/raw/", "report/")  # not in the repository
 PAPER_CLAIMS = 13  # the first 40 lines have room for these
@@ -179,9 +180,9 @@ def test_the_numbers_of_the_answer_are_those_of_the_records():
 @pytest.mark.parametrize("profile", PROFILES)
 def test_the_words_of_the_answer_hold_in_the_records(profile):
     trained, dense = metric(profile, **TRAINED), dense_at_the_saes(profile)
-    assert trained["high"] < dense["low"] and metric(profile, **FINETUNED)["high"] < dense["low"]  # worse
+    assert all(row["value"] - dense["value"] < MARGIN for row in (trained, metric(profile, **FINETUNED)))  # no better
     controls = [metric(profile, **AT_K, variant=name) for name in CONTROLS]
-    assert max(row["value"] for row in controls) > trained["value"]  # a basis that no SAE training made is ahead
+    assert max(row["value"] for row in controls) > trained["value"] - MARGIN  # a basis without training does as well
     latents, placebo = (
         metric(profile, **EXPOSED | {"control": control}, method="SAE latents") for control in ("planted", "placebo")
     )
