@@ -105,7 +105,7 @@ def points(
     xlim: tuple[float, float] | None = None,
 ) -> Figure:
     """Values with their 95 % intervals, a row per ``y``; ``reference`` gives one dotted line with a band per panel."""
-    panels, names = list(dict.fromkeys(table[panel])), list(dict.fromkeys(table[y]))
+    panels, names = _in_order(table[panel]), list(dict.fromkeys(table[y]))
     hues = list(dict.fromkeys(table[hue])) if hue else [None]
     width, height = max(3.2, 9.6 / len(panels)), 1.1 + 0.3 * len(names) * len(hues) ** 0.5
     figure, axes = _panels(len(panels), width=width, height=height, sharex=True, sharey=True)
@@ -145,7 +145,7 @@ def curves(
 
     ``reference`` is as in :func:`points`.
     """
-    panels = list(dict.fromkeys(table[panel]))
+    panels = _in_order(table[panel])
     figure, axes = _panels(len(panels), width=max(3.7, 7.5 / len(panels)), height=3.6, sharey=share_y)
     for ax, value in zip(axes, panels, strict=True):
         groups = table[table[panel] == value].groupby(hue, sort=False)
@@ -168,6 +168,12 @@ def curves(
     return figure
 
 
+def _in_order(values: pd.Series) -> list:
+    """The different values in the order of the table; splits in their own, whichever a table begins with."""
+    different = list(dict.fromkeys(values))
+    return [split for split in SPLITS if split in different] if set(different) <= set(SPLITS) else different
+
+
 def _ticks_at(axis: Axis, values: pd.Series) -> None:
     """Ticks at the values used, where these are few; measured values, such as an L0, keep the axis' own ticks.
 
@@ -177,11 +183,9 @@ def _ticks_at(axis: Axis, values: pd.Series) -> None:
     used = sorted(set(values))
     if 0 < len(used) <= MOST_TICKS and all(float(f"{value:.3g}") == value for value in used):
         places = axis.get_transform().transform(np.array(used, dtype=float))
-        apart = TICK_ROOM * (places[-1] - places[0])
         ticks = [0]
         for i, place in enumerate(places):
-            if place - places[ticks[-1]] > apart:
-                ticks.append(i)
+            ticks += [i] * bool(place - places[ticks[-1]] > TICK_ROOM * (places[-1] - places[0]))
         axis.set_major_locator(FixedLocator([used[i] for i in ticks]))
         axis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
         axis.set_minor_locator(NullLocator())

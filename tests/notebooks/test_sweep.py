@@ -10,10 +10,10 @@ import time
 import pandas as pd
 import pytest
 
-from lib.base import build_graph, cluster
+from lib.base import cluster
 from lib.base.files import run_dir
 from lib.model import shards
-from lib.runs import runner, sweep_cells, sweeps
+from lib.runs import profiles, runner, sweep_cells, sweeps
 from tests.stubs import write
 
 pytestmark = pytest.mark.slow
@@ -208,7 +208,7 @@ def test_what_is_wrong_is_one_sentence(swept):
 def test_a_warm_kernel_gives_what_a_cold_one_gives(small_run, profile, tmp_path, monkeypatch):
     """Two cells of notebook 03 in one kernel; the second has the parameters of the run in a kernel of its own."""
     path = tmp_path / "warm.yaml"
-    lr = build_graph.parameters(build_graph.NOTEBOOKS / "03_sae_training.py")["lr"]
+    lr = profiles.read_profile(profile)["lr"]
     path.write_text(f"notebooks: [03_sae_training]\nprofile: {profile}\ngrid: {{lr: [{lr / 2}, {lr}]}}\n")
     cells, wanted = sweep_cells.plan(sweep_cells.read(path))
     work = sweep_cells.CellRunner()
