@@ -1,6 +1,6 @@
 """Learning rates that are chosen and not typed: whole trainings, compared on a calibration split of the text.
 
-A rate that suits one model does not suit another: of JumpReLU at equal L0, the best one for a sentence encoder was four
+A rate that suits one model does not suit another: of JumpReLU, the best one for a sentence encoder was two to four
 times that for a chat model. A learning rate of ``CHOSEN`` is replaced by the one that :func:`choose` finds.
 """
 
