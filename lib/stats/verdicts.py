@@ -1,0 +1,116 @@
+"""Verdicts: what an interval of a difference shows of a claim, given the smallest difference that matters.
+
+A difference d has an interval [low, high] and a margin m, its unit's smallest difference that matters. An interval
+shows one of
+
+    above          low > 0 and high > m            (above zero, and not shown to be too small to matter)
+    below          high < 0 and low < −m
+    no difference  −m ≤ low and high ≤ m           (equivalence by interval: two one-sided tests)
+
+or nothing. Where there is no difference, a 95 % interval shows *above* or *below* in at most 5 of 100 draws, however
+the margin is chosen; where d = m, it shows *no difference* in at most 2.5 of 100.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from lib.base.registry import lookup
+
+REPRODUCED, OPPOSITE, NO_DIFFERENCE, INCONCLUSIVE, NOT_APPLICABLE = VERDICTS = (
+    "reproduced",
+    "opposite",
+    "no difference",
+    "inconclusive",
+    "not applicable",
+)
+ALPHA = 0.05
+
+
+class Interval(NamedTuple):
+    """The ends of an interval of a difference."""
+
+    low: float
+    high: float
+
+
+def _is_within(interval: Interval, margin: float) -> bool:
+    return bool(-margin <= interval.low and interval.high <= margin)
+
+
+def _above(interval: Interval, margin: float) -> str:
+    if _is_within(interval, margin):
+        return NO_DIFFERENCE
+    if interval.low > 0 and interval.high > margin:
+        return REPRODUCED
+    if interval.high < 0 and interval.low < -margin:
+        return OPPOSITE
+    return INCONCLUSIVE
+
+
+def _same(interval: Interval, margin: float) -> str:
+    if _is_within(interval, margin):
+        return REPRODUCED
+    if interval.low > margin or interval.high < -margin:
+        return OPPOSITE
+    return INCONCLUSIVE
+
+
+# What a claim says of the difference: that it is above zero, below zero, or too small to matter.
+SAYS: dict[str, Callable[[Interval, float], str]] = {
+    "above": _above,
+    "below": lambda interval, margin: _above(Interval(-interval.high, -interval.low), margin),
+    "same": _same,
+}
+
+
+def decide(says: str, interval: Interval, margin: float) -> str:
+    """The verdict on a claim that ``says`` one of ``SAYS`` of a difference.
+
+    Raises:
+        ValueError: an unknown ``says``, a margin that is not above zero, or ends that are no numbers or in no order.
+    """
+    rule = lookup(SAYS, "says", says)
+    if not (margin > 0 and math.isfinite(margin)):
+        raise ValueError(f"the margin {margin} must be a number above zero")
+    if not interval.low <= interval.high:
+        raise ValueError(f"an interval from {interval.low} to {interval.high} is none")
+    return rule(interval, margin)
+
+
+def p_values(replicates: Float[np.ndarray, "comparisons replicates"]) -> Float[np.ndarray, " comparisons"]:
+    """Two-sided bootstrap p-values of each difference being zero, 2 min(P(d* ≤ 0), P(d* ≥ 0)), at most 1.
+
+    A p-value is at least 2 / (replicates + 1), as what no replicate shows may still happen.
+    """
+    n = replicates.shape[1]
+    below, above = ((replicates <= 0).sum(1), (replicates >= 0).sum(1))
+    return np.minimum(1.0, 2 * (np.minimum(below, above) + 1) / (n + 1))
+
+
+def holm_levels(p: Float[np.ndarray, " comparisons"], alpha: float = ALPHA) -> Float[np.ndarray, " comparisons"]:
+    """The level at which each of several comparisons is tested by Holm's step-down procedure (Holm 1979).
+
+    In the order of their p-values the comparisons are tested at alpha / K, alpha / (K − 1), …; once one fails, its
+    level is that of all after it. At these levels at most ``alpha`` of draws without any difference show one anywhere.
+    """
+    levels = np.empty(len(p))
+    level, has_failed = alpha, False
+    for rank, i in enumerate(np.argsort(p, kind="stable")):
+        if not has_failed:
+            level = alpha / (len(p) - rank)
+        levels[i] = level
+        has_failed = has_failed or p[i] > level
+    return levels
+
+
+def holm_intervals(
+    replicates: Float[np.ndarray, "comparisons replicates"], alpha: float = ALPHA
+) -> list[Interval]:
+    """Percentile intervals of several differences, each at 1 − its level (:func:`holm_levels`)."""
+    levels = holm_levels(p_values(replicates), alpha)
+    ends = [np.quantile(row, [level / 2, 1 - level / 2]) for row, level in zip(replicates, levels, strict=True)]
+    return [Interval(float(low), float(high)) for low, high in ends]
