@@ -17,11 +17,12 @@ Change = Callable[[np.random.Generator, np.ndarray, np.ndarray, np.ndarray], tup
 
 
 class Contender(NamedTuple):
-    """A probe under stress: linear on all columns with inverse L2 strength ``c``, or k-sparse (mean difference)."""
+    """A probe under stress: linear on all columns with inverse L2 strength ``c``, or k-sparse by a ``selection``."""
 
     columns: ksparse.Columns
     k: int | None = None
     c: float | None = None
+    selection: str = ksparse.MEAN_DIFFERENCE
 
 
 def fewer(n_prompts: int) -> Change:
@@ -60,7 +61,7 @@ def fit_scores(contender: Contender, rows: np.ndarray, y: np.ndarray) -> Scores:
     if contender.k is None:
         return linear(x, contender.c).fit(training, y).decision_function(x)
     k = min(contender.k, len(ksparse.live_columns(training)))
-    columns = ksparse.select(training, y, [k], ksparse.MEAN_DIFFERENCE)[k]
+    columns = ksparse.select(training, y, [k], contender.selection)[k]
     return ksparse.refit(training, y, columns).decision_function(ksparse.dense(x, columns))
 
 

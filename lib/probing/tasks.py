@@ -8,16 +8,19 @@ from jaxtyping import Int
 
 
 class Task(NamedTuple):
-    """Labels of all prompts, which of them are for training, and their base prompts."""
+    """Labels of all prompts, which of them are for training, their base prompts, and which are for validation (None
+    where nothing is chosen on them)."""
 
     y: Int[np.ndarray, " prompts"]
     train: np.ndarray
     groups: np.ndarray
+    val: np.ndarray | None = None
 
     @classmethod
     def of(cls, prompts: pd.DataFrame) -> "Task":
         """The task of a prompt table."""
-        return cls(prompts["label"].to_numpy(), (prompts["split"] == "train").to_numpy(), prompts["base_id"].to_numpy())
+        train, val = ((prompts["split"] == split).to_numpy() for split in ("train", "val"))
+        return cls(prompts["label"].to_numpy(), train, prompts["base_id"].to_numpy(), val)
 
 
 class Probe(NamedTuple):

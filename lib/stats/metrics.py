@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import scipy.stats
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 Labels = Int[np.ndarray, " rows"]
 Scores = Float[np.ndarray, " rows"]
@@ -75,17 +75,78 @@ def by_transform(
         kinds: ``plain``, ``jailbreak`` or ``innocuous`` for each row (:func:`lib.texts.datasets.kind`).
     """
     rows = []
-    for (split, name, kind), _ in prompts.groupby(["split", "transform", kinds], sort=False):
+    for split, replicates in weights.items():
         in_split = (prompts["split"] == split).to_numpy()
-        table = prompts[in_split]
-        part = table["transform"] == name
-        if kind == "innocuous":
-            part |= (table["transform"] == "plain") & (table["label"] == 1)
-        part = part.to_numpy()
-        y, ids = table["label"].to_numpy()[part], table["base_id"].to_numpy()[part]
-        area = estimate(y, scores[in_split][part], ids, auroc, weights[split][:, part])
-        rows.append(row("auroc", area, split=split, transform=name, kind=kind, **dimensions))
+        table, kind_of = prompts[in_split], dict(zip(prompts["transform"], kinds, strict=True))
+        for name, part in wrapper_rows(table, kinds[in_split]).items():
+            y, ids = table["label"].to_numpy()[part], table["base_id"].to_numpy()[part]
+            area = estimate(y, scores[in_split][part], ids, auroc, replicates[:, part])
+            rows.append(row("auroc", area, split=split, transform=name, kind=kind_of[name], **dimensions))
     return rows
+
+
+def wrapper_rows(prompts: pd.DataFrame, kinds: pd.Series) -> dict[str, Bool[np.ndarray, " rows"]]:
+    """Which rows a wrapper's AUROC is of (:func:`by_transform`), by the transform's name, in the order of the table."""
+    is_plain_harmful = (prompts["transform"] == "plain") & (prompts["label"] == 1)
+    parts = {}
+    for name, kind in dict(zip(prompts["transform"], kinds, strict=True)).items():
+        part = prompts["transform"] == name
+        parts[name] = (part | is_plain_harmful if kind == "innocuous" else part).to_numpy()
+    return parts
+
+
+def within(parts: dict[str, list[Bool[np.ndarray, " rows"]]], seed: int) -> Metric:
+    """The metric that is the mean over wrappers of the AUROC within each, Σⱼ wⱼ Aⱼ / Σⱼ wⱼ.
+
+    ``parts`` has the rows of each wrapper, in one or several sets (such as folds), of which Aⱼ is the mean. The first
+    replicate has all wⱼ = 1; in the others wrappers are drawn with replacement, as base prompts are by the weights, so
+    that an interval covers both. Sets without both classes are left out.
+
+    Raises:
+        ValueError: there is no wrapper with both classes.
+    """
+
+    def mean_auroc(labels: Labels, scores: Scores, weights: Weights) -> Float[np.ndarray, " replicates"]:
+        areas = []
+        for sets in parts.values():
+            of_sets = [
+                auroc(labels[rows], scores[rows], weights[:, rows])
+                for rows in sets
+                if len(np.unique(labels[rows])) == 2
+            ]
+            areas += [np.mean(of_sets, axis=0)] if of_sets else []
+        if not areas:
+            raise ValueError(f"none of the wrappers {list(parts)} has prompts of both classes")
+        drawn = np.random.default_rng(seed).multinomial(len(areas), [1 / len(areas)] * len(areas), len(weights) - 1)
+        counts = np.concatenate([np.ones((1, len(areas))), drawn])
+        areas = np.array(areas).T
+        defined = ~np.isnan(areas) * counts
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return (np.nan_to_num(areas) * counts).sum(1) / defined.sum(1)
+
+    return mean_auroc
+
+
+def threshold_at_fpr(scores: Scores, weights: Weights, fpr: float = 0.01) -> Float[np.ndarray, " replicates"]:
+    """The least threshold at which at most a share ``fpr`` of these (negative) rows scores higher, in each replicate;
+    NaN where no row has weight."""
+    order = np.argsort(-scores, kind="stable")
+    share = weights[:, order].astype(np.float64).cumsum(1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        is_above = share / share[:, -1:] > fpr + 1e-12
+    return np.where(share[:, -1] > 0, scores[order][is_above.argmax(1)], np.nan)
+
+
+def share_above(
+    scores: Scores, weights: Weights, thresholds: Float[np.ndarray, " replicates"]
+) -> Float[np.ndarray, " replicates"]:
+    """The share of the rows' weight that scores above each replicate's threshold; NaN where no row has weight."""
+    order = np.argsort(-scores, kind="stable")
+    weight = np.zeros((len(weights), len(scores) + 1))
+    weight[:, 1:] = weights[:, order].cumsum(1)
+    n_above = np.searchsorted(-scores[order], -thresholds, side="left")
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return weight[np.arange(len(weights)), n_above] / weight[:, -1]
 
 
 def _runs(labels: Labels, scores: Scores, weights: Weights) -> tuple[np.ndarray, np.ndarray]:
