@@ -293,6 +293,18 @@ def in_best_form(of_probes: Mapping[Probe, Any], forms: dict[Basis, Form]) -> di
     }
 
 
+def in_own_pooling(
+    scores: Mapping[Probe, Scores], forms: dict[Basis, Form], variants: list[str], k: int
+) -> dict[Probe, Scores]:
+    """The scores of every selection at k, in the pooling of each basis' form, for some variants; under keys that say
+    ``BEST`` for the pooling."""
+    return {
+        probe._replace(pooling=BEST): of_probe
+        for probe, of_probe in scores.items()
+        if probe.k == k and probe.variant in variants and probe.pooling == forms[probe.variant, probe.seed].pooling
+    }
+
+
 def chosen_latents(
     probed: Probed, prompts: pd.DataFrame, splits: list[str], probes: list[Probe]
 ) -> pd.DataFrame:

@@ -1,10 +1,16 @@
 """What is probed, and the key of a probe: the task of a prompt table, and ``Probe``."""
 
+import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Int
+
+from lib.base.files import write_table
+from lib.stats.metrics import Scores
 
 
 class Task(NamedTuple):
@@ -44,3 +50,14 @@ class Probe(NamedTuple):
             "variant": self.variant, "seed": self.seed, "probe": self.kind,
             "pooling": self.pooling, "selection": self.selection, "k": self.k,
         }  # fmt: skip
+
+
+def save_scores(scores: Mapping[Probe, Scores], path: Path) -> Path:
+    """Scores of all prompts as a table: a row for each prompt and a column for each probe, named by its key as JSON."""
+    columns = {json.dumps(probe, ensure_ascii=False): of_probe for probe, of_probe in scores.items()}
+    return write_table(path, pd.DataFrame(columns))
+
+
+def load_scores(path: Path) -> dict[Probe, Scores]:
+    """The inverse of :func:`save_scores`."""
+    return {Probe(*json.loads(name)): column.to_numpy() for name, column in pd.read_parquet(path).items()}

@@ -6,6 +6,7 @@ dimensions of ``lib.probing.tasks.Probe``.
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from lib.stats import metrics
@@ -21,6 +22,112 @@ def by_split(
         row
         for name, of_probe in scores.items()
         for row in metrics.by_split(prompts, of_probe, weights, probe=name, **dimensions)
+    ])
+
+
+def at_validation_threshold(
+    prompts: pd.DataFrame, scores: dict[str, Scores], weights: SplitWeights, fpr: float = 0.01
+) -> pd.DataFrame:
+    """Recall and false-positive rate of every probe outside training, at the threshold that lets at most ``fpr`` of the
+    validation negatives through: what a monitor does whose threshold was set before it met new prompts.
+
+    Each replicate draws the validation prompts too, so that the interval covers the threshold's own noise.
+    """
+    y, split_of = prompts["label"].to_numpy(), prompts["split"].to_numpy()
+    rows, with_value = [], {split: np.vstack([np.ones_like(w[:1]), w]) for split, w in weights.items()}
+    quiet = y[split_of == "val"] == 0
+    for name, of_probe in scores.items():
+        threshold = metrics.threshold_at_fpr(of_probe[split_of == "val"][quiet], with_value["val"][:, quiet], fpr)
+        for split in (split for split in weights if split != "train"):
+            here = split_of == split
+            for metric, label in (("recall_at_validation_threshold", 1), ("fpr_at_validation_threshold", 0)):
+                part = y[here] == label
+                share = metrics.share_above(of_probe[here][part], with_value[split][:, part], threshold)
+                n_groups = prompts.loc[here, "base_id"][part].nunique()
+                low, high = np.nanpercentile(share[1:], [2.5, 97.5])
+                estimate = metrics.Estimate(float(share[0]), float(low), float(high), int(part.sum()), n_groups)
+                rows.append(metrics.row(metric, estimate, split=split, probe=name))
+    return pd.DataFrame(rows)
+
+
+def within_wrappers(
+    prompts: pd.DataFrame, kinds: pd.Series, split: str, scores: dict, weights: SplitWeights, seed: int
+) -> Draws:
+    """Draws of the mean AUROC within the wrappers of a split (:func:`lib.stats.metrics.within`), by the keys of
+    ``scores``."""
+    here = (prompts["split"] == split).to_numpy()
+    rows = metrics.wrapper_rows(prompts[here], kinds[here])
+    metric = metrics.within({name: [part] for name, part in rows.items()}, seed)
+    return Draws.of(prompts, scores, {split: weights[split]}, metric)
+
+
+def ahead_of(by_method: Draws, baseline: str) -> pd.DataFrame:
+    """AUROC of every method minus that of the baseline: rows of ``auroc_difference`` with the column ``against``."""
+    ahead = by_method.against("probe", baseline).estimates()
+    return ahead.assign(metric="auroc_difference", level="method", against=baseline)
+
+
+def of_rotation(rotated: Draws, dense: Draws, finetuning: tuple[str, str]) -> pd.DataFrame:
+    """The rows of a rotation of wrappers: mean AUROC within wrapper of every probe, what SAE probes are behind the
+    dense ones, and what the second SAE of ``finetuning`` gained over the first.
+
+    ``dense`` has the dense probe beside k-sparse ones in its first row, and the one beside each reconstruction by
+    pooling.
+    """
+    sparse, linear = rotated.where(probe="k-sparse"), rotated.where(probe="reconstruction")
+    before, after = finetuning
+    gained = sparse.where(variant=after).minus(sparse.where(variant=before), ["k", "split"])
+    parts = {
+        "auroc_within_wrapper": rotated,
+        "auroc_behind_dense": sparse.behind(dense.first(), ["split"]),
+        "auroc_lost": linear.behind(dense, ["pooling", "split"]),
+        "auroc_gained_by_finetuning": gained,
+    }
+    return pd.concat([part.estimates().assign(metric=metric) for metric, part in parts.items()], ignore_index=True)
+
+
+def named(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with a column ``name``: the probe, and the SAE that it reads if there is one."""
+    variant = table["variant"].where(table["variant"].notna(), "")
+    return table.assign(name=table["probe"].where(variant == "", table["probe"] + ", " + variant))
+
+
+def lost_more(lost: Draws, split: str) -> pd.DataFrame:
+    """What each probe lost on a split beyond what it lost in validation: rows of ``auroc_lost_more_ood``."""
+    others = [name for name in lost.dimensions if name != "split"]
+    more = lost.where(split=split).minus(lost.where(split="val"), others)
+    return more.estimates().assign(metric="auroc_lost_more_ood")
+
+
+def selection_differences(of_selections: Draws, reference: str, seed: int) -> pd.DataFrame:
+    """Paired differences of selections to the reference, of one k and split, mean over seeds, as one family."""
+    apart = of_selections.against("selection", reference).over_seeds(seed, (-1.0, 1.0))
+    return apart.as_family().assign(metric="auroc_difference", level="selection", against=reference)
+
+
+def way_differences(k_sparse: Draws, reference: str, ways: list[str], seed: int) -> pd.DataFrame:
+    """Paired differences of SAEs to the reference, of one k and split, mean over seeds, as one family."""
+    means = k_sparse.where(variant=[reference, *ways]).over_seeds(seed)
+    apart = means.against("variant", reference)
+    return apart.as_family().assign(metric="auroc_difference", level="variant", against=reference)
+
+
+def ahead_of_controls(drawn: Draws, variant: str, split: str, seed: int) -> pd.DataFrame:
+    """AUROC of a variant's k-sparse probes minus that of each control, one k and split, means over seeds and draws.
+
+    Rows of ``auroc_ahead_of_control`` with the columns ``variant`` and ``control``, as one family.
+    """
+    means = drawn.where(split=split).over_seeds(seed)
+    ahead = means.where(probe="control").behind(means.where(probe="k-sparse", variant=variant), ["k", "split"])
+    family = ahead.as_family().assign(metric="auroc_ahead_of_control", control=lambda table: table["variant"])
+    return family.assign(variant=variant)
+
+
+def forms(chosen: dict[tuple[str, Any], tuple[str, str]]) -> pd.DataFrame:
+    """Pooling and selection that validation chose, a row for each SAE or control (variant, seed)."""
+    return pd.DataFrame([
+        {"variant": variant, "seed": seed, "pooling": pooling, "selection": selection}
+        for (variant, seed), (pooling, selection) in chosen.items()
     ])
 
 
@@ -60,28 +167,11 @@ def gaps_closed(k_sparse: Draws, dense: Draws, before: str, seed: int) -> pd.Dat
     return means.without(variant=before).gap_closed(first, dense, ["pooling", "selection", "k"]).estimates()
 
 
-def auroc_lost(linear: Draws, dense: Draws, seed: int) -> pd.DataFrame:
+def auroc_lost(linear: Draws, dense: Draws, seed: int) -> Draws:
     """AUROC of the dense probe minus that of each linear probe on an SAE, same pooling and replicates."""
-    return linear.over_seeds(seed).behind(dense, ["pooling", "split"]).estimates()
+    return linear.over_seeds(seed).behind(dense, ["pooling", "split"])
 
 
 def behind_dense(k_sparse: Draws, dense: Draws, seed: int) -> pd.DataFrame:
     """AUROC of the dense probe (one pooling) minus that of each k-sparse probe."""
     return k_sparse.over_seeds(seed).behind(dense, ["split"]).estimates()
-
-
-def differences(k_sparse: Draws, references: dict[str, str], seed: int) -> pd.DataFrame:
-    """Paired differences of k-sparse probes of one k and split to the SAE, the selection and the pooling of
-    ``references``.
-
-    ``references`` has ``variant``, ``selection`` and ``pooling``. SAEs are compared after the mean over their seeds,
-    selections and poolings within one SAE. The column ``level`` names what differs, ``against`` the reference.
-    """
-    parts = []
-    for level, reference in references.items():
-        if level == "variant":
-            apart = k_sparse.over_seeds(seed).against(level, reference)
-        else:
-            apart = k_sparse.against(level, reference).over_seeds(seed, (-1.0, 1.0))
-        parts.append(apart.estimates().assign(level=level, against=reference))
-    return pd.concat(parts, ignore_index=True)

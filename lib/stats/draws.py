@@ -59,6 +59,10 @@ class Draws:
     def _rows(self, mask: np.ndarray) -> "Draws":
         return Draws(self.dimensions[mask].reset_index(drop=True), self.values[mask])
 
+    def first(self) -> "Draws":
+        """The first row."""
+        return self._rows(np.arange(len(self.values)) == 0)
+
     def where(self, **wanted: Any) -> "Draws":
         """The rows in which every named dimension has the wanted value, or one of a list of wanted values.
 

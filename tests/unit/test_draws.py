@@ -6,7 +6,7 @@ import pytest
 
 from lib.probing.controls import directions_in_dictionary, logit_parts
 from lib.probing.tasks import Probe
-from lib.results.probe_tables import auroc_lost, behind_dense, differences, gaps_closed
+from lib.results.probe_tables import auroc_lost, behind_dense, gaps_closed, selection_differences, way_differences
 from lib.stats import draws, metrics
 from lib.stats.draws import Draws
 
@@ -117,22 +117,32 @@ def test_shares_of_a_gap_by_hand():
     behind = behind_dense(k_sparse, dense, 0).set_index("variant")["value"]
     assert behind["base"] == pytest.approx(0.3) and behind["chat"] == pytest.approx(0.15)
     linear = of_probes({Probe("reconstruction", "mean", "base"): [0.85, 0.8]})
-    assert auroc_lost(linear, dense, 0).iloc[0]["value"] == pytest.approx(0.05)
+    assert auroc_lost(linear, dense, 0).estimates().iloc[0]["value"] == pytest.approx(0.05)
     with pytest.raises(ValueError, match="one row; there are 3"):
         gaps_closed(k_sparse, k_sparse, "base", 0)
 
 
 def test_differences_name_what_differs():
-    def sparse(variant, seed, pooling, selection):
-        return Probe("k-sparse", pooling, variant, seed, selection, 5)
+    def sparse(variant, selection):
+        return Probe("k-sparse", "max", variant, None, selection, 5)
 
-    rows = {sparse(variant, None, pooling, selection): [0.5 + 0.1 * (variant == "chat") + 0.02 * (pooling == "max")] * 2
-            for variant in ("base", "chat") for pooling in ("max", "mean") for selection in ("s", "t")}  # fmt: skip
-    table = differences(of_probes(rows), {"variant": "chat", "selection": "s", "pooling": "max"}, 0)
-    value = table.groupby(["level", "against"])["value"].agg(["min", "max"])
-    assert value.loc[("variant", "chat")].tolist() == pytest.approx([-0.1, -0.1])
-    assert value.loc[("selection", "s")].tolist() == pytest.approx([0, 0])
-    assert value.loc[("pooling", "max")].tolist() == pytest.approx([-0.02, -0.02])
+    rows = {sparse(variant, selection): [0.5 + 0.1 * (variant == "chat") + 0.02 * (selection == "t")] * 2
+            for variant in ("base", "chat", "other") for selection in ("s", "t")}  # fmt: skip
+    by_selection = selection_differences(of_probes(rows), "s", 0)
+    assert by_selection["value"].tolist() == pytest.approx([0.02] * 3) and set(by_selection["against"]) == {"s"}
+    between = way_differences(of_probes(rows).where(selection="s"), "chat", ["base"], 0)
+    assert between["variant"].tolist() == ["base"] and between["value"].tolist() == pytest.approx([-0.1])
+    assert between["alpha"].tolist() == [0.05], "one comparison is no family"
+
+
+def test_a_family_has_wider_intervals_as_holm_says():
+    rng = np.random.default_rng(0)
+    clear, unclear = 5 + rng.standard_normal(4000), 0.5 + rng.standard_normal(4000)
+    drawn = of_rows({("a",): [5, *clear], ("b",): [0.5, *unclear], ("c",): [0.5, *unclear]}, ["way"])
+    family, alone = drawn.as_family().set_index("way"), drawn.estimates().set_index("way")
+    assert family["alpha"].tolist() == pytest.approx([0.05 / 3, 0.05 / 2, 0.05 / 2]), "none after the first that fails"
+    assert family.loc["a", "low"] == pytest.approx(np.quantile(clear, 0.05 / 6))
+    assert (family["low"] < alone["low"]).all() and (family["value"] == alone["value"]).all()
 
 
 def test_matching_pursuit_finds_the_rows_of_a_planted_direction():
@@ -149,9 +159,3 @@ def test_the_parts_of_a_logit_add_up():
     parts = {"reconstruction": rng.standard_normal((400, 5)), "error": 0.1 * rng.standard_normal((400, 5))}
     rows = pd.DataFrame(logit_parts(np.ones(5), parts, table)).set_index(["split", "part"])["variance_share"]
     assert rows["ood", "reconstruction"] + rows["ood", "error"] == pytest.approx(1) and rows["ood", "error"] < 0.1
-
-
-def test_a_single_pooling_has_no_difference_to_another():
-    rows = {Probe("k-sparse", "max", variant, None, "s", 5): [0.5, 0.6] for variant in ("base", "chat")}
-    table = differences(of_probes(rows), {"variant": "chat", "selection": "s", "pooling": "max"}, 0)
-    assert table["level"].tolist() == ["variant"] and table["value"].tolist() == [0.0]

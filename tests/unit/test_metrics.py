@@ -1,5 +1,6 @@
 import numpy as np
 import pandas as pd
+import pytest
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from lib.stats import metrics
@@ -84,3 +85,30 @@ def test_undefined_is_null_and_tables_are_by_split_and_transform():
     rows = metrics.by_transform(prompts, kinds, scores, weights)
     values = {(r["split"], r["transform"]): r["value"] for r in rows}
     assert values == {("train", "plain"): 1.0, ("train", "aim"): None, ("train", "count"): 1.0, ("val", "plain"): None}
+
+
+def test_the_mean_within_wrappers_by_hand():
+    labels, scores = np.array([1, 0, 1, 0, 0]), np.array([2.0, 1.0, 10.0, 20.0, 5.0])
+    a, b = np.array([1, 1, 0, 0, 0], dtype=bool), np.array([0, 0, 1, 1, 1], dtype=bool)
+    within = metrics.within({"a": [a], "b": [b], "one class": [np.array([1, 0, 0, 0, 0], dtype=bool)]}, seed=0)
+    values = within(labels, scores, np.ones((500, 5)))
+    assert values[0] == pytest.approx((1 + 0.5) / 2)
+    assert set(np.unique(values)) == {0.5, 0.75, 1.0}, "wrappers are drawn with replacement"
+    folds = metrics.within({"b": [np.array([0, 0, 1, 1, 0], dtype=bool), np.array([0, 0, 1, 0, 1], dtype=bool)]}, 0)
+    assert folds(labels, scores, np.ones((1, 5))) == pytest.approx([0.5]), "0 in one fold, 1 in the other"
+    with pytest.raises(ValueError, match=r"none of the wrappers \['a'\] has prompts of both classes"):
+        metrics.within({"a": [labels == 1]}, 0)(labels, scores, np.ones((1, 5)))
+
+
+def test_a_threshold_of_validation_is_carried_over():
+    negatives = np.arange(100.0)
+    weights = np.ones((2, 100))
+    weights[1, 99] = 0  # then the second largest may stay below
+    thresholds = metrics.threshold_at_fpr(negatives, weights, fpr=0.01)
+    assert thresholds.tolist() == [98.0, 98.0]
+    assert (metrics.threshold_at_fpr(negatives, weights, fpr=0.0) == [99.0, 98.0]).all()
+    scores = np.array([97.0, 98.0, 99.0, 200.0])
+    recall = metrics.share_above(scores, np.array([[1.0, 1, 1, 1], [1, 1, 3, 1]]), thresholds)
+    assert recall == pytest.approx([2 / 4, 4 / 6]), "a score at the threshold does not pass it"
+    for_all = metrics.share_above(negatives, np.ones((1, 100)), metrics.threshold_at_fpr(negatives, np.ones((1, 100))))
+    assert for_all[0] <= 0.01
