@@ -211,9 +211,10 @@ sae_inputs = on_saes.Inputs(
     tokens, {linear_pooling: here[linear_pooling]}, task,
     models.resid_post(sae_layer), model, device,
 )  # fmt: skip
-of_path = {} if ksparse.L1_PATH in selections else {ksparse.L1_PATH: [show_k]}
-every_selection = tuple(dict.fromkeys([*selections, ksparse.L1_PATH]))
-probe_grid = on_saes.Grid(ks, k_poolings, c_grid, every_selection, of_path, linear_on=main)
+compared = [ksparse.MEAN_DIFFERENCE, ksparse.L1_PATH]  # of claim C6, at show_k
+every_selection = tuple(dict.fromkeys([*selections, *compared]))
+own_ks = {name: [show_k] for name in compared if name not in selections}
+probe_grid = on_saes.Grid(ks, k_poolings, c_grid, every_selection, own_ks, linear_on=main)
 probed = on_saes.probe_saes(saes, sae_inputs, probe_grid)
 
 # %%
@@ -421,6 +422,7 @@ figures.save(figure, run.figures, "05_selection", f"{about}\nSAE: {finetuned}. {
 # %%
 of_forms = on_saes.in_own_pooling(probed.scores, forms, main[:2], show_k)
 selected = Draws.of(prompts, of_forms, {gap_split: weights[gap_split]})
+selected = selected.where(selection=compared)
 by_selection = probe_tables.selection_differences(selected, ksparse.MEAN_DIFFERENCE, seed)
 tables.in_columns(by_selection, ["variant", "selection"])
 

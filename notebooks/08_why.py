@@ -47,6 +47,7 @@ from lib.texts import datasets
 profile = "embedded"
 device = "cpu"
 n_bootstrap = 2000  # replicates over base prompts
+grid_bootstrap = 200  # replicates for the curves over k
 control_draws = 10  # of each control basis of the pooled residual stream
 dictionary_draws = 3  # of each control dictionary, through which every token is encoded
 train_sizes = [60, 200, 600, 2000, 0]  # training prompts; 0: all; empty: not measured
@@ -114,9 +115,9 @@ of_controls |= controls.of_shuffled_labels(sparse, task, control_draws)
 
 # %%
 weights = metrics.split_weights(prompts, n_bootstrap, seed)
-of_saes = load_scores(scores_path)
-drawn = Draws.of(prompts, of_saes | of_controls, weights)
-beside = drawn.over_seeds(seed).estimates()
+few = {split: replicates[:grid_bootstrap] for split, replicates in weights.items()}
+every_score = load_scores(scores_path) | of_controls
+beside = Draws.of(prompts, every_score, few).over_seeds(seed).estimates()
 beside = beside[beside["variant"].isin(main[:2]) | (beside["probe"] == controls.CONTROL)]
 about = f"Profile {profile}, layer {layer}, n = {len(prompts):,} prompts; 95 % over base prompts"
 caption = (
@@ -134,7 +135,9 @@ figures.save(figure, run.figures, "08_controls", caption)
 # these comparisons are judged together).
 
 # %%
-ahead = probe_tables.ahead_of_controls(drawn.where(k=show_k), main[0], gap_split, seed)
+at_show_k = {probe: of_all for probe, of_all in every_score.items() if probe.k == show_k}
+drawn = Draws.of(prompts, at_show_k, {gap_split: weights[gap_split]})
+ahead = probe_tables.ahead_of_controls(drawn, main[0], gap_split, seed)
 tables.in_columns(ahead, "control")
 
 # %% [markdown]

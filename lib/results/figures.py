@@ -14,7 +14,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 LABELS = {0: "harmless", 1: "harmful"}
-SPLITS = {"train": "training", "val": "validation", "ood": "out of distribution"}
+SPLITS = {
+    "train": "training",
+    "val": "validation",
+    "ood": "out of distribution",
+    "rotation": "each wrapper held out of training",
+}
 COLOURS = {"harmless": "#4477aa", "harmful": "#cc3311"}
 CELL_TEXT = 52  # characters in a line of a verdict's cell
 MOST_TICKS, TICK_ROOM = 10, 0.07  # of an axis with a tick at each value: ticks, and share of its length between two
