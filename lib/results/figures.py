@@ -1,7 +1,6 @@
 """Every figure of the notebooks: labelled axes with units, intervals, and a caption with profile and n."""
 
 import itertools
-import textwrap
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -16,7 +15,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 LABELS = {0: "harmless", 1: "harmful"}
 SPLITS = {"train": "training", "val": "validation", "ood": "out of distribution"}
 COLOURS = {"harmless": "#4477aa", "harmful": "#cc3311"}
-CELL_TEXT = 52  # characters in a line of a verdict's cell
+VERDICT_CELL, TITLES = 3.2, 1.15  # width of a verdict's cell in inches, and of the parts' titles in cells
 MOST_TICKS, TICK_ROOM = 10, 0.07  # of an axis with a tick at each value: ticks, and share of its length between two
 CYCLE = [
     "#4477aa", "#ee7733", "#228833", "#aa3377", "#66ccee", "#bbbbbb",
@@ -375,24 +374,30 @@ def latent_scatter(table: pd.DataFrame, x: str, y: str) -> Figure:
 
 
 def verdicts(table: pd.DataFrame, order: tuple[str, ...]) -> Figure:
-    """A cell per claim (``id``, ``title``) and ``profile``, labelled with its ``verdict`` and ``measured``.
+    """A line per part of a claim, with a cell per ``profile``: its ``verdict`` and ``number``.
 
-    The verdict decides the colour; ``order`` lists the verdicts, the best first.
+    The parts (``id``, ``title``) of a ``claim`` stand below its ``claim_title``; of several comparisons, ``holding``
+    says how many hold. The verdict decides the colour; ``order`` lists the verdicts, the best first.
     """
-    claims, profiles = list(dict.fromkeys(table["id"])), list(dict.fromkeys(table["profile"]))
-    colours = dict(zip(order, ["#4477aa", "#aaccee", "#ee7733", "#dddddd", "#f5f5f5"], strict=True))
-    figure, (ax,) = _panels(1, width=3.2 + 3.6 * len(profiles), height=1.0 + 0.52 * len(claims))
+    profiles = list(dict.fromkeys(table["profile"]))
+    colours = dict(zip(order, ["#4477aa", "#ee7733", "#eedd88", "#cfd8dc", "#eeeeee", "#fafafa"], strict=True))
+    places, lines = {}, []
+    for (claim, title), parts in table.groupby(["claim", "claim_title"], sort=False):
+        lines.append((f"{claim}  {title}", "bold"))
+        for row in parts.drop_duplicates("id").itertuples():
+            places[row.id] = len(lines)
+            lines.append((f"{row.id.removeprefix(claim)}  {row.title}", "normal"))
+    figure, (ax,) = _panels(1, width=VERDICT_CELL * (len(profiles) + TITLES), height=0.7 + 0.22 * len(lines))
+    for y, (text, weight) in enumerate(lines):
+        ax.text(-TITLES + (0.02 if weight == "normal" else 0), y + 0.5, text, fontsize=8.5, weight=weight, va="center")
     for row in table.itertuples():
-        x, y = profiles.index(row.profile), len(claims) - 1 - claims.index(row.id)
-        ax.add_patch(plt.Rectangle((x, y), 0.98, 0.94, color=colours[row.verdict]))
-        dark = row.verdict == order[0]
-        upper, lower = ("white", "white") if dark else ("black", "0.2")
-        below = textwrap.fill(textwrap.shorten(row.measured, 2 * CELL_TEXT, placeholder=" …"), CELL_TEXT)
-        ax.text(x + 0.02, y + 0.74, row.verdict, fontsize=9, weight="bold", va="center", color=upper)
-        ax.text(x + 0.02, y + 0.3, below, fontsize=7.5, va="center", color=lower)
-    ax.set(xlim=(0, len(profiles)), ylim=(0, len(claims)))
-    titles = table.drop_duplicates("id").set_index("id")["title"]
-    ax.set_yticks(np.arange(len(claims)) + 0.47, [f"{name}  {titles[name]}" for name in claims[::-1]])
+        x, y = profiles.index(row.profile), places[row.id]
+        ax.add_patch(plt.Rectangle((x, y), 0.985, 0.92, color=colours[row.verdict], linewidth=0))
+        style = {"va": "center", "color": "white" if row.verdict == order[0] else "0.4" if not row.number else "black"}
+        ax.text(x + 0.02, y + 0.48, row.verdict, fontsize=8.5, weight="bold", **style)
+        number = f"{row.holding}: {row.number}" if row.holding else row.number
+        ax.text(x + 0.35, y + 0.48, number, fontsize=7.5, **style)
+    ax.set(xlim=(-TITLES, len(profiles)), ylim=(len(lines), 0), yticks=[])
     ax.set_xticks(np.arange(len(profiles)) + 0.49, profiles)
     ax.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
     ax.grid(False)

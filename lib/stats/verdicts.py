@@ -12,7 +12,7 @@ the margin is chosen; where d = m, it shows *no difference* in at most 2.5 of 10
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -79,6 +79,21 @@ def decide(says: str, interval: Interval, margin: float) -> str:
     if not interval.low <= interval.high:
         raise ValueError(f"an interval from {interval.low} to {interval.high} is none")
     return rule(interval, margin)
+
+
+def of_family(members: Sequence[str]) -> str:
+    """The verdict on a claim of several differences at once, from theirs: every one must hold.
+
+    *Opposite* if any is; else *reproduced*, or *no difference*, if all are; else *inconclusive*.
+
+    Raises:
+        ValueError: a family without members.
+    """
+    if not members:
+        raise ValueError("a family of comparisons without one has no verdict")
+    if OPPOSITE in members:
+        return OPPOSITE
+    return members[0] if len(set(members)) == 1 else INCONCLUSIVE
 
 
 def p_values(replicates: Float[np.ndarray, "comparisons replicates"]) -> Float[np.ndarray, " comparisons"]:
