@@ -131,9 +131,7 @@ def _claim(name: str, given: dict[str, Any], margins: dict[str, Margin], faults:
     return Claim(id=name, paper=_paper(given["paper"]), needs=given.get("needs"), parts=parts, **texts)
 
 
-def _part(
-    claim: str, letter: str, given: dict[str, Any], margins: dict[str, Margin], faults: dict[int, Fault]
-) -> Part:
+def _part(claim: str, letter: str, given: dict[str, Any], margins: dict[str, Margin], faults: dict[int, Fault]) -> Part:
     where = f"claim {claim}, part {letter}"
     _check_keys(where, given, PART, optional=("against", "family", "seen"))
     if "metric" not in given["quantity"]:
@@ -233,8 +231,5 @@ def known(rules: Rules) -> str:
     """When the rules were written, what was known then, and how many parts were on quantities already seen."""
     parts = rules.parts().values()
     unseen = sum(part.seen == NOT_SEEN for part in parts)
-    known = rules.written["known"].strip()
-    return (
-        f"The rules were written on {rules.written['date']}. Known then: {known} Of the {len(parts)} parts, {unseen} rest on "
-        "quantities that nobody had seen."
-    )
+    before = f"The rules were written on {rules.written['date']}. Known then: {rules.written['known'].strip()}"
+    return f"{before} Of the {len(parts)} parts, {unseen} rest on quantities that nobody had seen."

@@ -374,29 +374,24 @@ def latent_scatter(table: pd.DataFrame, x: str, y: str) -> Figure:
 
 
 def verdicts(table: pd.DataFrame, order: tuple[str, ...]) -> Figure:
-    """A line per part of a claim, with a cell per ``profile``: its ``verdict`` and ``number``.
-
-    The parts (``id``, ``title``) of a ``claim`` stand below its ``claim_title``; of several comparisons, ``holding``
-    says how many hold. The verdict decides the colour; ``order`` lists the verdicts, the best first.
-    """
+    """A line per part (``id``, ``title``) of a ``claim`` below its ``claim_title``, with a cell per ``profile``: the
+    ``verdict``, whose colour is by its place in ``order``, of several comparisons how many hold, and the ``number``."""
     profiles = list(dict.fromkeys(table["profile"]))
     colours = dict(zip(order, ["#4477aa", "#ee7733", "#eedd88", "#cfd8dc", "#eeeeee", "#fafafa"], strict=True))
-    places, lines = {}, []
-    for (claim, title), parts in table.groupby(["claim", "claim_title"], sort=False):
+    places, lines = {}, []  # of the parts; text and weight
+    for (claim, title), parts in table.drop_duplicates("id").groupby(["claim", "claim_title"], sort=False):
         lines.append((f"{claim}  {title}", "bold"))
-        for row in parts.drop_duplicates("id").itertuples():
-            places[row.id] = len(lines)
-            lines.append((f"{row.id.removeprefix(claim)}  {row.title}", "normal"))
+        places |= {name: len(lines) + place for place, name in enumerate(parts["id"])}
+        lines += [(f"  {row.id.removeprefix(claim)}  {row.title}", "normal") for row in parts.itertuples()]
     figure, (ax,) = _panels(1, width=VERDICT_CELL * (len(profiles) + TITLES), height=0.7 + 0.22 * len(lines))
     for y, (text, weight) in enumerate(lines):
-        ax.text(-TITLES + (0.02 if weight == "normal" else 0), y + 0.5, text, fontsize=8.5, weight=weight, va="center")
+        ax.text(-TITLES, y + 0.5, text, fontsize=8.5, weight=weight, va="center")
     for row in table.itertuples():
         x, y = profiles.index(row.profile), places[row.id]
         ax.add_patch(plt.Rectangle((x, y), 0.985, 0.92, color=colours[row.verdict], linewidth=0))
         style = {"va": "center", "color": "white" if row.verdict == order[0] else "0.4" if not row.number else "black"}
         ax.text(x + 0.02, y + 0.48, row.verdict, fontsize=8.5, weight="bold", **style)
-        number = f"{row.holding}: {row.number}" if row.holding else row.number
-        ax.text(x + 0.35, y + 0.48, number, fontsize=7.5, **style)
+        ax.text(x + 0.35, y + 0.48, f"{row.holding}: {row.number}".removeprefix(": "), fontsize=7.5, **style)
     ax.set(xlim=(-TITLES, len(profiles)), ylim=(len(lines), 0), yticks=[])
     ax.set_xticks(np.arange(len(profiles)) + 0.49, profiles)
     ax.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)

@@ -1,8 +1,8 @@
 """The paper's claims joined with what was measured: the rule of each part decides, and nobody else.
 
-``data/claims.yaml`` holds the rules (:mod:`lib.results.claims`). ``python -m lib.results.scorecard`` writes the verdicts
-of the records in ``data/records`` into README, and all that they rest on into ``docs/scorecard.md``; it names on the
-standard error what a record lacks that a rule needs.
+``data/claims.yaml`` holds the rules (:mod:`lib.results.claims`). ``python -m lib.results.scorecard`` writes the
+verdicts of the records in ``data/records`` into README, and all that they rest on into ``docs/scorecard.md``; it names
+on the standard error what a record lacks that a rule needs.
 """
 
 import json
@@ -29,8 +29,8 @@ SPEAKS_FOR = {  # how much a difference speaks for what a claim says of it
     "same": lambda difference: -abs(difference),
 }
 LEGEND = (
-    "Value with 95 % interval. Of several comparisons: how many hold, and the one that speaks most against the claim, "
-    "its interval at Holm's level. Letters are the parts of a claim."
+    "Value with 95 % interval, or at Holm's level where it is one of several comparisons. Of these: how many hold, and "
+    "the one that speaks most against the claim."
 )
 Record = dict[str, Any]
 
@@ -38,9 +38,9 @@ Record = dict[str, Any]
 class Row(NamedTuple):
     """A part of a claim in one profile.
 
-    ``number`` is the value with its interval, empty if there is none. Of a family it is that of the ``farthest`` member,
-    the one that speaks most against the claim, and ``holding`` says of how many the claim holds. ``why`` says why there
-    is no verdict. ``is_lacking``: the record lacks what the rule asks for, so rule and record do not go together.
+    ``number`` is the value with its interval, empty if there is none. Of a family it is that of the ``farthest``
+    member, the one that speaks most against the claim, and ``holding`` says of how many the claim holds. ``why`` says
+    why there is no verdict. ``is_lacking``: the record lacks what the rule asks for.
     """
 
     id: str
@@ -222,7 +222,7 @@ def summary(rows: list[Row]) -> str:
 
 
 def in_short(rows: Iterable[Row]) -> str:
-    """The verdicts on a claim's parts in one profile: ``reproduced a, d · opposite b``, or one that all of them have."""
+    """The verdicts on a claim's parts in one profile: ``reproduced a, d · opposite b``, or the one that all have."""
     of_verdict = _by(rows, "verdict")
     if len(of_verdict) == 1:
         return next(iter(of_verdict))
@@ -252,7 +252,7 @@ def short_table(rows: list[Row], rules: Rules) -> str:
 
 
 def part_tables(rows: list[Row], rules: Rules) -> str:
-    """A section per claim, in Markdown: a row per part with its rule, and by profile the verdict and what it rests on."""
+    """A section per claim, in Markdown: a row per part with its rule, and by profile the verdict and the value."""
     sections = []
     profiles = _by(rows, "profile")
     for name, of_claim in _by(rows, "claim").items():

@@ -122,9 +122,7 @@ def holm_levels(p: Float[np.ndarray, " comparisons"], alpha: float = ALPHA) -> F
     return levels
 
 
-def holm_intervals(
-    replicates: Float[np.ndarray, "comparisons replicates"], alpha: float = ALPHA
-) -> list[Interval]:
+def holm_intervals(replicates: Float[np.ndarray, "comparisons replicates"], alpha: float = ALPHA) -> list[Interval]:
     """Percentile intervals of several differences, each at 1 − its level (:func:`holm_levels`)."""
     levels = holm_levels(p_values(replicates), alpha)
     ends = [np.quantile(row, [level / 2, 1 - level / 2]) for row, level in zip(replicates, levels, strict=True)]
