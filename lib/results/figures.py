@@ -1,7 +1,6 @@
 """Every figure of the notebooks: labelled axes with units, intervals, and a caption with profile and n."""
 
 import itertools
-import textwrap
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -21,7 +20,7 @@ SPLITS = {
     "rotation": "each wrapper held out of training",
 }
 COLOURS = {"harmless": "#4477aa", "harmful": "#cc3311"}
-CELL_TEXT = 52  # characters in a line of a verdict's cell
+VERDICT_CELL, TITLES = 3.2, 1.15  # width of a verdict's cell in inches, and of the parts' titles in cells
 MOST_TICKS, TICK_ROOM = 10, 0.07  # of an axis with a tick at each value: ticks, and share of its length between two
 CYCLE = [
     "#4477aa", "#ee7733", "#228833", "#aa3377", "#66ccee", "#bbbbbb",
@@ -380,24 +379,25 @@ def latent_scatter(table: pd.DataFrame, x: str, y: str) -> Figure:
 
 
 def verdicts(table: pd.DataFrame, order: tuple[str, ...]) -> Figure:
-    """A cell per claim (``id``, ``title``) and ``profile``, labelled with its ``verdict`` and ``measured``.
-
-    The verdict decides the colour; ``order`` lists the verdicts, the best first.
-    """
-    claims, profiles = list(dict.fromkeys(table["id"])), list(dict.fromkeys(table["profile"]))
-    colours = dict(zip(order, ["#4477aa", "#aaccee", "#ee7733", "#dddddd", "#f5f5f5"], strict=True))
-    figure, (ax,) = _panels(1, width=3.2 + 3.6 * len(profiles), height=1.0 + 0.52 * len(claims))
+    """A line per part (``id``, ``title``) of a ``claim`` below its ``claim_title``, with a cell per ``profile``: the
+    ``verdict``, whose colour is by its place in ``order``, of several comparisons how many hold, and the ``number``."""
+    profiles = list(dict.fromkeys(table["profile"]))
+    colours = dict(zip(order, ["#4477aa", "#ee7733", "#eedd88", "#cfd8dc", "#eeeeee", "#fafafa"], strict=True))
+    places, lines = {}, []  # of the parts; text and weight
+    for (claim, title), parts in table.drop_duplicates("id").groupby(["claim", "claim_title"], sort=False):
+        lines.append((f"{claim}  {title}", "bold"))
+        places |= {name: len(lines) + place for place, name in enumerate(parts["id"])}
+        lines += [(f"  {row.id.removeprefix(claim)}  {row.title}", "normal") for row in parts.itertuples()]
+    figure, (ax,) = _panels(1, width=VERDICT_CELL * (len(profiles) + TITLES), height=0.7 + 0.22 * len(lines))
+    for y, (text, weight) in enumerate(lines):
+        ax.text(-TITLES, y + 0.5, text, fontsize=8.5, weight=weight, va="center")
     for row in table.itertuples():
-        x, y = profiles.index(row.profile), len(claims) - 1 - claims.index(row.id)
-        ax.add_patch(plt.Rectangle((x, y), 0.98, 0.94, color=colours[row.verdict]))
-        dark = row.verdict == order[0]
-        upper, lower = ("white", "white") if dark else ("black", "0.2")
-        below = textwrap.fill(textwrap.shorten(row.measured, 2 * CELL_TEXT, placeholder=" …"), CELL_TEXT)
-        ax.text(x + 0.02, y + 0.74, row.verdict, fontsize=9, weight="bold", va="center", color=upper)
-        ax.text(x + 0.02, y + 0.3, below, fontsize=7.5, va="center", color=lower)
-    ax.set(xlim=(0, len(profiles)), ylim=(0, len(claims)))
-    titles = table.drop_duplicates("id").set_index("id")["title"]
-    ax.set_yticks(np.arange(len(claims)) + 0.47, [f"{name}  {titles[name]}" for name in claims[::-1]])
+        x, y = profiles.index(row.profile), places[row.id]
+        ax.add_patch(plt.Rectangle((x, y), 0.985, 0.92, color=colours[row.verdict], linewidth=0))
+        style = {"va": "center", "color": "white" if row.verdict == order[0] else "0.4" if not row.number else "black"}
+        ax.text(x + 0.02, y + 0.48, row.verdict, fontsize=8.5, weight="bold", **style)
+        ax.text(x + 0.35, y + 0.48, f"{row.holding}: {row.number}".removeprefix(": "), fontsize=7.5, **style)
+    ax.set(xlim=(-TITLES, len(profiles)), ylim=(len(lines), 0), yticks=[])
     ax.set_xticks(np.arange(len(profiles)) + 0.49, profiles)
     ax.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
     ax.grid(False)
