@@ -255,7 +255,8 @@ scarce = scarcity[(scarcity["split"] == gap_split) & (scarcity["setting"] == lea
 of_few = "; ".join(scarce["probe"] + " " + tables.texts(scarce)) or "not measured"
 Markdown(
     f"At k = {show_k} and on the {gap_split} split, the controls that the {main[0]} is not shown "
-    f"to be ahead of: {', '.join(behind) or 'none'}. With {least or 'few'} training prompts: {of_few}."
+    f"to be ahead of: {', '.join(behind) or 'none'}. With {least or 'few'} training prompts: "
+    f"{of_few}."
 )
 
 # %%
