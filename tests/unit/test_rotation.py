@@ -13,7 +13,7 @@ KINDS = {"plain": "plain", "count": "innocuous"} | dict.fromkeys((*JAILBREAKS, *
 
 
 def prompt_table(n_base=60):
-    """Base prompts of both classes in every wrapper of their split; harmful text in an innocuous wrapper has label 0."""
+    """Base prompts of both classes in the wrappers of their split; harmful text in an innocuous one has label 0."""
     rows = []
     for i in range(n_base):
         split, label = ("train", "val", "ood")[i % 3], i // 3 % 2
