@@ -69,17 +69,13 @@ def profile(tmp_path_factory):
     shutil.rmtree(ROOT / "figures" / "own-data-test", ignore_errors=True)
 
 
-ONE_CORE = {"LOKY_MAX_CPU_COUNT": "1", "OMP_NUM_THREADS": "1"}
-
-
 def execute_all(warm, values, cold=(), left_out=()):
     """Run all notebooks in one warm kernel, which imports everything once; ``cold`` ones run in their own.
 
-    Kernels have no other processes and threads: small fits are done before these have begun.
+    As there are no other processes, kernels have no other threads: small fits are done before these have begun.
     """
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in ONE_CORE.items():
-            patch.setenv(name, value)
+        patch.setenv("OMP_NUM_THREADS", "1")
         for notebook in build_graph.notebooks():
             if notebook.stem in left_out:
                 continue
