@@ -54,7 +54,7 @@ def start(project, *arguments, workers=2, **environment):
 
 def sweep(project, *arguments, **environment):
     process = start(project, *arguments, **environment)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=600)
     return process.returncode, out, err
 
 
@@ -182,7 +182,7 @@ while layer > int(Path({str(allowed)!r}).read_text() or 0):
     assert code == 1 and "another process is at work on data/runs/embedded/sweeps/mine" in err
     assert "Traceback" not in err
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=600)
     sentence = "stopped; finished cells are kept, and the same command goes on with the others"
     assert process.returncode == 1 and err.rstrip().endswith(sentence)
 
@@ -199,7 +199,7 @@ while layer > int(Path({str(allowed)!r}).read_text() or 0):
     assert not list((swept / "data").rglob("*.tmp")) and not [path for path in hidden if path.is_dir()]
 
 
-def wait_for(true, seconds=300):
+def wait_for(true, seconds=600):
     until = time.time() + seconds
     while not true():
         assert time.time() < until
@@ -223,6 +223,7 @@ WARM = "own-data-warm-test"
 @pytest.fixture
 def tokens_only(small_run):
     """A run folder with the small run's activations, and without its SAEs; its profile's name."""
+    shutil.rmtree(run_dir(WARM), ignore_errors=True)
     run_dir(WARM).mkdir(parents=True)
     (run_dir(WARM) / "activations").symlink_to(run_dir(small_run["profile"]) / "activations")
     yield WARM
