@@ -94,18 +94,25 @@ def test_no_cell_takes_an_entry_of_a_list_parameter_by_its_place(path):
 
 
 @pytest.fixture(scope="module")
-def run_lists(tiny_gemma, run_all_alone):
-    """Run all notebooks on the tiny Gemma with these lists; what they found, and what they show, by notebook."""
+def run_lists(tiny_gemma, run_all):
+    """Run all notebooks on the tiny Gemma with these lists; what they found, and what they show, by notebook.
+
+    Notebook 01, which has no lists, runs once for all.
+    """
     sae = str(tiny_gemma / "gemma-scope" / f"layer_{LAYER}" / f"width_{D_SAE}" / "average_l0_10")
-    model = {"model": str(tiny_gemma), "base_sae": sae, "prompts_sae": sae}
+    values = SMALL | {"model": str(tiny_gemma), "base_sae": sae, "prompts_sae": sae}
+    stems = {path.stem[:2]: path.stem for path in build_graph.notebooks()}
+    without_lists, *with_lists = stems.values()
+    assert without_lists not in {path.stem for path, _ in LISTS}
+    shared = run_dir("lists-test/cells/shared")
+    run_all(values | {"profile": "lists-test/cells/shared"}, left_out=with_lists)
 
     def run(name, lists):
         profile = f"lists-test/cells/{name}"
-        run_all_alone({"profile": profile} | SMALL | model | lists)
-        folder = run_dir(profile)
-        named = {path.stem[:2]: path.stem for path in build_graph.notebooks()}
-        found = {number: metrics(folder / "results" / f"{stem}.json") for number, stem in named.items()}
-        return found, {number: shown(folder / "notebooks" / f"{stem}.ipynb") for number, stem in named.items()}
+        folder = shutil.copytree(shared, run_dir(profile), dirs_exist_ok=True)
+        run_all(values | lists | {"profile": profile}, left_out=[without_lists])
+        found = {number: metrics(folder / "results" / f"{stem}.json") for number, stem in stems.items()}
+        return found, {number: shown(folder / "notebooks" / f"{stem}.ipynb") for number, stem in stems.items()}
 
     yield run
     shutil.rmtree(run_dir("lists-test"), ignore_errors=True)

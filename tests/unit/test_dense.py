@@ -114,13 +114,16 @@ def test_one_entry_makes_a_dense_probe(monkeypatch):
     assert scores["dense"] is not None and score(y[300:], scores["TF-IDF"][300:]) > 0.99
 
 
-def test_the_probes_of_all_cells_are_each_the_plain_one_and_come_back_from_disk(tmp_path):
+def test_the_probes_of_all_cells_are_each_the_plain_one_and_come_back_from_disk(monkeypatch, tmp_path):
+    """The cells' probes are fitted in two processes, the plain ones here."""
     rng = np.random.default_rng(0)
     y, ids = np.arange(200) % 2, np.arange(200) // 2
     cells = [(layer, name) for layer in (1, 2) for name in ("max", "position -1")]
     pooled = {cell: rng.standard_normal((200, 5)) + y[:, None] * cell[0] for cell in cells}
     task = Task(y, np.arange(200) < 150, ids)
-    probes = dense_probes.of_cells(pooled, task)
+    with monkeypatch.context() as patch:
+        patch.setenv("LOKY_MAX_CPU_COUNT", "2")
+        probes = dense_probes.of_cells(pooled, task)
     for cell, x in pooled.items():
         alone = dense_probes.fit_logistic(x[:150], y[:150], ids[:150])
         np.testing.assert_allclose(probes[cell].scores, alone.decision_function(x))

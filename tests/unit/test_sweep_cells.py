@@ -1,5 +1,6 @@
 """A sweep's file, its cells and what they share, and what becomes of their tables."""
 
+import functools
 import json
 
 import numpy as np
@@ -11,6 +12,15 @@ from lib.base import build_graph, files
 from lib.runs import sizing, sweep_cells, sweeps
 
 SHIPPED = sorted(sweeps.SWEEPS.glob("*.yaml"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def read_once():
+    """No test here changes a source, so each is parsed once for all of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("imported", "upstream", "parameters"):
+            patch.setattr(build_graph, name, functools.cache(getattr(build_graph, name)))
+        yield
 
 
 @pytest.fixture
