@@ -32,7 +32,7 @@ from IPython.display import Markdown, display
 
 from lib.base.files import relative, write_table
 from lib.model import models, rollouts
-from lib.results import figures, records, tables
+from lib.results import figures, records, sae_figures, tables
 from lib.sae import comparison, folders, harvest, learning_rates, matched, splice, token_blocks
 from lib.sae.recipes import Recipe
 from lib.texts import corpora, datasets
@@ -186,7 +186,7 @@ tables.in_columns(of_variants, "variant", "metric")
 
 # %%
 differences = matched.differences(table, l0s, f0s, comparators)
-tables.in_columns(differences, "variant", "metric", digits=4)
+tables.in_columns(differences, "variant", "metric", digits=4).fillna("")
 
 # %% [markdown]
 # ## Firing frequencies
@@ -199,10 +199,11 @@ tables.in_columns(differences, "variant", "metric", digits=4)
 shown_l0 = comparison.common_l0(table, target_l0s)
 shown = comparison.nearest(table, shown_l0)
 frequencies = comparison.frequencies(shown)
-figure = figures.frequency_histograms(frequencies, comparison.BASELINE, folders.HIGH_FREQUENCY)
+line, baseline = folders.HIGH_FREQUENCY, comparison.BASELINE
+figure = sae_figures.frequency_histograms(frequencies, baseline, line)
 caption = (
     f"Profile {profile}, of each variant and seed the SAE of L0 nearest {shown_l0}; mean of "
-    f"{len(seeds)} seeds, {len(x_held):,} held-out tokens.\nOutline: {comparison.BASELINE}. "
+    f"{len(seeds)} seeds, {len(x_held):,} held-out tokens.\nOutline: {baseline}. "
     f"Counts on an axis of square roots.\n{not_converged}"
 )
 figures.save(figure, run.figures, "03_frequencies", caption)
@@ -263,7 +264,7 @@ caption = (
     f"Profile {profile}, seed {min(seeds)}, L0 nearest {shown_l0}; values of single training "
     f"batches.\n{not_converged}"
 )
-figures.save(figures.training_curves(curves), run.figures, "03_training", caption)
+figures.save(sae_figures.training_curves(curves), run.figures, "03_training", caption)
 
 # %% [markdown]
 # ## Takeaway
@@ -272,7 +273,7 @@ figures.save(figures.training_curves(curves), run.figures, "03_training", captio
 estimates = pd.concat([of_variants, differences, distances])
 lines = matched.sentences(estimates)
 at = ", ".join(f"{l0:.1f}" for l0 in l0s) or "none, as there is one target"
-about = f"At equal L0 ({at}), {len(seeds)} seeds, 95 % intervals over them:"
+about = f"At equal L0 ({at}), with 95 % intervals over seeds (n = {len(seeds)}):"
 caveat = (
     f"{not_converged} The SAEs are small and see few tokens; learning rates were chosen for each "
     "architecture on another split."

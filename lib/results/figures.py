@@ -17,7 +17,7 @@ LABELS = {0: "harmless", 1: "harmful"}
 SPLITS = {"train": "training", "val": "validation", "ood": "out of distribution"}
 COLOURS = {"harmless": "#4477aa", "harmful": "#cc3311"}
 CELL_TEXT = 52  # characters in a line of a verdict's cell
-HISTOGRAM_COLUMNS = 4
+CAPTION_CHARACTERS = 15  # in an inch
 MOST_TICKS, TICK_ROOM = 10, 0.07  # of an axis with a tick at each value: ticks, and share of its length between two
 CYCLE = [
     "#4477aa", "#ee7733", "#228833", "#aa3377", "#66ccee", "#bbbbbb",
@@ -33,8 +33,11 @@ def _panels(n: int, width: float = 4.2, height: float = 3.4, rows: int = 1, **op
 
 
 def save(figure: Figure, folder: Path, name: str, caption: str) -> Figure:
-    """Write ``folder/name.png`` with the caption below the axes, and return the figure for display."""
-    figure.supxlabel(caption, fontsize=8, color="0.35")
+    """Write ``folder/name.png`` with the caption below the axes, as wide as they are, and return the figure for
+    display."""
+    width = int(CAPTION_CHARACTERS * figure.get_figwidth())
+    lines = [textwrap.fill(line, width) for line in caption.splitlines()]
+    figure.supxlabel("\n".join(lines), fontsize=8, color="0.35")
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / f"{name}.png", dpi=120, metadata={"Software": None})
     plt.close(figure)
@@ -323,59 +326,6 @@ def projection(points_by_split: dict[str, pd.DataFrame]) -> Figure:
         ax.set(ylabel="first orthogonal component (model units)")
         ax.label_outer()
     sns.move_legend(axes[-1], "center left", bbox_to_anchor=(1, 0.5), title=None, frameon=False)
-    return figure
-
-
-def frequency_histograms(frequencies: dict[str, list[np.ndarray]], baseline: str, line: float) -> Figure:
-    """Histograms of the latents' firing frequencies, a panel per variant: means over its SAEs, one for each seed.
-
-    ``baseline`` is outlined in every panel. Frequencies are logarithmic and cut at the high-frequency ``line``, so that
-    no bin holds both sides; counts stand at their square roots, where few latents above the line are seen beside many
-    below it. A latent that never fires is in no bin.
-    """
-    rows = -(-len(frequencies) // HISTOGRAM_COLUMNS)
-    columns = -(-len(frequencies) // rows)
-    figure, axes = _panels(columns, width=3.2, height=2.7, rows=rows, sharex=True, sharey=True)
-    edges = line * 10.0 ** np.arange(-4, 1.01, 0.125)
-    counts = {name: np.mean([np.histogram(x, edges)[0] for x in part], axis=0) for name, part in frequencies.items()}
-    first = np.flatnonzero(sum(counts.values()))[:1].sum()
-    for i, (ax, colour, name) in enumerate(zip(axes, itertools.cycle(CYCLE), frequencies, strict=False)):
-        ax.stairs(counts[name], edges, fill=True, color=colour, alpha=0.55)
-        ax.stairs(counts[baseline], edges, color="black", linewidth=1)
-        ax.axvline(line, color="black", linestyle="--", linewidth=1)
-        above, mass, l0 = np.mean([_above(x, line) for x in frequencies[name]], axis=0)
-        ax.set_title(f"{name}, L0 {l0:.1f}\nabove {line:.0%}: {above:.1f} latents, {mass:.1%} of firings", fontsize=9)
-        ax.set_xscale("log")
-        ax.set_yscale("function", functions=(np.sqrt, np.square))
-        ax.set(xlim=edges[[first, -1]], ylabel="latents per bin" if i % columns == 0 else "")
-        if i + columns >= len(frequencies):
-            ax.set_xlabel("firing frequency (fraction of tokens)")
-            ax.tick_params(labelbottom=True)
-    for ax in axes[len(frequencies) :]:
-        ax.set_visible(False)
-    return figure
-
-
-def _above(frequency: np.ndarray, line: float) -> tuple[int, float, float]:
-    """Latents above a line, their share of all firings, and L0."""
-    above = frequency > line
-    return above.sum(), frequency[above].sum() / max(frequency.sum(), 1e-12), frequency.sum()
-
-
-def training_curves(curves: dict[str, pd.DataFrame]) -> Figure:
-    """FVU, L0, dead and high-frequency latents of the training batches against tokens seen."""
-    names = {
-        "fvu": "FVU (fraction of variance)",
-        "l0": "L0 (latents per token)",
-        "dead": "dead latents",
-        "high_frequency": "latents above 10 %",
-    }
-    figure, axes = _panels(len(names), width=2.9, height=2.8)
-    for ax, (column, label) in zip(axes, names.items(), strict=True):
-        for colour, (name, curve) in zip(CYCLE, curves.items(), strict=False):
-            ax.plot(curve["tokens"] / 1000, curve[column], color=colour, label=name)
-        ax.set(xlabel="training tokens (thousands)", ylabel=label, yscale="log" if column == "l0" else "linear")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize=8)
     return figure
 
 

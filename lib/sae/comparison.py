@@ -151,12 +151,14 @@ def convergence(table: pd.DataFrame) -> pd.DataFrame:
 
 def not_converged(table: pd.DataFrame) -> str:
     """A sentence for captions: the variants with SAEs that have not converged, and the mean change of their FVU."""
-    parts = []
-    for variant, part in table.groupby("variant", sort=False):
-        if not part["converged"].all():
-            parts.append(f"{variant} {part['fvu_change'].mean():+.0%}")
-    over = f"FVU changed by {CONVERGED:.0%} or more over the last fifth of training"
-    return f"Not converged ({over}): {'; '.join(parts)}." if parts else f"Converged: of no SAE {over}."
+    changes = table[table["converged"] == 0].groupby("variant", sort=False)["fvu_change"].mean()
+    over = "over the last fifth of training"
+    if changes.empty:
+        return f"All SAEs converged (FVU changed by less than {CONVERGED:.0%} {over})."
+    if len(changes) == table["variant"].nunique() and len(changes) > 1:
+        return f"Not converged: all variants (FVU {changes.min():+.0%} to {changes.max():+.0%} {over})."
+    listed = "; ".join(f"{variant} {change:+.0%}" for variant, change in changes.items())
+    return f"Not converged (change of FVU {over}): {listed}."
 
 
 def curves(table: pd.DataFrame, column: str, panel: str) -> pd.DataFrame:

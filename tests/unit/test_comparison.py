@@ -79,8 +79,10 @@ def test_captions_name_the_variants_that_have_not_converged():
     table = pd.DataFrame({"variant": ["a", "a", "b", "b"], "seed": [0, 1, 0, 1]})
     table = table.assign(fvu_change=[-0.004, 0.002, -0.14, -0.006], converged=[1, 1, 0, 1])
     sentence = comparison.not_converged(table)
-    assert "b -7%" in sentence and "a " not in sentence.partition(":")[2]
-    assert comparison.not_converged(table[table["variant"] == "a"]).startswith("Converged")
+    assert sentence.startswith("Not converged") and sentence.endswith(": b -14%."), "the mean of those that have not"
+    assert comparison.not_converged(table[table["variant"] == "a"]).startswith("All SAEs converged")
+    none = comparison.not_converged(table.assign(converged=0, fvu_change=[-0.1, -0.1, -0.2, -0.3]))
+    assert none.startswith("Not converged: all variants (FVU -25% to -10%")
     rows = comparison.convergence(table).set_index(["metric", "variant"])
     assert rows.loc[("converged", "b"), "value"] == 0.5 and rows.loc[("converged", "b"), "n"] == 2
     assert rows.loc[("fvu_change", "b"), "value"] == pytest.approx(-0.073)
