@@ -154,3 +154,13 @@ def test_histograms_are_compared_at_equal_l0_and_not_with_one_seed(tmp_path):
     one = matched.histogram_distances(table[table["seed"] == 0]).set_index("variant").loc[QF]
     assert pd.isna(one["value"]) and pd.isna(one["low"])
     assert matched.histogram_distances(table[table["variant"] == BASELINE]).empty
+
+
+def test_a_takeaway_says_each_row_of_a_variant_once():
+    parts = [curve(name, seed, 0.001 * seed) for name in (BASELINE, QF, "gated") for seed in range(2)]
+    table = pd.concat(parts, ignore_index=True)
+    rows = [matched.of_variants(table, [16]), matched.differences(table, [16], [0.1], ["gated"])]
+    baseline, qf, gated = matched.sentences(pd.concat(rows, ignore_index=True))
+    assert baseline.startswith(f"- {BASELINE}: frequent mass 0.10") and "; from gated 0.000 [" in baseline
+    assert f"FVU from {BASELINE} 0.000" in qf and "level" not in qf
+    assert f"FVU from {QF} 0.000" in gated and gated.endswith("(level 0.05)")
