@@ -18,23 +18,24 @@
 # **The claims** (the paper, section on high-frequency latents). SAEs trained with JumpReLU (L0
 # penalty) or TopK have latents that fire on more than 10 % of tokens; Gated SAEs do not (C10). A
 # quadratic-frequency (QF) penalty removes them, leaves the rest of the frequency histogram alone
-# and costs a little reconstruction at fixed L0 (C11). The paper trains on chat rollouts of
-# Gemma 2; here small SAEs see chat that the model had with itself (an encoder: docstrings), in
-# minutes.
+# and costs a little reconstruction at fixed L0, still ahead of TopK and Gated (C11). The paper
+# trains on chat rollouts of Gemma 2; here small SAEs see chat that the model had with itself (an
+# encoder: docstrings), in minutes.
+#
+# How many latents are frequent depends on L0, and so does FVU. Architectures are therefore compared
+# at equal L0 only, between the SAEs of each curve, and latents are weighed: the *frequent mass* is
+# the share of a token's active latents that fire on more than 10 % of tokens.
 
 # %%
-import statistics
-
-import numpy as np
 import pandas as pd
 from IPython.display import Markdown, display
 
 from lib.base.files import relative, write_table
 from lib.model import models, rollouts
-from lib.results import figures, records, tables
-from lib.sae import comparison, folders, harvest, learning_rates, token_blocks
+from lib.results import figures, records, sae_figures, tables
+from lib.sae import comparison, folders, harvest, learning_rates, matched, splice, token_blocks
 from lib.sae.recipes import Recipe
-from lib.texts import datasets
+from lib.texts import corpora, datasets
 
 # %% [markdown]
 # ## Parameters
@@ -59,12 +60,15 @@ d_sae = 1024
 train_tokens = 80_000  # tokens seen in training
 batch_tokens = 1024
 target_l0s = [16, 32]  # active latents per token
-gated_coefficients = [6.0, 20.0]  # L1 coefficients of the gated SAEs; empty: no such SAE
+gated_coefficients = [8.0, 20.0]  # L1 coefficients of the gated SAEs; empty: no such SAE
 f0s = [0.1, 0.01]  # frequency scales of the QF penalty, fraction of tokens; empty: no QF
+penalties = []  # of JumpReLU beside L0 and QF, such as [squared_frequency]; empty: none
 comparators = ["topk", "gated"]  # of SAELens: topk | batchtopk | matryoshka | gated; empty: none
 lr = 8e-3  # of JumpReLU, chosen on a calibration split of the text, once; 0: again
 comparator_lr = 8e-3  # of those with a target L0, chosen in the same way, once; 0: again
 gated_lr = 4e-3  # of those with a coefficient, of 2e-3 to 8e-3 by FVU at like L0
+lm_loss_tokens = 3_000  # held-out tokens, for the loss of a causal model; 0: not measured
+n_bootstrap = 1000  # replicates over sequences, for the language-model loss
 split_seed = 1  # division of the passages into training and held-out ones
 seeds = [0, 1, 2]
 
@@ -86,13 +90,14 @@ sampling = rollouts.Sampling(n_rollouts, rollout_tokens, rollout_temperature, sp
 asked = prompts.loc[prompts["split"] == "train", "text"].tolist()
 wanted = max_tokens + held_out_tokens
 texts = rollouts.corpus(corpus, reader, sampling, asked, run.folder / "rollouts", wanted)
+texts = corpora.split(texts, harvest.HELD_OUT_SHARE, split_seed)
 stores = harvest.token_stores(
     reader, texts, layer, run.folder / "activations",
     max_tokens=max_tokens, held_out_tokens=held_out_tokens, seed=split_seed,
     calibrates=learning_rates.CHOSEN in (lr, comparator_lr),
 )  # fmt: skip
 x_held = token_blocks.load_tokens(stores.held_out)
-print(f"{len(texts):,} passages; layer {layer} of {model}")
+print(f"{len(texts.training):,} passages to train on; layer {layer} of {model}")
 print(f"held out: {tuple(x_held.shape)} (tokens, d_model)")
 
 # %% [markdown]
@@ -103,86 +108,149 @@ print(f"held out: {tuple(x_held.shape)} (tokens, d_model)")
 # $\overline{(x-\hat x)^2} + \lambda P(\phi)$ on the firing frequencies $\phi_i$ of the latents in
 # the batch:
 #
-# $$P_{L_0} = \sum_i \phi_i \qquad P_{QF} = \sum_i \phi_i\,(1 + \phi_i / f_0)$$
+# $$P_{L_0} = \sum_i \phi_i \qquad P_{QF} = \sum_i \phi_i\,(1 + \phi_i / f_0) \qquad
+# P_{\phi^2} = \sum_i \phi_i^2$$
 #
-# Straight-through gradients reach the thresholds only (arXiv 2407.14435). L0 is held at its
-# target: all thresholds move together by the batch's error, and $\lambda$ is the multiplier at
-# which penalty and reconstruction balance. Gated and TopK are SAELens' own training classes on the
-# same tokens, in the same loop. `comparator_lr` is for those that are steered by a target L0,
-# `gated_lr` and `gated_coefficients` for those that are steered by a coefficient.
+# The last is the paper's ablation (`penalties`). Straight-through gradients reach the thresholds
+# only (arXiv 2407.14435). L0 is held at its target: all thresholds move together by the batch's
+# error, and $\lambda$ is the multiplier at which penalty and reconstruction balance. Gated, TopK,
+# BatchTopK and Matryoshka are SAELens' own training classes on the same tokens, in the same loop.
+# `comparator_lr` is for those that are steered by a target L0, `gated_lr` and `gated_coefficients`
+# for those that are steered by a coefficient.
 
 # %%
 lrs = {"target_l0": comparator_lr, "coefficient": gated_lr}
-variants = comparison.variants(f0s, comparators, lrs)
+variants = comparison.variants(f0s, penalties, comparators, lrs)
 sparsities = {"target_l0": target_l0s, "coefficient": gated_coefficients}
 base = Recipe(d_sae=d_sae, tokens=train_tokens, batch_tokens=batch_tokens, lr=lr)
 grid = comparison.recipes(base, variants, sparsities, seeds)
 options = {"device": device, "buffer_tokens": buffer_tokens}
 table = comparison.train_grid(grid, stores, run.folder / "saes", **options)
 by_setting = table.drop(columns="folder").groupby(["variant", "sparsity"], sort=False)
-by_setting.mean().drop(columns="seed").round(3)
+by_setting[["l0", "fvu", "dead", "lr", "tokens_per_s"]].mean().round(3)
+
+# %% [markdown]
+# ## Has training converged?
+# The change of FVU over the last fifth of training, and the share of SAEs for which it is below
+# 1 %. **What to look for:** the change of an architecture that is compared. Where it is large, the
+# order of architectures is that of such short runs: one that learns more slowly looks worse.
+
+# %%
+convergence = comparison.convergence(table)
+not_converged = comparison.not_converged(table)
+tables.in_columns(convergence, "variant", "metric")
 
 # %% [markdown]
 # ## Reconstruction against sparsity
-# **What to look for:** the QF curves on or just above the JumpReLU curve (a small cost), below TopK
-# and Gated. **What would refute C11:** QF curves at the level of TopK or Gated, or frequent latents
-# left below.
+# **What to look for:** the QF curves on or just above the JumpReLU curve (C11c: a small cost),
+# below TopK and Gated (C11d). **What would refute C11c:** QF curves distinctly above JumpReLU with
+# the L0 penalty. **What would refute C11d:** TopK or Gated at the level of QF, or below it.
 
 # %%
-points = comparison.pareto(table, f"layer {layer}, {d_sae:,} latents")
-figure = figures.curves(
-    points, "l0", "panel", "variant",
-    "L0 (active latents per token)", "FVU (fraction of variance)", logx=True,
-)
-caption = (
-    f"Profile {profile}, {corpus}, {train_tokens:,} training tokens, held-out FVU; "
-    f"mean of {len(seeds)} seeds, bands: their range."
-)
-figures.save(figure, run.figures, "03_pareto", caption)
+panel = f"layer {layer}, {d_sae:,} latents"
+about = f"Profile {profile}, {corpus}, {train_tokens:,} training tokens, held-out tokens; "
+about += f"mean of {len(seeds)} seeds, bands: their range.\n{not_converged}"
+labels = {"x": "l0", "panel": "panel", "hue": "variant", "xlabel": "L0 (active latents per token)"}
+points = comparison.curves(table, "fvu", panel)
+figure = figures.curves(points, **labels, ylabel="FVU (fraction of variance)", logx=True)
+figures.save(figure, run.figures, "03_pareto", about)
+
+# %% [markdown]
+# ## Frequent mass against sparsity
+# **What to look for:** JumpReLU with the L0 penalty and TopK above Gated (C10a, C10b), and QF near
+# zero (C11a), at every L0. **What would refute C10:** the Gated curve at the level of the others.
+# **What would refute C11a:** a QF curve that leaves zero.
 
 # %%
-costs = comparison.fvu_costs(table, comparison.with_middles(target_l0s))
-costs.assign(cost=tables.texts(costs, 4))[["variant", "cost", "n", "n_groups"]]
+points = comparison.curves(table, "high_frequency_mass", panel)
+figure = figures.curves(points, **labels, ylabel="share of active latents above 10 %", logx=True)
+figures.save(figure, run.figures, "03_frequent_mass", about)
+
+# %% [markdown]
+# ## At equal L0
+# The curves are read at the same L0s, the inner targets and the geometric mean of each two
+# neighbours, linearly in $\log L_0$ within each seed. An L0 that one seed's SAEs do not span is
+# left out. The weighted frequency is $\sum\phi_i^2 / \sum\phi_i$, the mean frequency of the
+# latents that are active on a token. The line at ten times the mean frequency moves with L0 and
+# width. Values are means over these L0s, with 95 % t intervals over seeds.
+
+# %%
+l0s = matched.inner_l0s(target_l0s)
+of_variants = matched.of_variants(table, l0s)
+tables.in_columns(of_variants, "variant", "metric")
+
+# %% [markdown]
+# Differences at equal L0: FVU from JumpReLU with the L0 penalty (C11c), frequent mass from Gated
+# (C10), FVU from the QF penalty of largest $f_0$ (C11d; the comparators are one family, with
+# intervals at Holm's levels). The others are 95 % t intervals over seeds.
+
+# %%
+differences = matched.differences(table, l0s, f0s, comparators)
+tables.in_columns(differences, "variant", "metric", digits=4).fillna("")
 
 # %% [markdown]
 # ## Firing frequencies
 # **What to look for:** latents to the right of the 10 % line for JumpReLU with the L0 penalty and
-# TopK (C10), fewer or none with QF, and otherwise equal histograms (C11).
+# TopK (C10), fewer or none with QF (C11a), and left of the line the outline of JumpReLU with the L0
+# penalty (C11b: the rest stays). **What would refute C11b:** a QF histogram that is narrower than
+# the outline, or shifted, by more than two seeds of one recipe differ.
 
 # %%
-seed = min(seeds)
-middle = comparison.of_middle_l0(table, seed)
-frequencies = {
-    row.variant: np.array(folders.training_record(row.folder)["frequency"])
-    for row in middle.itertuples()
-}
-figure = figures.frequency_histograms(frequencies, folders.HIGH_FREQUENCY)
-l0s = ", ".join(f"{l0:.0f}" for l0 in middle["l0"])
-shown = f"Profile {profile}, seed {seed}, of each variant the SAE of middle L0 ({l0s})"
-caption = f"{shown}; {len(x_held):,} held-out tokens."
+shown_l0 = comparison.common_l0(table, target_l0s)
+shown = comparison.nearest(table, shown_l0)
+frequencies = comparison.frequencies(shown)
+line, baseline = folders.HIGH_FREQUENCY, comparison.BASELINE
+figure = sae_figures.frequency_histograms(frequencies, baseline, line)
+caption = (
+    f"Profile {profile}, of each variant and seed the SAE of L0 nearest {shown_l0}; mean of "
+    f"{len(seeds)} seeds, {len(x_held):,} held-out tokens.\nOutline: {baseline}. "
+    f"Counts on an axis of square roots.\n{not_converged}"
+)
 figures.save(figure, run.figures, "03_frequencies", caption)
 
-# %%
-columns = ["l0", "high_frequency", "above_1pct", "high_frequency_mass", "dead"]
-by_setting[columns].mean().round(3)
+# %% [markdown]
+# As a number: the Kolmogorov–Smirnov distance between the distributions of log frequency below
+# 10 % of a variant and of JumpReLU with the L0 penalty, at targets where their L0s are equal within
+# 5 %, minus that between two seeds of the latter. The two SAEs differ in their seed in both terms,
+# so that a variant which changes nothing has zero on average. Intervals are jackknives over seeds.
 
 # %%
-least_l0 = statistics.median_low(target_l0s)
-frequent = comparison.frequent_latents(table, 0.9 * least_l0)
-frequent.assign(latents=tables.texts(frequent, 1))[["variant", "latents", "n"]]
+distances = matched.histogram_distances(table)
+if len(seeds) > 1:
+    display(tables.in_columns(distances, "variant", "metric"))
+else:
+    display(Markdown("No value: one seed has no distance between two seeds."))
 
 # %% [markdown]
 # ## What becomes of a frequent latent
-# For each latent that fires on more than 10 % of tokens under the L0 penalty, at middle L0: the
-# largest cosine of its decoder row to a row of the QF run of the same target and seed (of the
-# largest f₀), and the number of rows above 0.5. A latent that QF splits has several near rows.
+# For each latent that fires on more than 10 % of tokens under the L0 penalty, at that L0: the
+# largest cosine of its decoder row to a row of the QF run of the same seed (of the largest f₀), and
+# the number of rows above 0.5. A latent that QF splits has several near rows.
 
 # %%
+of_seed = shown[shown["seed"] == min(seeds)]
 if f0s:
-    split = comparison.descendants_under_qf(table, seed, max(f0s))
+    split = comparison.descendants_under_qf(of_seed, max(f0s))
     display(split.describe().loc[["count", "mean", "min", "max"]].round(2))
 else:
     display(Markdown("Not applicable: `f0s` is empty, so no SAE has the QF penalty."))
+
+# %% [markdown]
+# ## Loss recovered
+# The reconstruction takes the place of the residual stream on held-out text, and the model goes on
+# from there: `delta_lm_loss` is what its loss per token rises by, `loss_recovered` is 1 for a
+# perfect SAE and 0 for one no better than zeros. **What to look for:** the order of FVU, at like
+# L0. **What would speak against FVU as the measure of a cost:** another order here.
+
+# %%
+losses, bridge = pd.DataFrame(), reader.bridge()
+if lm_loss_tokens and models.is_causal(bridge):
+    token_ids = models.split_tokens(bridge, texts.held_out, context)
+    windows = {corpus: corpora.first_tokens(token_ids, lm_loss_tokens, split_seed)}
+    losses = splice.measure(bridge, of_seed, windows, layer, n_bootstrap, split_seed)
+    display(tables.in_columns(losses, "variant", "metric"))
+else:
+    display(Markdown(f"Not measured: `lm_loss_tokens` is 0, or {model} is no causal model."))
 
 # %% [markdown]
 # ## Training curves
@@ -190,27 +258,27 @@ else:
 # %%
 curves = {
     row.variant: pd.DataFrame(folders.training_record(row.folder)["curve"])
-    for row in middle.itertuples()
+    for row in of_seed.itertuples()
 }
-caption = f"{shown}; values of single training batches."
-figures.save(figures.training_curves(curves), run.figures, "03_training", caption)
+caption = (
+    f"Profile {profile}, seed {min(seeds)}, L0 nearest {shown_l0}; values of single training "
+    f"batches.\n{not_converged}"
+)
+figures.save(sae_figures.training_curves(curves), run.figures, "03_training", caption)
 
 # %% [markdown]
 # ## Takeaway
 
 # %%
-cost = dict(zip(costs["variant"], tables.texts(costs, 4)))
-lines = []
-for variant, latents in zip(frequent["variant"], tables.texts(frequent, 1)):
-    at_cost = f", FVU cost at matched L0 {cost[variant]}" if variant in cost else ""
-    lines.append(f"- {variant}: {latents} latents above 10 %{at_cost}")
-about = f"Means over the SAEs of L0 about {least_l0} and more, {len(seeds)} seeds:"
+estimates = pd.concat([of_variants, differences, distances])
+lines = matched.sentences(estimates)
+at = ", ".join(f"{l0:.1f}" for l0 in l0s) or "none, as there is one target"
+about = f"At equal L0 ({at}), with 95 % intervals over seeds (n = {len(seeds)}):"
 caveat = (
-    "95 % t intervals over seeds. The SAEs are small and see few tokens; learning rates were "
-    "chosen for each architecture on another split. The order of the architectures is that of "
-    "such short runs."
+    f"{not_converged} The SAEs are small and see few tokens; learning rates were chosen for each "
+    "architecture on another split."
 )
-Markdown("\n\n".join([about, "\n".join(lines) or "there is none.", caveat]))
+Markdown("\n\n".join([about, "\n".join(lines), caveat]))
 
 # %%
 saes = table[["variant", "sparsity", "seed"]].assign(folder=table["folder"].map(relative))
@@ -218,7 +286,7 @@ list_path = write_table(run.results / "architectures.parquet", saes)
 outputs = {"held_out": stores.held_out, "saes": list_path}
 outputs |= {"tokens": stores.training} if store == "disk" else {}
 tidy = table.drop(columns="folder").melt(["variant", "sparsity", "seed"], var_name="metric")
-headline = pd.concat([costs, frequent], ignore_index=True)
+headline = pd.concat([estimates, convergence, losses], ignore_index=True)
 values = pd.concat([tidy, headline], ignore_index=True)
 record = records.write(run, values, headline,
                        inputs=[prompts_path], outputs=outputs, folders=saes["folder"])

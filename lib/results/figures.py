@@ -21,6 +21,7 @@ SPLITS = {
 }
 COLOURS = {"harmless": "#4477aa", "harmful": "#cc3311"}
 VERDICT_CELL, TITLES = 3.2, 1.15  # width of a verdict's cell in inches, and of the parts' titles in cells
+CAPTION_CHARACTERS = 15  # in an inch
 MOST_TICKS, TICK_ROOM = 10, 0.07  # of an axis with a tick at each value: ticks, and share of its length between two
 CYCLE = [
     "#4477aa", "#ee7733", "#228833", "#aa3377", "#66ccee", "#bbbbbb",
@@ -36,8 +37,11 @@ def _panels(n: int, width: float = 4.2, height: float = 3.4, rows: int = 1, **op
 
 
 def save(figure: Figure, folder: Path, name: str, caption: str) -> Figure:
-    """Write ``folder/name.png`` with the caption below the axes, and return the figure for display."""
-    figure.supxlabel(caption, fontsize=8, color="0.35")
+    """Write ``folder/name.png`` with the caption below the axes, as wide as they are, and return the figure for
+    display."""
+    width = int(CAPTION_CHARACTERS * figure.get_figwidth())
+    lines = [textwrap.fill(line, width) for line in caption.splitlines()]
+    figure.supxlabel("\n".join(lines), fontsize=8, color="0.35")
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / f"{name}.png", dpi=120, metadata={"Software": None})
     plt.close(figure)
@@ -326,37 +330,6 @@ def projection(points_by_split: dict[str, pd.DataFrame]) -> Figure:
         ax.set(ylabel="first orthogonal component (model units)")
         ax.label_outer()
     sns.move_legend(axes[-1], "center left", bbox_to_anchor=(1, 0.5), title=None, frameon=False)
-    return figure
-
-
-def frequency_histograms(frequencies: dict[str, np.ndarray], line: float) -> Figure:
-    """Histogram of the latents' firing frequencies (log scale), a panel per SAE, with the high-frequency line."""
-    figure, axes = _panels(len(frequencies), width=2.7, height=2.7, sharex=True, sharey=True)
-    for ax, colour, (name, frequency) in zip(axes, CYCLE, frequencies.items(), strict=False):
-        alive = frequency[frequency > 0]
-        ax.hist(np.log10(alive), bins=np.linspace(-5, 0, 41), color=colour)
-        ax.axvline(np.log10(line), color="black", linestyle="--", linewidth=1)
-        counts = f"{(frequency > line).sum()} above {line:.0%}, {(frequency == 0).sum()} dead"
-        ax.set(title=f"{name}\n{counts}", xlabel="log₁₀ firing frequency")
-        ax.set(ylabel="latents", yscale="log")
-        ax.label_outer()
-    return figure
-
-
-def training_curves(curves: dict[str, pd.DataFrame]) -> Figure:
-    """FVU, L0, dead and high-frequency latents of the training batches against tokens seen."""
-    names = {
-        "fvu": "FVU (fraction of variance)",
-        "l0": "L0 (latents per token)",
-        "dead": "dead latents",
-        "high_frequency": "latents above 10 %",
-    }
-    figure, axes = _panels(len(names), width=2.9, height=2.8)
-    for ax, (column, label) in zip(axes, names.items(), strict=True):
-        for colour, (name, curve) in zip(CYCLE, curves.items(), strict=False):
-            ax.plot(curve["tokens"] / 1000, curve[column], color=colour, label=name)
-        ax.set(xlabel="training tokens (thousands)", ylabel=label, yscale="log" if column == "l0" else "linear")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize=8)
     return figure
 
 

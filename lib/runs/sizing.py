@@ -230,7 +230,7 @@ def _architectures(v: dict[str, Any]) -> int:
         ValueError: an unknown architecture among the comparators.
     """
     by_field = {"target_l0": v["target_l0s"], "coefficient": v["gated_coefficients"]}
-    jumprelu = (1 + len(v["f0s"])) * len(architectures.sparsities("jumprelu", by_field))
+    jumprelu = (1 + len(v["f0s"]) + len(v["penalties"])) * len(architectures.sparsities("jumprelu", by_field))
     compared = sum(len(architectures.sparsities(name, by_field)) for name in dict.fromkeys(v["comparators"]))
     return len(v["seeds"]) * (jumprelu + compared)
 

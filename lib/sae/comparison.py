@@ -1,7 +1,6 @@
-"""Comparing SAE architectures: grids of trainings, reconstruction cost at matched L0, and what becomes of a latent."""
+"""Comparing SAE architectures: grids of trainings, whether they converged, and what becomes of a latent."""
 
 import dataclasses
-import itertools
 import math
 import statistics
 from pathlib import Path
@@ -16,12 +15,15 @@ from sae_lens import SAE
 from lib.base.registry import lookup
 from lib.sae import architectures, folders, learning_rates
 from lib.sae.harvest import Stores
+from lib.sae.jumprelu import PENALTIES
 from lib.sae.recipes import Recipe
 from lib.sae.training import train
 from lib.stats.metrics import Estimate, t_interval
 
 BASELINE = "JumpReLU, L0"
-OF_ESTIMATES = ["metric", "variant", *Estimate._fields, "unit"]
+CONVERGED = 0.01  # relative change of FVU over the last fifth of a training, less than which it has converged
+FIFTHS = ((0.8, 1.0), (0.6, 0.8))  # of a training, the last and the one before
+NEAR_L0 = 1.25  # ratio of the L0s of SAEs that a figure shows side by side, at most if there are such
 
 
 class Cell(NamedTuple):
@@ -37,18 +39,25 @@ def quadratic_frequency(f0: float) -> str:
     return f"JumpReLU, QF f₀={f0}"
 
 
-def variants(f0s: list[float], comparators: list[str], lrs: dict[str, float]) -> dict[str, dict[str, Any]]:
-    """What the variants of a comparison change in a recipe, by name: ``BASELINE`` first, QF penalties, comparators.
+def variants(
+    f0s: list[float], penalties: list[str], comparators: list[str], lrs: dict[str, float]
+) -> dict[str, dict[str, Any]]:
+    """What the variants of a comparison change in a recipe, by name: ``BASELINE`` first, then QF at each of ``f0s``,
+    JumpReLU with other ``penalties``, and comparators.
 
     ``lrs`` holds the comparators' learning rates by the field that steers them, for those whose entry in
     ``ARCHITECTURES`` has none of its own.
 
     Raises:
-        ValueError: an unknown architecture.
+        ValueError: an unknown architecture, or a penalty that is none of the others.
     """
     changes: dict[str, dict[str, Any]] = {BASELINE: {}}
     for f0 in f0s:
         changes[quadratic_frequency(f0)] = {"penalty": "quadratic_frequency", "f0": f0}
+    others = {name: entry for name, entry in PENALTIES.items() if name not in ("l0", "quadratic_frequency")}
+    for name in penalties:
+        lookup(others, "other penalty", name)
+        changes[f"JumpReLU, {name.replace('_', ' ')}"] = {"penalty": name}
     for name in comparators:
         entry = architectures.architecture(name)
         lr = lookup(lrs, "field with a learning rate", entry.steered_by) if entry.lr is None else entry.lr
@@ -81,7 +90,7 @@ def train_grid(grid: dict[Cell, Recipe], stores: Stores, parent: Path, **options
 
     A learning rate that is to be chosen (``lib.sae.learning_rates``) is chosen for the middle sparsity and the first
     seed of each variant, and holds for all of it. A row each: variant, sparsity, seed, lr, tokens_per_s, folder, and
-    the held-out metrics.
+    what :func:`measured` reads.
     """
     rows = []
     lrs = {}
@@ -95,92 +104,107 @@ def train_grid(grid: dict[Cell, Recipe], stores: Stores, parent: Path, **options
         folder = train(settled, stores.training, stores.held_out, parent, **options)
         record = folders.training_record(folder)
         row = cell._asdict() | {"lr": settled.lr, "tokens_per_s": record["tokens_per_s"], "folder": folder}
-        rows.append(row | record["held_out"])
+        rows.append(row | measured(record))
     return pd.DataFrame(rows)
 
 
-def pareto(table: pd.DataFrame, panel: str) -> pd.DataFrame:
-    """Mean L0 and FVU over the seeds of each variant and sparsity, and the range of FVU, for ``figures.curves``."""
+def measured(record: dict[str, Any]) -> dict[str, float]:
+    """What a comparison reads of a ``training.json``: the held-out metrics of :func:`lib.sae.folders.evaluate`, and
+
+    weighted_frequency = Σφ² / Σφ, the mean frequency of the latents that are active on a token; mass_above_10x_mean,
+    the share of all firings of the latents above ten times the mean frequency φ̄ = L0 / d_sae, a line that moves with
+    L0 and width; fvu_change (:func:`change_at_the_end`); converged, 1 where that is less than ``CONVERGED``, else 0.
+    """
+    frequency = np.array(record["frequency"])
+    firings = max(frequency.sum(), 1e-12)
+    change = change_at_the_end(record["curve"])
+    return record["held_out"] | {
+        "weighted_frequency": float((frequency**2).sum() / firings),
+        "mass_above_10x_mean": float(frequency[frequency > 10 * frequency.mean()].sum() / firings),
+        "fvu_change": change,
+        "converged": int(abs(change) < CONVERGED),
+    }
+
+
+def change_at_the_end(curve: list[dict]) -> float:
+    """What a training's FVU changed by over the last fifth of the tokens, as a fraction: negative where it fell.
+
+    The mean over the last fifth against that over the fifth before, as the FVU of a single batch is noisy; of a curve
+    that flattens this tells more than what the last fifth alone does. NaN where a fifth has no point of the curve.
+    """
+    tokens, fvu = (np.array([point[name] for point in curve]) for name in ("tokens", "fvu"))
+    last, before = (fvu[(tokens > low * tokens[-1]) & (tokens <= high * tokens[-1])] for low, high in FIFTHS)
+    return float(last.mean() / before.mean() - 1) if len(last) and len(before) else math.nan
+
+
+def convergence(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of each variant: ``fvu_change``, a mean with a t interval over seeds, and ``converged``, a share of SAEs."""
+    rows = []
+    for variant, part in table.groupby("variant", sort=False):
+        by_seed = part.groupby("seed")[["fvu_change", "converged"]].mean()
+        change = t_interval(by_seed["fvu_change"].dropna().to_numpy())._replace(n=len(part))
+        share = Estimate(float(part["converged"].mean()), None, None, len(part), len(by_seed))
+        rows.append({"metric": "fvu_change", "variant": variant, "unit": "fraction"} | change._asdict())
+        rows.append({"metric": "converged", "variant": variant, "unit": "share of SAEs"} | share._asdict())
+    return pd.DataFrame(rows)
+
+
+def not_converged(table: pd.DataFrame) -> str:
+    """A sentence for captions: the variants with SAEs that have not converged, and the mean change of their FVU."""
+    changes = table[table["converged"] == 0].groupby("variant", sort=False)["fvu_change"].mean()
+    over = "over the last fifth of training"
+    if changes.empty:
+        return f"All SAEs converged (FVU changed by less than {CONVERGED:.0%} {over})."
+    if len(changes) == table["variant"].nunique() and len(changes) > 1:
+        return f"Not converged: all variants (FVU {changes.min():+.0%} to {changes.max():+.0%} {over})."
+    listed = "; ".join(f"{variant} {change:+.0%}" for variant, change in changes.items())
+    return f"Not converged (change of FVU {over}): {listed}."
+
+
+def curves(table: pd.DataFrame, column: str, panel: str) -> pd.DataFrame:
+    """Mean L0 and mean of a column over the seeds of each variant and sparsity, and the column's range, for
+    ``figures.curves``."""
     by_setting = table.groupby(["variant", "sparsity"], sort=False)
-    points = by_setting.agg(l0=("l0", "mean"), value=("fvu", "mean"), low=("fvu", "min"), high=("fvu", "max"))
+    points = by_setting.agg(l0=("l0", "mean"), value=(column, "mean"), low=(column, "min"), high=(column, "max"))
     return points.reset_index().assign(panel=panel)
 
 
-def matched_difference(
-    table: pd.DataFrame, variant: str, baseline: str, l0: list[int | float]
-) -> tuple[Estimate, pd.DataFrame]:
-    """FVU of ``variant`` minus ``baseline`` at equal L0, with a 95 % t interval, and the single differences.
+def nearest(table: pd.DataFrame, l0: int | float) -> pd.DataFrame:
+    """Of each variant and seed the row of the SAE whose L0 is nearest, as a ratio."""
+    distance = _log_ratio(table, l0)
+    return table.loc[distance.groupby([table["variant"], table["seed"]], sort=False).idxmin()]
 
-    FVU is interpolated linearly in log L0 within each seed; an L0 that one of the two curves does not span is left
-    out, never extrapolated. Differences of one seed at several L0 are not independent: the interval is over the seeds'
-    means, n counts differences and n_groups seeds.
+
+def _log_ratio(table: pd.DataFrame, l0: int | float) -> pd.Series:
+    return np.log(table["l0"] / l0).abs()
+
+
+def common_l0(table: pd.DataFrame, l0s: list[int | float]) -> int | float:
+    """The densest of some L0s that every variant and seed has an SAE near (a ratio of at most ``NEAR_L0``).
+
+    Where there is no such L0, the one whose farthest SAE is nearest.
     """
-    rows = []
-    for seed in sorted(set(table["seed"])):
-        of_seed = table[table["seed"] == seed]
-        ours, theirs = (of_seed[of_seed["variant"] == name].sort_values("l0") for name in (variant, baseline))
-        if ours.empty or theirs.empty:
-            continue
-        low = max(ours["l0"].min(), theirs["l0"].min())
-        high = min(ours["l0"].max(), theirs["l0"].max())
-        for value in l0:
-            if low <= value <= high:
-                difference = _fvu_at(ours, value) - _fvu_at(theirs, value)
-                rows.append({"seed": seed, "l0": value, "difference": difference})
-    differences = pd.DataFrame(rows, columns=["seed", "l0", "difference"])
-    differences["difference"] = differences["difference"].astype(float)
-    by_seed = differences.groupby("seed")["difference"].mean()
-    estimate = t_interval(by_seed.to_numpy())._replace(n=len(differences), n_groups=len(by_seed))
-    return estimate, differences
+    farthest = {l0: _log_ratio(nearest(table, l0), l0).max() for l0 in l0s}
+    near = [l0 for l0, distance in farthest.items() if distance <= math.log(NEAR_L0)]
+    return max(near) if near else min(farthest, key=farthest.get)
 
 
-def _fvu_at(curve: pd.DataFrame, l0: int | float) -> float:
-    return np.interp(np.log(l0), np.log(curve["l0"]), curve["fvu"])
+def frequency_of(folder: Path) -> Float[np.ndarray, " d_sae"]:
+    """Firing frequency of each latent on the held-out tokens."""
+    return np.array(folders.training_record(folder)["frequency"])
 
 
-def with_middles(l0s: list[int | float]) -> list[int | float]:
-    """Targets in order, with the geometric mean of each two neighbours: a target ends what an SAE's L0s span, and may
-    just be missed."""
-    ordered = sorted(l0s)
-    return sorted([*ordered, *(math.sqrt(a * b) for a, b in itertools.pairwise(ordered))])
+def frequencies(shown: pd.DataFrame) -> dict[str, list[Float[np.ndarray, " d_sae"]]]:
+    """:func:`frequency_of` of the SAEs of each variant, for ``figures.frequency_histograms``."""
+    by_variant = shown.groupby("variant", sort=False)["folder"]
+    return {variant: [frequency_of(folder) for folder in of_variant] for variant, of_variant in by_variant}
 
 
-def fvu_costs(table: pd.DataFrame, l0: list[int | float]) -> pd.DataFrame:
-    """:func:`matched_difference` of every variant from ``BASELINE``: rows of ``fvu_cost_at_matched_l0``."""
-    rows = []
-    for variant in table["variant"].unique():
-        if variant != BASELINE:
-            cost, _ = matched_difference(table, variant, BASELINE, l0)
-            about = {"metric": "fvu_cost_at_matched_l0", "variant": variant, "unit": "fraction of variance"}
-            rows.append(about | cost._asdict())
-    return pd.DataFrame(rows, columns=OF_ESTIMATES)
-
-
-def frequent_latents(table: pd.DataFrame, least_l0: int | float) -> pd.DataFrame:
-    """High-frequency latents of each variant, a mean over its SAEs above ``least_l0`` with a t interval over seeds."""
-    dense_enough = table[table["l0"] > least_l0]
-    by_seed = dense_enough.groupby(["variant", "seed"], sort=False)["high_frequency"].mean()
-    rows = []
-    for variant in dense_enough["variant"].unique():
-        estimate = t_interval(by_seed[variant].to_numpy())
-        rows.append({"metric": "high_frequency", "variant": variant, "unit": "latents"} | estimate._asdict())
-    return pd.DataFrame(rows, columns=OF_ESTIMATES)
-
-
-def of_middle_l0(table: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """The rows of one seed that a figure shows: of each variant the SAE of middle L0, of an even number the denser."""
-    of_seed = table[table["seed"] == seed]
-    l0 = of_seed.groupby("variant")["l0"]
-    return of_seed[l0.rank(method="first") == l0.transform("size") // 2 + 1]
-
-
-def descendants_under_qf(table: pd.DataFrame, seed: int, f0: float) -> pd.DataFrame:
-    """:func:`descendants` of the ``BASELINE`` SAE of middle L0 in the QF SAE of the same target and seed."""
-    before = of_middle_l0(table, seed).set_index("variant").loc[BASELINE]
-    folder = table.set_index(list(Cell._fields))["folder"]
-    after = folder[quadratic_frequency(f0), before["sparsity"], seed]
-    frequency = np.array(folders.training_record(before["folder"])["frequency"])
-    return descendants(folders.load(before["folder"]), folders.load(after), frequency)
+def descendants_under_qf(shown: pd.DataFrame, f0: float) -> pd.DataFrame:
+    """:func:`descendants` of the ``BASELINE`` SAE in the QF SAE, of the rows of one seed that :func:`nearest` gives."""
+    folder = shown.set_index("variant")["folder"]
+    before, after = folder[BASELINE], folder[quadratic_frequency(f0)]
+    return descendants(folders.load(before), folders.load(after), frequency_of(before))
 
 
 @torch.no_grad()

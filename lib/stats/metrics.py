@@ -228,10 +228,33 @@ def _with_interval(value: float, replicates: np.ndarray, n: int, n_groups: int) 
     return Estimate(float(value), float(low), float(high), n, n_groups)
 
 
-def t_interval(values: Float[np.ndarray, " n"]) -> Estimate:
-    """Mean of independent values (such as one per seed) with a 95 % Student t interval; none from a single value."""
+def t_interval(values: Float[np.ndarray, " n"], alpha: float = 0.05) -> Estimate:
+    """Mean of independent values (such as one per seed) with a 1 − ``alpha`` Student t interval; none from a single
+    value."""
     n = len(values)
     if n < 2:
         return Estimate(float(values[0]) if n else None, None, None, n, n)
-    half = scipy.stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / n**0.5
+    half = scipy.stats.t.ppf(1 - alpha / 2, n - 1) * values.std(ddof=1) / n**0.5
     return Estimate(float(values.mean()), float(values.mean() - half), float(values.mean() + half), n, n)
+
+
+def pairs_interval(pairs: Float[np.ndarray, "units units"]) -> Estimate:
+    """Mean over pairs of independent units (such as seeds) of a statistic h of two, with a 95 % jackknife interval.
+
+    With θ the mean of h over all pairs and θ₋ᵢ that over the pairs without unit i, the interval is a Student t
+    interval of the pseudo-values n θ − (n − 1) θ₋ᵢ, whose mean is θ (Arvesen 1969): pairs that share a unit are not
+    independent, so there are n values and not n (n − 1) / 2. None from fewer than three units.
+
+    Args:
+        pairs: h of each two units, symmetric; the diagonal is not read.
+    """
+    n = len(pairs)
+
+    def mean(kept: np.ndarray) -> float:
+        return float(pairs[np.ix_(kept, kept)][np.triu_indices(len(kept), 1)].mean())
+
+    if n < 3:
+        return Estimate(mean(np.arange(n)) if n == 2 else None, None, None, n // 2, n)
+    everything = mean(np.arange(n))
+    without = np.array([mean(np.delete(np.arange(n), i)) for i in range(n)])
+    return t_interval(n * everything - (n - 1) * without)._replace(n=n * (n - 1) // 2)

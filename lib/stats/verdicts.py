@@ -16,9 +16,11 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import scipy.stats
 from jaxtyping import Float
 
 from lib.base.registry import lookup
+from lib.stats.metrics import Estimate, t_interval
 
 REPRODUCED, OPPOSITE, NO_DIFFERENCE, INCONCLUSIVE, NOT_APPLICABLE = VERDICTS = (
     "reproduced",
@@ -127,3 +129,23 @@ def holm_intervals(replicates: Float[np.ndarray, "comparisons replicates"], alph
     levels = holm_levels(p_values(replicates), alpha)
     ends = [np.quantile(row, [level / 2, 1 - level / 2]) for row, level in zip(replicates, levels, strict=True)]
     return [Interval(float(low), float(high)) for low, high in ends]
+
+
+def t_p_values(samples: list[Float[np.ndarray, " _"]]) -> Float[np.ndarray, " comparisons"]:
+    """Two-sided p-value of the t-test that the mean of each sample is zero; 1 for a single value, which tests
+    nothing."""
+    p = np.ones(len(samples))
+    for i, values in enumerate(samples):
+        if len(values) > 1 and values.mean() != 0:
+            with np.errstate(divide="ignore"):
+                t = np.abs(values.mean()) / (values.std(ddof=1) / len(values) ** 0.5)
+            p[i] = 2 * scipy.stats.t.sf(t, len(values) - 1)
+    return p
+
+
+def holm_t_intervals(
+    samples: list[Float[np.ndarray, " _"]], alpha: float = ALPHA
+) -> tuple[Float[np.ndarray, " comparisons"], list[Estimate]]:
+    """The level of each of several comparisons (:func:`holm_levels`), and the t interval of its mean at 1 − that."""
+    levels = holm_levels(t_p_values(samples), alpha)
+    return levels, [t_interval(values, level) for values, level in zip(samples, levels, strict=True)]

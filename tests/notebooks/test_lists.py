@@ -15,7 +15,7 @@ from tests.tiny_gemma import D_SAE, LAYER
 
 MAY_BE_EMPTY = {
     *("layers", "gated_coefficients", "f0s", "comparators", "resample_shares", "prompt_repeats", "train_sizes"),
-    *("noise_shares", "positions"),
+    *("noise_shares", "positions", "penalties"),
 }
 LISTS = {
     (path, name): default
@@ -135,7 +135,8 @@ def shown(path):
 
 @pytest.mark.slow
 def test_one_entry_in_every_list(run_lists):
-    lists = {name: default[:1] or [1] for (_, name), default in LISTS.items()} | {"layers": [0]}
+    lists = {name: default[:1] or [1] for (_, name), default in LISTS.items()}
+    lists |= {"layers": [0], "penalties": ["squared_frequency"]}
     rows, texts = run_lists("one-entry", lists)
     costs = [row for row in rows["03"] if row["metric"] == "fvu_cost_at_matched_l0"]
     assert costs and all(row["value"] is None for row in costs if row["n"] == 0)

@@ -5,7 +5,7 @@ import pytest
 
 matplotlib.use("Agg")
 
-from lib.results import figures  # noqa: E402
+from lib.results import figures, sae_figures  # noqa: E402
 
 
 def table():
@@ -49,3 +49,26 @@ def test_curves_without_a_defined_value_are_saved_as_empty_panels(tmp_path):
     figure = figures.curves(empty, "k", "panel", "way", "k", logx=True)
     figures.save(figure, tmp_path, "empty", "no gap")
     assert (tmp_path / "empty.png").exists()
+
+
+def test_frequency_histograms_cut_at_the_line_and_outline_the_baseline():
+    rng = np.random.default_rng(0)
+    samples = {name: [np.exp(rng.normal(-4, 1, 500)).clip(max=0.9) for _ in range(2)] for name in "abcde"}
+    samples["a"][0][:100] = 0.0
+    figure = sae_figures.frequency_histograms(samples, "a", 0.1)
+    panels = [ax for ax in figure.axes if ax.get_visible()]
+    assert len(panels) == 5
+    for ax, (name, part) in zip(panels, samples.items(), strict=True):
+        (own, edges, _), (outline, _, _) = (patch.get_data() for patch in ax.patches)
+        above = np.mean([(x > 0.1).sum() for x in part])
+        assert own[edges[:-1] >= 0.1 - 1e-9].sum() == above, "no bin holds both sides of the line"
+        assert f"{above:.1f} latents" in ax.get_title() and ax.get_title().startswith(name)
+        assert outline.sum() == np.mean([(x > 0).sum() for x in samples["a"]])
+        assert ax.get_xscale() == "log"
+    assert [bool(ax.get_xlabel()) for ax in panels] == [False, False, True, True, True], "the lowest of each column"
+
+
+def test_a_caption_is_no_wider_than_its_figure(tmp_path):
+    figure = figures.save(figures.points(table(), "probe", "split"), tmp_path, "x", "word " * 100 + "\nsecond line")
+    lines = figure.get_supxlabel().splitlines()
+    assert len(lines) > 3 and max(map(len, lines)) <= 15 * figure.get_figwidth() and lines[-1] == "second line"

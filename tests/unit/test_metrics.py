@@ -112,3 +112,26 @@ def test_a_threshold_of_validation_is_carried_over():
     assert recall == pytest.approx([2 / 4, 4 / 6]), "a score at the threshold does not pass it"
     for_all = metrics.share_above(negatives, np.ones((1, 100)), metrics.threshold_at_fpr(negatives, np.ones((1, 100))))
     assert for_all[0] <= 0.01
+
+
+def test_pairs_interval_by_hand():
+    pairs = np.array([[np.nan, 1.0, 2.0], [1.0, np.nan, 6.0], [2.0, 6.0, np.nan]])
+    estimate = metrics.pairs_interval(pairs)
+    pseudo = 3 * 3.0 - 2 * np.array([6.0, 2.0, 1.0])
+    assert estimate.value == 3.0 == pseudo.mean() and (estimate.n, estimate.n_groups) == (3, 3)
+    np.testing.assert_allclose(estimate.high - 3.0, 4.30265 * pseudo.std(ddof=1) / 3**0.5, rtol=1e-5)
+    assert metrics.pairs_interval(pairs[:2, :2]) == (1.0, None, None, 1, 2), "two units are one pair"
+    assert metrics.pairs_interval(pairs[:1, :1]) == (None, None, None, 0, 1)
+
+
+def test_pairs_interval_covers_where_pairs_share_units():
+    """h_ij = a_i + a_j: a t interval of the ten pairs, as if they were independent, would be far too narrow."""
+    rng, covered, naive = np.random.default_rng(0), 0, 0
+    upper = np.triu_indices(5, 1)
+    for _ in range(300):
+        a, noise = rng.standard_normal(5), 0.2 * rng.standard_normal((5, 5))
+        pairs = a[:, None] + a + noise + noise.T
+        estimate, plain = metrics.pairs_interval(pairs), metrics.t_interval(pairs[upper])
+        covered += estimate.low <= 0 <= estimate.high
+        naive += plain.low <= 0 <= plain.high
+    assert covered >= 276 and naive < 255

@@ -79,3 +79,21 @@ def test_holm_intervals_hold_the_error_of_a_family_where_plain_ones_do_not():
 def test_a_p_value_is_never_zero():
     replicates = np.stack([np.full(999, 1.0), np.concatenate([np.full(10, -1.0), np.full(989, 1.0)])])
     np.testing.assert_allclose(verdicts.p_values(replicates), [0.002, 0.022])
+
+
+def test_holm_t_intervals_by_hand():
+    samples = [np.array([1.0, 2.0, 3.0]), np.array([0.1, 0.1, 0.1]), np.array([5.0])]
+    p = verdicts.t_p_values(samples)
+    np.testing.assert_allclose(p, [0.0742, 0.0, 1.0], atol=1e-4)  # t = 2 √3 with two degrees of freedom
+    levels, estimates = verdicts.holm_t_intervals(samples)
+    np.testing.assert_allclose(levels, [0.025, 0.05 / 3, 0.025])
+    assert estimates[0].high == pytest.approx(2 + 6.2053 / 3**0.5, rel=1e-4) and estimates[2].low is None
+    assert verdicts.t_p_values([np.zeros(3)]).tolist() == [1.0]
+
+
+def test_holm_t_intervals_hold_the_error_of_a_family():
+    rng, wrong = np.random.default_rng(3), 0
+    for _ in range(400):
+        _, estimates = verdicts.holm_t_intervals(list(rng.standard_normal((4, 3))))
+        wrong += any(estimate.low > 0 or estimate.high < 0 for estimate in estimates)
+    assert wrong <= 30
