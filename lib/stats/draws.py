@@ -144,8 +144,13 @@ class Draws:
             raise ValueError(f"the dense probe of a gap is one row; there are {len(dense.values)}")
         return Draws(self.dimensions, gap_closed(self.values, self.aligned(before, match), dense.values[0]))
 
+    def table(self) -> pd.DataFrame:
+        """One row per probe: its dimensions and ``value``, the metric on the rows themselves."""
+        columns = {name: _with_integers(column) for name, column in self.dimensions.items()}
+        return pd.DataFrame(columns).assign(value=self.values[:, 0])
+
     def estimates(self) -> pd.DataFrame:
-        """One row per probe: its dimensions, ``value``, and the 95 % percentile interval ``low``, ``high``.
+        """:meth:`table` with the 95 % percentile interval ``low``, ``high``.
 
         The interval is null where more than 2.5 % of the replicates are undefined.
         """
@@ -153,8 +158,7 @@ class Draws:
         undefined = np.isnan(replicates).mean(1) > REPLICATES_UNDEFINED
         bounds = np.nanpercentile(replicates, [2.5, 97.5], axis=1) if len(replicates) else np.empty((2, 0))
         low, high = (np.where(undefined, np.nan, bound) for bound in bounds)
-        columns = {name: _with_integers(column) for name, column in self.dimensions.items()}
-        return pd.DataFrame(columns).assign(value=self.values[:, 0], low=low, high=high)
+        return self.table().assign(low=low, high=high)
 
 
 def _with_integers(column: pd.Series) -> pd.Series:
