@@ -44,13 +44,15 @@ def mean_draws(saes: pd.DataFrame, scored: list[Scored], seed: int) -> Draws:
     for folders in kin(saes):
         places = [place_of[folder] for folder in folders]
         values[places] = _of_kin([scored[place].table for place in places], rng)
+    columns = ["notebook", "variant", "sparsity", "seed"]
+    known = saes[columns].astype(object).where(saes[columns].notna(), None).to_dict("records")
     rows = [
-        {"sae": place, **row._asdict(), "l0": l0(scored[place]), "mean": mean, "score": score}
-        for place, row in enumerate(saes[["notebook", "variant", "sparsity", "seed"]].itertuples(index=False))
+        {"sae": place, **of_sae, "l0": l0(scored[place]), "mean": mean, "score": score}
+        for place, of_sae in enumerate(known)
         for mean in MEANS
         for score in SCORES
     ]
-    return Draws(pd.DataFrame(rows), values.reshape(len(rows), -1))
+    return Draws(pd.DataFrame(rows, dtype=object), values.reshape(len(rows), -1))
 
 
 def _of_kin(
@@ -236,7 +238,7 @@ def at_matched_l0(draws: Draws, reference: str, seed: int) -> Draws:
     farther than ``NEAR`` from what its SAEs span is left out, never extrapolated. Dimensions: variant, mean, score, l0.
     """
     of_reference = draws.where(variant=reference).dimensions
-    l0s = sorted(of_reference.groupby("sparsity")["l0"].mean().round(1))
+    l0s = sorted(of_reference["l0"].astype(float).groupby(of_reference["sparsity"]).mean().round(1))
     rows, values = [], []
     by = ["variant", "mean", "score", "seed"]
     for key, part in draws.dimensions.groupby(by, sort=False):
@@ -304,7 +306,8 @@ def _only(draws: Draws, dimensions: list[str]) -> Draws:
 
 def _highest(draws: Draws) -> Draws:
     """The rows of each variant's highest L0."""
-    is_highest = draws.dimensions.groupby("variant")["l0"].transform("max") == draws.dimensions["l0"]
+    l0 = draws.dimensions["l0"].astype(float)
+    is_highest = l0.groupby(draws.dimensions["variant"]).transform("max") == l0
     return Draws(draws.dimensions[is_highest].reset_index(drop=True), draws.values[is_highest])
 
 

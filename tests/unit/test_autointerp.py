@@ -221,9 +221,10 @@ def scored_sample(frequency, sample, score, shuffled=0.0):
 
 
 @pytest.mark.parametrize("restricted", [True, False])
-def test_a_fall_that_a_shuffled_explanation_has_as_well_is_no_fall_over_shuffled(restricted):
+def test_a_fall_that_a_shuffled_explanation_has_as_well_is_no_fall_over_shuffled(restricted, monkeypatch):
     """In the restricted world frequency takes as much from any explanation as from the right one."""
-    covered, shown, n = 0, 0, 150
+    monkeypatch.setattr(summaries, "REPLICATES", 999)
+    covered, shown, n = 0, 0, 200
     for seed in range(n):
         rng = np.random.default_rng(seed)
         frequency, sample = sample_of(rng)
@@ -236,7 +237,7 @@ def test_a_fall_that_a_shuffled_explanation_has_as_well_is_no_fall_over_shuffled
         row = falls.estimates().set_index("score").loc["over_shuffled"]
         covered += row["low"] <= truth <= row["high"]
         shown += row["low"] > 0
-    assert covered / n >= 0.9
+    assert covered / n >= 0.93
     assert shown / n < 0.1 if restricted else shown / n > 0.8
 
 

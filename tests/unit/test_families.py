@@ -30,8 +30,7 @@ def test_levels_by_hand_and_rows_that_are_no_members():
 def test_a_family_without_a_difference_shows_one_in_at_most_five_of_a_hundred_draws():
     rng, wrong = np.random.default_rng(1), 0
     for _ in range(300):
-        x = rng.standard_normal((6, 40))
-        replicates = x[:, rng.integers(0, 40, (1000, 40))].mean(2)
-        table = families.estimates(draws(replicates, x.mean(1)))
+        value = rng.standard_normal(6)
+        table = families.estimates(draws(value[:, None] + rng.standard_normal((6, 2000)), value))
         wrong += ((table["low"] > 0) | (table["high"] < 0)).any()
     assert wrong <= 27  # 15 are expected, and 27 are three standard errors above

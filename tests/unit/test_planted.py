@@ -71,7 +71,7 @@ def seeing_latents(artefact, n=160, n_units=40):
     """Latent number ``artefact`` fires on what was planted, no coordinate does; half of the units tell the label."""
     rng = np.random.default_rng(artefact)
     y = np.arange(n) % 2
-    clean = rng.random((n, n_units)).astype(np.float32) + 0.4 * y[:, None] * (np.arange(n_units) >= n_units // 2)
+    clean = rng.random((n, n_units)).astype(np.float32) + 0.1 * y[:, None] * (np.arange(n_units) >= n_units // 2)
     seeing = clean.copy()
     seeing[:, artefact] += 3.0
     token = np.tile(2 * np.arange(n)[:, None] + 2, n_units)  # the second of two tokens, which is the changed one
