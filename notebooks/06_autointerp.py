@@ -263,7 +263,9 @@ Markdown(
     summaries.in_words(weighting, leading, reference)
     + f" From the rarest to the most frequent fifth of the latents the score falls by "
     f"{of_fall['autointerp_fall']}, with shuffled explanations by "
-    f"{of_fall['autointerp_fall_shuffled']}.\n\nBehind the SAE {first}, by the weighted mean:\n\n"
+    f"{of_fall['autointerp_fall_shuffled']}; the difference is "
+    f"{of_fall['autointerp_fall_over_shuffled']}.\n\n"
+    f"Behind the SAE {first}, by the weighted mean:\n\n"
     + "\n".join(lines)
     + f"\n\n*Caveats.* The score is of SAE and judge together: the {judge} judge is the limit of "
     f"what can be explained. One SAE of each kind and seed {interp_seeds}; intervals are over the "
