@@ -112,8 +112,8 @@ print(f"{len(sequences.tokens):,} tokens in {n_sequences}")
 # by the same latents, and compared latent by latent.
 #
 # A frequent latent leaves few windows silent and its levels lie closer together, so that any
-# explanation has less to predict. Each latent is therefore scored once more with a **shuffled**
-# explanation, that of another latent of about its frequency.
+# explanation has less to predict. Each latent is therefore scored once more with **shuffled**
+# explanations, those of other latents of about its frequency.
 
 # %%
 settings = llm.Settings(
@@ -192,8 +192,7 @@ if len(shown):
 
 # %%
 is_of_03 = saes["notebook"] == "03"
-falls = summaries.falls([scored[place] for place in saes.index[is_of_03]], seed)
-fall = summaries.fall_rows(falls)
+fall = summaries.fall_rows([scored[place] for place in saes.index[is_of_03]], seed)
 fall.assign(estimate=tables.texts(fall))[["metric", "estimate"]]
 
 # %% [markdown]

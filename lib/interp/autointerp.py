@@ -5,8 +5,9 @@ quantised activation of the highest-activating token of sequences it has not see
 with the true one. Detection and fuzzing (Paulo et al. 2024, arXiv 2410.13928) ask for yes or no instead; their score is
 true-positive rate minus false-positive rate. All are 0 at chance and 1 at best; an estimate that never varies scores 0.
 
-Each latent is also scored with a **shuffled** explanation, that of another latent of about its frequency: what of a
-score is owed to the latent's frequency, and to what the judge says of any latent, is in the shuffled one as well.
+Each latent is also scored with **shuffled** explanations, those of other latents of about its frequency (a mean over
+``judge.plan.shuffled`` of them): what of a score is owed to the latent's frequency, and to what the judge says of any
+latent, is in the shuffled one as well.
 """
 
 from collections.abc import Callable, Iterator
@@ -230,16 +231,18 @@ def _judged(
 def _shuffled(
     judge: Judge, encoded: Encoded, scored: Scored, explanations: dict[int, Explanation], trial: Trial
 ) -> Scored:
-    """``scored`` with the score that each latent gets by the explanation of its partner."""
+    """``scored`` with the mean score that each latent gets by the explanations of its partners."""
     table, stopped = scored.table.copy(), scored.stopped
     explained, rng = np.array(sorted(explanations), dtype=int), np.random.default_rng([trial.seed, 1])
-    partner = populations.partners(explained, table["frequency"].to_numpy(), rng)
+    partners = populations.partners(explained, table["frequency"].to_numpy(), judge.plan.shuffled, rng)
     score = lookup(TASKS, "scoring task", trial.task).score
 
     def act(latent: int, drawn: Drawn, rng: np.random.Generator) -> float | None:
-        return score(judge, explanations[partner[latent]], drawn.scoring, rng)
+        found = [score(judge, explanations[other], drawn.scoring, rng) for other in partners[latent]]
+        known = [value for value in found if value is not None]
+        return float(np.mean(known)) if known else None
 
-    latents = sorted(partner)
+    latents = sorted(partners)
     for latent, outcome in zip(latents, _of_each(judge, encoded, latents, trial, act), strict=True):
         if isinstance(outcome, BudgetSpent):
             stopped = str(outcome)

@@ -126,16 +126,25 @@ def falls(scored: list[Scored], seed: int, parts: int = 5) -> Draws:
     """
     rng = np.random.default_rng(seed)
     of_saes = np.array([_falls(scores.table, parts, rng) for scores in scored])
+    of_saes = of_saes.reshape(-1, len(SCORES), 1 + REPLICATES)
     of_saes = of_saes[~np.isnan(of_saes).any((1, 2))]
     mean = of_saes.mean(0) if len(of_saes) else np.full((len(SCORES), 1 + REPLICATES), np.nan)
     dimensions = pd.DataFrame({"score": [*SCORES, "over_shuffled"]})
     return Draws(dimensions, np.vstack([mean, mean[:1] - mean[1:2]]))
 
 
-def fall_rows(falls: Draws) -> pd.DataFrame:
-    """Estimates of :func:`falls` as rows: ``autointerp_fall``, ``…_shuffled`` and ``…_over_shuffled``."""
+def fall_rows(scored: list[Scored], seed: int, parts: int = 5) -> pd.DataFrame:
+    """:func:`falls` as rows ``autointerp_fall``, ``…_shuffled`` and ``…_over_shuffled``, with 95 % intervals.
+
+    ``n`` counts the latents scored in both parts; the intervals are as wide as Student's of so many.
+    """
+    n = 0
+    for table in (scores.table for scores in scored):
+        is_end = np.isin(_parts(table, parts)["latents"], [0, parts - 1])
+        n += int((is_end & table[list(SCORES)].notna().all(axis=1)).sum())
     names = {"score": "autointerp_fall"} | {name: f"autointerp_fall_{name}" for name in ("shuffled", "over_shuffled")}
-    return falls.estimates().assign(metric=lambda rows: rows["score"].map(names)).drop(columns="score")
+    rows = families.at_levels(falls(scored, seed, parts), n_units=max(n, 2))
+    return rows.assign(metric=rows["score"].map(names), n=n).drop(columns=["score", "alpha"])
 
 
 def _falls(scored: pd.DataFrame, parts: int, rng: np.random.Generator) -> Float[np.ndarray, "scores replicates_plus_1"]:

@@ -20,9 +20,8 @@ def estimates(draws: Draws, n_units: int | None = None) -> pd.DataFrame:
     ``n_units`` is as in :func:`at_levels`. A row of which more than 2.5 % of the replicates are undefined is no member:
     its interval and its level are null.
     """
-    replicates = draws.values[:, 1:]
+    replicates, is_member = draws.values[:, 1:], _is_defined(draws)
     levels = np.full(len(replicates), np.nan)
-    is_member = np.isnan(replicates).mean(1) <= REPLICATES_UNDEFINED
     if is_member.any():
         p = np.concatenate([p_values(row[None, ~np.isnan(row)]) for row in replicates[is_member]])
         levels[is_member] = holm_levels(p)
@@ -46,9 +45,13 @@ def at_levels(draws: Draws, levels: np.ndarray | float = ALPHA, n_units: int | N
             raise ValueError(f"an interval over {n_units} units is none; it needs two or more")
         t = scipy.stats.t.ppf(1 - tail, n_units - 1)
         tail = scipy.stats.norm.cdf(-np.sqrt(n_units / (n_units - 1)) * t)
-    ends = [
-        np.nanquantile(row, [p, 1 - p]) if np.isfinite(p) else np.full(2, np.nan)
-        for row, p in zip(draws.values[:, 1:], tail, strict=True)
-    ]
-    low, high = np.array(ends).reshape(-1, 2).T
+    ends = np.full((len(tail), 2), np.nan)
+    for i in np.flatnonzero(_is_defined(draws)):
+        ends[i] = np.nanquantile(draws.values[i, 1:], [tail[i], 1 - tail[i]])
+    low, high = ends.T
     return draws.table().assign(low=low, high=high, alpha=levels)
+
+
+def _is_defined(draws: Draws) -> np.ndarray:
+    """Whether so many replicates of a row are defined that it has an interval."""
+    return np.isnan(draws.values[:, 1:]).mean(1) <= REPLICATES_UNDEFINED

@@ -124,20 +124,26 @@ def resampled(
 
 
 def partners(
-    latents: Int[np.ndarray, " n"], frequency: Float[np.ndarray, " d_sae"], rng: np.random.Generator, size: int = 5
-) -> dict[int, int]:
-    """For each of the latents another one of about its frequency, in a random order that leaves none where it was.
+    latents: Int[np.ndarray, " n"],
+    frequency: Float[np.ndarray, " d_sae"],
+    each: int,
+    rng: np.random.Generator,
+    size: int = 5,
+) -> dict[int, list[int]]:
+    """For each of the latents ``each`` others of about its frequency, at random, every one as often as the others.
 
-    The latents are cut by their frequency into bins of about ``size``, at least two. A single latent has no partner.
+    The latents are cut by their frequency into bins of about ``size``, at least two; of the others in its bin a latent
+    has at most all. A single latent has none, and is left out.
     """
     ordered = latents[np.argsort(frequency[latents], kind="stable")]
     n_bins = max(1, len(ordered) // max(size, 2))
-    partner = {}
+    partners_of = {}
     for members in np.array_split(ordered, n_bins):
-        if len(members) > 1:
-            shuffled = rng.permutation(members)
-            partner |= dict(zip(shuffled.tolist(), np.roll(shuffled, 1).tolist(), strict=True))
-    return partner
+        shuffled = rng.permutation(members)
+        others = [np.roll(shuffled, step).tolist() for step in range(1, min(each, len(members) - 1) + 1)]
+        if others:
+            partners_of |= dict(zip(shuffled.tolist(), map(list, zip(*others, strict=True)), strict=True))
+    return partners_of
 
 
 def _joined(stratum: Int[np.ndarray, " d_sae"], scored: Int[np.ndarray, " n"]) -> Int[np.ndarray, " d_sae"]:

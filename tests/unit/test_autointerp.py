@@ -49,8 +49,6 @@ def test_the_pathological_sae_scores_well_uniformly_and_badly_weighted(text):
     assert of_both.loc["uniform", "value"] > 0.7 and of_both.loc["weighted", "value"] < 0.3
     assert of_both.loc["weighted", "high"] < of_both.loc["uniform", "low"]
     assert scored.table["shuffled"].notna().sum() == 100 and scored.table["shuffled"].mean() < 0.3
-    falls = summaries.falls([scored], 0, 3).estimates().set_index("score")
-    assert falls.loc["score", "low"] > 0.3 and falls.loc["over_shuffled", "low"] > 0.3, "it is no range restriction"
     thirds = summaries.by_frequency(scored.table, 3)
     assert set(thirds["by"]) == {"latents", "firing mass"}
     by_mass = thirds[thirds["by"] == "firing mass"].set_index("quantile")["value"]
@@ -203,7 +201,8 @@ def test_means_and_falls_of_saes_by_hand():
     assert summaries.rank_correlation(table).loc[0, "value"] == pytest.approx(1)
     falls = summaries.falls(scored[:2], 0).table().set_index("score")["value"]  # each fifth holds one latent
     assert falls.to_dict() == pytest.approx({"score": 0.6, "shuffled": 0.04, "over_shuffled": 0.56})
-    assert summaries.fall_rows(summaries.falls([], 0))["value"].isna().all()
+    assert summaries.fall_rows(scored[:2], 0)["n"].tolist() == [4] * 3
+    assert summaries.fall_rows([], 0)["value"].isna().all()
 
 
 def sample_of(rng, n=400, judged=100):
@@ -233,8 +232,8 @@ def test_a_fall_that_a_shuffled_explanation_has_as_well_is_no_fall_over_shuffled
         score = 0.8 - 0.3 * rank + rng.normal(0, 0.15, len(frequency))
         is_fifth = [rank < 0.2, rank >= 0.8]
         truth = np.subtract(*((score - shuffled)[which].mean() for which in is_fifth))
-        falls = summaries.falls([scored_sample(frequency, sample, score, shuffled)], seed)
-        row = falls.estimates().set_index("score").loc["over_shuffled"]
+        rows = summaries.fall_rows([scored_sample(frequency, sample, score, shuffled)], seed)
+        row = rows.set_index("metric").loc["autointerp_fall_over_shuffled"]
         covered += row["low"] <= truth <= row["high"]
         shown += row["low"] > 0
     assert covered / n >= 0.93
@@ -301,7 +300,7 @@ def test_architectures_are_compared_at_equal_l0_where_pooling_would_mislead():
     (gained,) = rows[rows["metric"] == "autointerp_lead_gained"].itertuples()
     assert (gained.variant, gained.against, gained.l0) == ("JumpReLU", "topk", 32)
     assert gained.value == pytest.approx(0) and gained.low < 0 < gained.high and gained.high < 0.05
-    assert "it gains 0.000" in summaries.in_words(rows, "JumpReLU", "topk")
+    assert "At L0 32, JumpReLU is ahead of topk by" in summaries.in_words(rows, "JumpReLU", "topk")
     shown = summaries.sorted_means(matched)
     assert shown["panel"].tolist() == ["L0 8"] * 2 + ["L0 32"] * 4 and set(shown["mean"]) == {"uniform", "weighted"}
 

@@ -133,11 +133,13 @@ def test_replicates_have_the_mean_and_the_variance_of_the_estimate():
 def test_partners_are_others_of_about_the_same_frequency():
     frequency = np.random.default_rng(0).permutation(100) / 100
     latents = np.arange(0, 100, 2)
-    partner = populations.partners(latents, frequency, np.random.default_rng(1))
-    assert sorted(partner) == sorted(partner.values()) == latents.tolist()
-    assert all(latent != other for latent, other in partner.items())
+    partners = populations.partners(latents, frequency, 2, np.random.default_rng(1))
+    others = [other for of_latent in partners.values() for other in of_latent]
+    assert sorted(partners) == latents.tolist() and sorted(others) == np.repeat(latents, 2).tolist()
+    assert all(len({latent, *of_latent}) == 3 for latent, of_latent in partners.items())
     places = np.argsort(np.argsort(frequency[latents]))
     place_of = dict(zip(latents.tolist(), places.tolist(), strict=True))
-    assert all(place_of[latent] // 5 == place_of[other] // 5 for latent, other in partner.items())
-    assert set(populations.partners(latents[:2], frequency, np.random.default_rng(1))) == {0, 2}
-    assert populations.partners(latents[:1], frequency, np.random.default_rng(1)) == {}
+    for latent, of_latent in partners.items():
+        assert {place_of[other] // 5 for other in of_latent} == {place_of[latent] // 5}
+    assert populations.partners(latents[:2], frequency, 4, np.random.default_rng(1)) == {0: [2], 2: [0]}
+    assert populations.partners(latents[:1], frequency, 4, np.random.default_rng(1)) == {}
