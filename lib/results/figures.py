@@ -111,20 +111,23 @@ def points(
     reference_label: str = "dense probe",
     xlabel: str = "AUROC",
     xlim: tuple[float, float] | None = None,
+    grey: str = "",
 ) -> Figure:
-    """Values with their 95 % intervals, a row per ``y``; ``reference`` gives one dotted line with a band per panel."""
+    """Values with their 95 % intervals, a row per ``y``; ``reference`` gives one dotted line with a band per panel.
+    The hue ``grey``, of a control, is grey.
+    """
     panels, names = _in_order(table[panel]), list(dict.fromkeys(table[y]))
     hues = list(dict.fromkeys(table[hue])) if hue else [None]
     width, height = max(3.2, 9.6 / len(panels)), 1.1 + 0.3 * len(names) * len(hues) ** 0.5
     figure, axes = _panels(len(panels), width=width, height=height, sharex=True, sharey=True)
-    offsets = np.linspace(0.22, -0.22, len(hues)) if len(hues) > 1 else [0.0]
-    style = {"fmt": "o", "capsize": 2.5, "markersize": 5}
+    offsets, style = np.linspace(0.22, -0.22, len(hues)) * (len(hues) > 1), {"fmt": "o", "capsize": 2.5, "ms": 5}
     for ax, value in zip(axes, panels, strict=True):
         rows = table[table[panel] == value].dropna(subset=["value"])
         for colour, offset, group in zip(itertools.cycle(CYCLE), offsets, hues, strict=False):
             part = rows[rows[hue] == group] if hue else rows
             position = len(names) - 1 - part[y].map(names.index).to_numpy() + offset
-            ax.errorbar(part["value"], position, xerr=_spread(part), color=colour, label=group, **style)
+            style["color"] = "0.6" if group == grey else colour
+            ax.errorbar(part["value"], position, xerr=_spread(part), label=group, **style)
         if reference is not None:
             _reference(ax, reference[reference[panel] == value], reference_label, vertical=True)
         ax.set(title=SPLITS.get(value, value), xlabel=xlabel, ylim=(-0.6, len(names) - 0.4))
@@ -297,12 +300,10 @@ def norms(table: pd.DataFrame, layers: list[int]) -> Figure:
     low, middle, high = np.array([np.percentile(v, [25, 50, 75]) for v in values]).T
     left.errorbar(layers, middle, yerr=[middle - low, high - middle], marker="o", capsize=3)
     left.set(title="norms", xlabel="layer (residual stream after block)", ylabel="token norm ‖x‖₂ (model units)")
-    left.set(xticks=layers)
-    left.set_ylim(bottom=0)
+    left.set(xticks=layers, ylim=(0, None))
     right.plot(table["length"], table["tokens_per_s"] / 1000, marker="o")
     right.set(title="harvest, all layers", xlabel="mean prompt length of the shard (tokens)")
-    right.set(ylabel="thousand tokens / s")
-    right.set_ylim(0, 1.1 * table["tokens_per_s"].max() / 1000)
+    right.set(ylabel="thousand tokens / s", ylim=(0, 1.1 * table["tokens_per_s"].max() / 1000))
     return figure
 
 

@@ -149,8 +149,13 @@ class Draws:
             raise ValueError(f"the dense probe of a gap is one row; there are {len(dense.values)}")
         return Draws(self.dimensions, gap_closed(self.values, self.aligned(before, match), dense.values[0]))
 
+    def table(self) -> pd.DataFrame:
+        """One row per probe: its dimensions and ``value``, the metric on the rows themselves."""
+        columns = {name: _with_integers(column) for name, column in self.dimensions.items()}
+        return pd.DataFrame(columns).assign(value=self.values[:, 0])
+
     def estimates(self) -> pd.DataFrame:
-        """One row per probe: its dimensions, ``value``, and the 95 % percentile interval ``low``, ``high``.
+        """:meth:`table` with the 95 % percentile interval ``low``, ``high``.
 
         The interval is null where more than 2.5 % of the replicates are undefined.
         """
@@ -165,8 +170,7 @@ class Draws:
     def _with_intervals(self, levels: Float[np.ndarray, " rows"]) -> pd.DataFrame:
         ends = [_interval(replicates, level) for replicates, level in zip(self.values[:, 1:], levels, strict=True)]
         low, high = np.array(ends).reshape(-1, 2).T
-        columns = {name: _with_integers(column) for name, column in self.dimensions.items()}
-        return pd.DataFrame(columns).assign(value=self.values[:, 0], low=low, high=high)
+        return self.table().assign(low=low, high=high)
 
 
 def _interval(replicates: Float[np.ndarray, " replicates"], level: float) -> tuple[float, float]:

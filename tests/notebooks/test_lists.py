@@ -141,7 +141,7 @@ def test_one_entry_in_every_list(run_lists):
     costs = [row for row in rows["03"] if row["metric"] == "fvu_cost_at_matched_l0"]
     assert costs and all(row["value"] is None for row in costs if row["n"] == 0)
     recalls = [row for row in rows["07"] if row["metric"] == "recall_at_10"]
-    assert recalls and all(row["low"] is None for row in recalls), "one seed has no interval"
+    assert recalls and all(row["low"] <= row["value"] <= row["high"] for row in recalls), "intervals are over artefacts"
     apart = [row for row in rows["05"] if row["metric"] == "auroc_difference"]
     assert apart and all(row[row["level"]] != row["against"] for row in apart), "nothing differs from itself"
     undecided = {"not applicable", "inconclusive"}
