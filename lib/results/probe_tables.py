@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lib.stats import metrics
+from lib.stats import families, metrics
 from lib.stats.draws import Draws
 from lib.stats.metrics import Scores, SplitWeights
 
@@ -102,14 +102,14 @@ def lost_more(lost: Draws, split: str) -> pd.DataFrame:
 def selection_differences(of_selections: Draws, reference: str, seed: int) -> pd.DataFrame:
     """Paired differences of selections to the reference, of one k and split, mean over seeds, as one family."""
     apart = of_selections.against("selection", reference).over_seeds(seed, (-1.0, 1.0))
-    return apart.as_family().assign(metric="auroc_difference", level="selection", against=reference)
+    return families.estimates(apart).assign(metric="auroc_difference", level="selection", against=reference)
 
 
 def way_differences(k_sparse: Draws, reference: str, ways: list[str], seed: int) -> pd.DataFrame:
     """Paired differences of SAEs to the reference, of one k and split, mean over seeds, as one family."""
     means = k_sparse.where(variant=[reference, *ways]).over_seeds(seed)
     apart = means.against("variant", reference)
-    return apart.as_family().assign(metric="auroc_difference", level="variant", against=reference)
+    return families.estimates(apart).assign(metric="auroc_difference", level="variant", against=reference)
 
 
 def ahead_of_controls(drawn: Draws, variant: str, split: str, seed: int) -> pd.DataFrame:
@@ -119,7 +119,7 @@ def ahead_of_controls(drawn: Draws, variant: str, split: str, seed: int) -> pd.D
     """
     means = drawn.where(split=split).over_seeds(seed)
     ahead = means.where(probe="control").behind(means.where(probe="k-sparse", variant=variant), ["k", "split"])
-    family = ahead.as_family().assign(metric="auroc_ahead_of_control", control=lambda table: table["variant"])
+    family = families.estimates(ahead).assign(metric="auroc_ahead_of_control", control=lambda table: table["variant"])
     return family.assign(variant=variant)
 
 

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from lib.stats import verdicts
 from lib.stats.metrics import Metric, Scores, SplitWeights, auroc
 
 REPLICATES_UNDEFINED = 0.025  # share of undefined replicates above which an interval is null
@@ -159,25 +158,11 @@ class Draws:
 
         The interval is null where more than 2.5 % of the replicates are undefined.
         """
-        return self._with_intervals(np.full(len(self.values), verdicts.ALPHA))
-
-    def as_family(self) -> pd.DataFrame:
-        """:meth:`estimates` of differences that are judged together: each interval is at 1 − ``alpha``, the level of
-        Holm's procedure (``lib.stats.verdicts.holm_levels``), which stands in a column of its own."""
-        levels = verdicts.holm_levels(verdicts.p_values(self.values[:, 1:]))
-        return self._with_intervals(levels).assign(alpha=levels)
-
-    def _with_intervals(self, levels: Float[np.ndarray, " rows"]) -> pd.DataFrame:
-        ends = [_interval(replicates, level) for replicates, level in zip(self.values[:, 1:], levels, strict=True)]
-        low, high = np.array(ends).reshape(-1, 2).T
+        replicates = self.values[:, 1:]
+        undefined = np.isnan(replicates).mean(1) > REPLICATES_UNDEFINED
+        bounds = np.nanpercentile(replicates, [2.5, 97.5], axis=1) if len(replicates) else np.empty((2, 0))
+        low, high = (np.where(undefined, np.nan, bound) for bound in bounds)
         return self.table().assign(low=low, high=high)
-
-
-def _interval(replicates: Float[np.ndarray, " replicates"], level: float) -> tuple[float, float]:
-    if np.isnan(replicates).mean() > REPLICATES_UNDEFINED:
-        return np.nan, np.nan
-    low, high = np.nanquantile(replicates, [level / 2, 1 - level / 2])
-    return low, high
 
 
 def _with_integers(column: pd.Series) -> pd.Series:

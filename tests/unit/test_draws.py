@@ -135,16 +135,6 @@ def test_differences_name_what_differs():
     assert between["alpha"].tolist() == [0.05], "one comparison is no family"
 
 
-def test_a_family_has_wider_intervals_as_holm_says():
-    rng = np.random.default_rng(0)
-    clear, unclear = 5 + rng.standard_normal(4000), 0.5 + rng.standard_normal(4000)
-    drawn = of_rows({("a",): [5, *clear], ("b",): [0.5, *unclear], ("c",): [0.5, *unclear]}, ["way"])
-    family, alone = drawn.as_family().set_index("way"), drawn.estimates().set_index("way")
-    assert family["alpha"].tolist() == pytest.approx([0.05 / 3, 0.05 / 2, 0.05 / 2]), "none after the first that fails"
-    assert family.loc["a", "low"] == pytest.approx(np.quantile(clear, 0.05 / 6))
-    assert (family["low"] < alone["low"]).all() and (family["value"] == alone["value"]).all()
-
-
 def test_matching_pursuit_finds_the_rows_of_a_planted_direction():
     rng = np.random.default_rng(0)
     dictionary = rng.standard_normal((40, 64))
