@@ -95,8 +95,9 @@ areas.pivot_table("value", ["pooling", "layer"], "split", sort=False)[list(weigh
 # mean-difference direction (no fitting beyond two means), one attention head over the tokens,
 # $\sum_t \mathrm{softmax}_t(q \cdot z_t)\,(v \cdot z_t) + b$, whose weight decay and epochs are
 # chosen on held-out *training* prompts (of the layer whose tokens notebook 02 keeps for the SAEs),
-# and logistic regression on TF-IDF of words and word pairs, which needs no model at all. **What
-# would refute C1 here:** dense probes that fall OOD to the level of TF-IDF.
+# and logistic regression on TF-IDF of words and word pairs, and on the surface form alone (closing
+# marks, quotes, commas, length …), which need no model at all. **What would refute C1 here:**
+# dense probes that fall OOD to the level of TF-IDF.
 
 # %%
 tokens = None
@@ -109,6 +110,15 @@ reading = dense_probes.Inputs(pooled[layer, pooling], texts, task, tokens, tuple
 scores = dense_probes.all_scores(reading, known={"dense": dense_scores[layer, pooling]})
 methods = probe_tables.by_split(prompts, scores, weights)
 methods_auroc = methods[methods["metric"] == "auroc"]
+
+# %% [markdown]
+# The same probes within quintiles of the base prompts' length: only pairs of about equal length
+# count. **What to look for:** values at those of all pairs; where one is lower, length helped.
+
+# %%
+within_length = probe_tables.within_length(prompts, scores, weights)
+methods = pd.concat([methods, within_length], ignore_index=True)
+tables.in_columns(within_length, "probe")
 
 # %%
 setting = f"Profile {profile}, layer {layer}, pooling {pooling} (chosen on validation)"

@@ -22,6 +22,7 @@ from lib.model.activations import PromptTokens
 from lib.model.forward import batches
 from lib.probing.tasks import Task
 from lib.stats.metrics import Scores, SplitWeights, auroc, by_split
+from lib.texts.datasets import surface_form
 
 C_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 N_FOLDS = 4
@@ -169,11 +170,19 @@ def _tfidf_scores(inputs: Inputs) -> Scores:
     return fit_tfidf(training_texts, y[train], groups[train]).decision_function(inputs.texts)
 
 
+def _surface_form_scores(inputs: Inputs) -> Scores:
+    """What formatting alone tells of the prompt as the model reads it, so also of its wrapper."""
+    y, train, groups = inputs.task
+    form = surface_form(inputs.texts).to_numpy()
+    return fit_logistic(form[train], y[train], groups[train], inputs.c_grid).decision_function(form)
+
+
 PROBES = {
     "dense": DenseProbe(_logistic_scores),
     "mean difference": DenseProbe(_mean_difference_scores),
     "attention": DenseProbe(_attention_scores, reads_tokens=True),
     "TF-IDF": DenseProbe(_tfidf_scores),
+    "surface form": DenseProbe(_surface_form_scores),
 }
 
 

@@ -4,10 +4,12 @@ Draws (``lib.stats.draws``) of SAE probes and of dense probes are of the same pr
 dimensions of ``lib.probing.tasks.Probe``.
 """
 
+import functools
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Int
 
 from lib.stats import families, metrics
 from lib.stats.draws import Draws
@@ -129,6 +131,39 @@ def forms(chosen: dict[tuple[str, Any], tuple[str, str]]) -> pd.DataFrame:
         {"variant": variant, "seed": seed, "pooling": pooling, "selection": selection}
         for (variant, seed), (pooling, selection) in chosen.items()
     ])
+
+
+def within_length(
+    prompts: pd.DataFrame, scores: dict[str, Scores], weights: SplitWeights, n_strata: int = 5
+) -> pd.DataFrame:
+    """AUROC within strata of length, of every probe on every split (:func:`lib.stats.metrics.within_strata`).
+
+    Metric ``auroc_within_length``; the strata are quantiles of the base prompts' characters, see ``length_strata``.
+    """
+    strata = length_strata(prompts, n_strata)
+    rows = []
+    for split, replicates in weights.items():
+        part = (prompts["split"] == split).to_numpy()
+        y, ids = prompts["label"].to_numpy()[part], prompts["base_id"].to_numpy()[part]
+        metric = functools.partial(metrics.within_strata, strata=strata[part])
+        for name, of_probe in scores.items():
+            area = metrics.estimate(y, of_probe[part], ids, metric, replicates)
+            rows.append(metrics.row("auroc_within_length", area, probe=name, split=split))
+    return pd.DataFrame(rows)
+
+
+def length_strata(prompts: pd.DataFrame, n_strata: int) -> Int[np.ndarray, " prompts"]:
+    """Stratum of each prompt: the quantile of its base prompt's characters among the base prompts of its split.
+
+    A wrapped prompt is in the stratum of its base prompt, as the wrapper's own length says nothing of the content.
+    """
+    plain = prompts[prompts["transform"] == "plain"].drop_duplicates("base_id").set_index("base_id")
+    length = plain["text"].str.len()
+    inner = np.linspace(0, 1, n_strata + 1)[1:-1]
+    stratum = length.groupby(plain["split"]).transform(
+        lambda of_split: np.searchsorted(of_split.quantile(inner), of_split)
+    )
+    return prompts["base_id"].map(stratum).to_numpy()
 
 
 def best_cell(areas: pd.DataFrame) -> pd.Series:

@@ -220,7 +220,7 @@ def _prompts(v: dict[str, Any]) -> int:
     """
     harmful = v["n_harmful"] * 7 + v["n_ood_harmful"] * 5
     harmless = v["n_harmless"] + v["n_ood_toxic_looking"] + v["n_ood_chat"]
-    return round(harmful + harmless * (1 + v["benign_jailbreak_share"]))
+    return round(harmful + harmless * (1 + v["benign_jailbreak_share"] + v["innocuous_share"]))
 
 
 def _architectures(v: dict[str, Any]) -> int:

@@ -69,7 +69,7 @@ def by_transform(
     prompts: pd.DataFrame, kinds: pd.Series, scores: Scores, weights: SplitWeights, **dimensions: Any
 ) -> list[dict]:
     """AUROC by transform. A jailbreak (or ``plain``): its harmful against its own harmless prompts, so that the
-    wrapper cannot help. An innocuous transformation: plain harmful prompts against the transformed ones.
+    wrapper cannot help. An innocuous transformation: plain harmful prompts against transformed harmful ones.
 
     Args:
         kinds: ``plain``, ``jailbreak`` or ``innocuous`` for each row (:func:`lib.texts.datasets.kind`).
@@ -87,11 +87,12 @@ def by_transform(
 
 def wrapper_rows(prompts: pd.DataFrame, kinds: pd.Series) -> dict[str, Bool[np.ndarray, " rows"]]:
     """Which rows a wrapper's AUROC is of (:func:`by_transform`), by the transform's name, in the order of the table."""
-    is_plain_harmful = (prompts["transform"] == "plain") & (prompts["label"] == 1)
+    is_request = (prompts["transform"] == "plain") & (prompts["label"] == 1)
+    has_request = prompts["base_id"].isin(prompts.loc[is_request, "base_id"])
     parts = {}
     for name, kind in dict(zip(prompts["transform"], kinds, strict=True)).items():
         part = prompts["transform"] == name
-        parts[name] = (part | is_plain_harmful if kind == "innocuous" else part).to_numpy()
+        parts[name] = (part & has_request | is_request if kind == "innocuous" else part).to_numpy()
     return parts
 
 
@@ -176,6 +177,26 @@ def auroc(labels: Labels, scores: Scores, weights: Weights) -> Float[np.ndarray,
         return np.where(total > 0, (positive * below).sum(0, dtype=np.float64) / total, np.nan)
 
 
+def within_strata(
+    labels: Labels, scores: Scores, weights: Weights, strata: Int[np.ndarray, " rows"]
+) -> Float[np.ndarray, " replicates"]:
+    """AUROC of pairs from one stratum: Σₛ PₛNₛ AUROCₛ / Σₛ PₛNₛ, with Pₛ and Nₛ the stratum's weight of either class.
+
+    It is P(score of a positive > score of a negative | same stratum) + P(equal | same stratum) / 2: what ``strata``
+    measure cannot help, as in an AUROC adjusted for a covariate (Janes & Pepe, Biometrika 2009). NaN where no stratum
+    has both classes.
+    """
+    won, pairs = np.zeros(len(weights)), np.zeros(len(weights))
+    for stratum in np.unique(strata):
+        part = strata == stratum
+        y, of_part = labels[part], weights[:, part]
+        n_pairs = of_part[:, y == 1].sum(1, dtype=np.float64) * of_part[:, y == 0].sum(1, dtype=np.float64)
+        won += np.where(n_pairs > 0, auroc(y, scores[part], of_part) * n_pairs, 0.0)
+        pairs += n_pairs
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(pairs > 0, won / pairs, np.nan)
+
+
 def recall_at_fpr(
     labels: Labels, scores: Scores, weights: Weights, fpr: float = 0.01
 ) -> Float[np.ndarray, " replicates"]:
@@ -197,6 +218,8 @@ def estimate(labels: Labels, scores: Scores, groups: np.ndarray, metric: Metric,
     if len(labels) == 0 or len(np.unique(labels)) < 2:
         return Estimate(None, None, None, len(labels), n_groups)
     value = metric(labels, scores, np.ones((1, len(labels))))[0]
+    if np.isnan(value):
+        return Estimate(None, None, None, len(labels), n_groups)
     return _with_interval(value, metric(labels, scores, weights), len(labels), n_groups)
 
 

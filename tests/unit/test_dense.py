@@ -109,9 +109,19 @@ def test_one_entry_makes_a_dense_probe(monkeypatch):
     texts = [f"{'yes' if label else 'no'} text {i % 7}" for i, label in enumerate(y)]
     inputs = dense_probes.Inputs(x, texts, Task(y, np.arange(len(y)) < 300, groups))
     scores = dense_probes.all_scores(inputs, known={"dense": x[:, 0]})
-    assert list(scores) == ["dense", "mean difference", "TF-IDF", "norm"]
+    assert list(scores) == ["dense", "mean difference", "TF-IDF", "surface form", "norm"]
     np.testing.assert_array_equal(scores["norm"], np.linalg.norm(x, axis=1))
     assert scores["dense"] is not None and score(y[300:], scores["TF-IDF"][300:]) > 0.99
+
+
+def test_the_surface_form_is_read_from_training_prompts_and_no_words_are():
+    """Positives have a comma each; the words are the same in both classes, so TF-IDF has nothing to read."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2, 400)
+    texts = [f"Write about {'one,' if label else 'one'} {rng.integers(50)}" for label in y]
+    inputs = dense_probes.Inputs(np.zeros((400, 1)), texts, Task(y, np.arange(400) < 200, np.arange(400)))
+    of = {name: dense_probes.PROBES[name].scores(inputs) for name in ("surface form", "TF-IDF")}
+    assert score(y[200:], of["surface form"][200:]) == 1.0 and score(y[200:], of["TF-IDF"][200:]) < 0.6
 
 
 def test_the_probes_of_all_cells_are_each_the_plain_one_and_come_back_from_disk(monkeypatch, tmp_path):

@@ -3,6 +3,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score, roc_curve
 
+from lib.results import probe_tables
 from lib.stats import metrics
 
 
@@ -72,9 +73,64 @@ def test_paired_difference_agrees_with_delong_on_independent_rows():
     assert abs((difference.high - difference.low) / 2 / half - 1) < 0.1
 
 
+def test_auroc_within_strata_by_hand():
+    """Two strata: 2 × 1 pairs, of which 1.5 are won, and 1 × 3 pairs, of which 2 are won; pairs across do not count."""
+    y = np.array([1, 1, 0, 1, 0, 0, 0, 1])
+    scores = np.array([5.0, 3.0, 3.0, 12.0, 10.0, 11.0, 13.0, 99.0])
+    strata = np.array([0, 0, 0, 1, 1, 1, 1, 2])
+    assert metrics.within_strata(y, scores, np.ones((1, 8)), strata) == pytest.approx([3.5 / 5])
+    twice = np.ones((2, 8))
+    twice[1, 2] = 2  # the only negative of the first stratum: its pairs, and what is won of them, count twice
+    twice[1, 7] = 50  # a stratum of one class has no pairs
+    assert metrics.within_strata(y, scores, twice, strata) == pytest.approx([3.5 / 5, 5 / 7])
+    one = np.zeros(8, dtype=int)
+    np.testing.assert_allclose(metrics.within_strata(y, scores, twice, one), metrics.auroc(y, scores, twice))
+    assert np.isnan(metrics.within_strata(y, scores, np.ones((1, 8)), np.arange(8)))
+
+
+def test_a_score_that_is_the_stratum_is_at_chance_within_strata():
+    rng = np.random.default_rng(0)
+    strata = rng.integers(0, 5, 4000)
+    y = (rng.random(4000) < strata / 5).astype(int)
+    ones = np.ones((1, 4000))
+    assert metrics.auroc(y, strata.astype(float), ones)[0] > 0.7
+    assert metrics.within_strata(y, strata.astype(float), ones, strata)[0] == 0.5
+
+
+def test_strata_are_of_the_base_prompt_in_its_split_and_have_rows():
+    """Ten base prompts of 1 to 10 characters and one wrapper much longer; out of distribution, ten of 101 to 110."""
+    n = [*range(1, 11), *range(101, 111)]
+    base = pd.DataFrame({
+        "base_id": [f"b{i}" for i in n], "text": ["x" * i for i in n], "split": ["train"] * 10 + ["ood"] * 10,
+        "transform": "plain", "label": [0, 1] * 10,
+    })  # fmt: skip
+    wrapped = base.assign(transform="aim", text="w" * 500 + base["text"])
+    prompts = pd.concat([wrapped, base], ignore_index=True)
+    strata = probe_tables.length_strata(prompts, 5)
+    assert strata.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4] * 4
+    scores = {"length": prompts["text"].str.len().to_numpy(dtype=float), "label": prompts["label"].to_numpy(float)}
+    table = probe_tables.within_length(prompts, scores, metrics.split_weights(prompts, 10, 0))
+    values = table.set_index(["probe", "split"])["value"].to_dict()
+    # Within a stratum of two base prompts the positive is the longer one; half of the pairs are of two wrappers.
+    assert values == {("length", s): 0.75 for s in ("train", "ood")} | {("label", s): 1.0 for s in ("train", "ood")}
+    assert set(table["metric"]) == {"auroc_within_length"} and (table["n_groups"] == 10).all()
+
+
+def test_an_innocuous_transformation_is_compared_by_harmful_base_prompts_only():
+    prompts = pd.DataFrame({
+        "label": [1, 0, 0, 0], "split": "val", "base_id": list("abab"),
+        "transform": ["plain", "plain", "count", "count"],
+    })  # fmt: skip
+    kinds = pd.Series(["plain", "plain", "innocuous", "innocuous"])
+    weights = metrics.split_weights(prompts, 10, 0)
+    rows = metrics.by_transform(prompts, kinds, np.array([1.0, 0.0, 0.5, 2.0]), weights)
+    (of_count,) = [r for r in rows if r["transform"] == "count"]
+    assert of_count["value"] == 1.0 and of_count["n"] == 2, "the harmless prompt in the wrapper scores 2.0"
+
+
 def test_undefined_is_null_and_tables_are_by_split_and_transform():
     prompts = pd.DataFrame({
-        "label": [1, 0, 1, 0, 1, 1], "split": ["train"] * 4 + ["val"] * 2, "base_id": list("abcdef"),
+        "label": [1, 0, 1, 0, 1, 1], "split": ["train"] * 4 + ["val"] * 2, "base_id": list("abcaef"),
         "transform": ["plain", "plain", "aim", "count", "plain", "plain"],
     })  # fmt: skip
     kinds = pd.Series(["plain", "plain", "jailbreak", "innocuous", "plain", "plain"])
