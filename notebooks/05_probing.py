@@ -213,7 +213,7 @@ dense_at_pooling = dense_drawn.where(pooling=dense_pooling)
 dense_line = dense_at_pooling.estimates()
 
 # %%
-sae_table = drawn.over_seeds(seed).estimates()
+sae_table = probe_tables.over_seeds(drawn, seed).estimates()
 sparse_table = sae_table[sae_table["probe"] == on_saes.K_SPARSE]
 by_mean = sparse_table[sparse_table["selection"] == ksparse.MEAN_DIFFERENCE]
 in_validation = by_mean[(by_mean["split"] == "val") & (by_mean["k"] == show_k)]
@@ -227,14 +227,14 @@ print(f"pooling of the latents, chosen on validation: {k_pooling}")
 # it OOD. **What would refute C3:** a k-sparse curve at the dense line OOD.
 
 # %%
-n_seeds = saes["seed"].nunique()
-units = f"base prompts and {n_seeds} seeds" if n_seeds > 1 else "base prompts only (one seed)"
-over = f"95 % over {units}, one pretraining SAE"
+main = ["pretraining SAE", "finetuned from pretraining SAE", "from scratch"]
+pretraining, finetuned = main[:2]
+n_bases = (saes["variant"] == pretraining).sum()
+units = f"base prompts and {n_bases} base SAEs"
+over = f"95 % over {units if n_bases > 1 else 'base prompts only (one base SAE)'}"
 about = f"Profile {profile}, layer {sae_layer}, n = {len(prompts):,} prompts; {over}."
 latents_read = f"Latents: {k_pooling} pooling, mean difference."
 dotted = f"Dotted: dense probe, {dense_pooling} pooling."
-main = ["pretraining SAE", "finetuned from pretraining SAE", "from scratch"]
-pretraining, finetuned = main[:2]
 
 # %%
 shown = at_pooling[at_pooling["variant"].isin(main)]
@@ -281,30 +281,50 @@ at_one_percent = probe_tables.by_split(prompts, beside_dense, weights)
 tables.in_columns(at_one_percent[at_one_percent["metric"] == "recall_at_1pct_fpr"], "probe")
 
 # %% [markdown]
-# ## C4: how much of the gap does finetuning close?
-# $\text{share} = (\mathrm{AUROC}_\text{chat SAE} - \mathrm{AUROC}_\text{pretraining SAE}) /
-# (\mathrm{AUROC}_\text{dense} - \mathrm{AUROC}_\text{pretraining SAE})$ out of distribution;
-# prompts are resampled together in all three. The paper's value is about one half. It is null where
-# the gap itself is not above zero in nearly all replicates. Where notebook 04 took the training
-# prompts as chat text (as of an encoder), finetuning means on the task's own kind of text, which
-# the paper's chat rollouts are not. **What would refute C4:** an interval below zero, or one
-# that excludes one half.
+# ## C4: what does finetuning on chat gain?
+# $\Delta_\text{chat} = \mathrm{AUROC}_\text{finetuned on chat} - \mathrm{AUROC}_\text{base}$, each
+# base SAE against what was made of it, on the same replicates; the **placebo**
+# $\Delta_\text{text}$ is the same with as much pretraining text in the place of chat. A mean over k
+# stands beside the curves, because a gain at one k may be a loss at the next. Base prompts and base
+# SAEs are the units; the seed noise is that of the differences, pooled over what was finetuned from
+# the same SAEs. Where notebook 04 took the training prompts as chat text (as of an encoder),
+# finetuning means on the task's own kind of text, which the paper's chat rollouts are not.
+# **What would refute C4:** $\Delta_\text{chat}$ not above zero, or not above
+# $\Delta_\text{text}$, out of distribution.
+
+# %%
+placebo = "finetuned on pretraining text"
+names = probe_tables.Finetuning.of(saes, pretraining, finetuned, placebo)
+by_mean_drawn = drawn.where(
+    probe=on_saes.K_SPARSE, pooling=k_pooling, selection=ksparse.MEAN_DIFFERENCE
+)
+gained = probe_tables.gained(by_mean_drawn, names, seed)
+gains = probe_tables.curves_of_gains(gained, pretraining)
+single = probe_tables.gained_by_seed(by_mean_drawn, names)
+figure = figures.curves(
+    gains, "k", "split", "variant", "k (latents)", ylabel="AUROC gained", logx=True,
+    reference=probe_tables.zero_lines(gains), reference_label="as before", single=single,
+)  # fmt: skip
+caption = f"{about}\nEach base SAE against what was made of it. {latents_read} "
+figures.save(figure, run.figures, "05_finetuning", caption + "Small: single base SAEs.")
+
+# %% [markdown]
+# In numbers: chat against before, the placebo against before, and chat against the placebo.
+
+# %%
+shown = gained[gained["k"].isin([1, show_k, probe_tables.MEAN])]
+tables.in_columns(shown, ["variant", "against", "k"])
+
+# %% [markdown]
+# The paper's number is a **share of the gap** to the dense probe, $\Delta_\text{chat} /
+# (\mathrm{AUROC}_\text{dense} - \mathrm{AUROC}_\text{base})$, about one half. It says something
+# only where there is a gap: it is null where the gap's own interval does not lie above zero.
 
 # %%
 gap_draws = drawn.where(probe=on_saes.K_SPARSE, split=gap_split)
 dense_in_gap = dense_at_pooling.where(split=gap_split)
 gaps = probe_tables.gaps_closed(gap_draws, dense_in_gap, pretraining, seed)
 gap_table = gaps[gaps["selection"] == ksparse.MEAN_DIFFERENCE]
-panels = gap_table[gap_table["variant"].isin(main)]
-panels = panels.assign(panel=panels["pooling"] + " pooling")
-share = f"share of the {gap_split} gap closed"
-figure = figures.curves(
-    panels, "k", "panel", "variant", "k (latents)", ylabel=share, logx=True
-)
-caption = f"{about}\nGap to the dense probe; 1: closed, 0: as before."
-figures.save(figure, run.figures, "05_gap_closed", caption)
-
-# %%
 closed = gap_table[(gap_table["pooling"] == k_pooling) & gap_table["variant"].isin(main)]
 tables.in_columns(closed, "variant", "k", digits=2)
 
@@ -406,36 +426,36 @@ takeaway["the paper's"] = [claimed.get(name, {}).get(s, "") for name, s in takea
 takeaway
 
 # %%
-at_k = closed[closed["k"] == show_k]
-shares = "; ".join(at_k["variant"] + " " + tables.texts(at_k, 2))
-by_k = closed.loc[closed["variant"] == finetuned, "value"].dropna()
-over_k = ""
-if len(by_k) > 1:
-    over_k = (
-        f"It depends on k: over all k, {finetuned} closes from {by_k.min():.2f} to "
-        f"{by_k.max():.2f}. "
-    )
+at_k = closed[(closed["k"] == show_k) & (closed["variant"] == finetuned)]
+shares = "".join(tables.texts(at_k, 2))
+whys = "; ".join(at_k["why"].dropna())
+over_k = gained[(gained["k"] == probe_tables.MEAN) & (gained["split"] == gap_split)]
+by_metric = tables.texts(over_k.set_index("metric"))
 Markdown(
-    f"Share of the {gap_split} gap to the dense probe closed at k = {show_k}: {shares} (the paper: "
-    f"about {records.claims()['C4']['paper']['share_of_gap']}). {over_k}{latents_read} "
-    f"Intervals: {over}."
+    f"Mean over k, {gap_split}: finetuning on chat gains "
+    f"{by_metric['auroc_gained_by_finetuning']} AUROC, on pretraining text "
+    f"{by_metric['auroc_gained_by_placebo']}, chat over the placebo "
+    f"{by_metric['auroc_gained_over_placebo']}. Share of the gap to the dense probe closed at k = "
+    f"{show_k}: {shares}{f' ({whys})' if whys else ''}; the paper: about "
+    f"{records.claims()['C4']['paper']['share_of_gap']}. {latents_read} Intervals: {over}."
 )
 
 # %%
 gap_rows = gaps.assign(metric="gap_closed", split=gap_split)
 sae_rows = pd.concat([
     sae_table.assign(metric="auroc"), gap_rows, lost.assign(metric="auroc_lost"),
-    differences.assign(metric="auroc_difference"), behind, dense_ways,
+    differences.assign(metric="auroc_difference"), behind, dense_ways, gained,
 ], ignore_index=True)  # fmt: skip
 counts = sae_rows["split"].map(prompts["split"].value_counts())
 sae_rows = sae_rows.assign(layer=sae_layer, n=counts, unit="fraction")
 others = at_one_percent[at_one_percent["probe"] != "dense"]
 parts = [grid, methods, transforms, sae_rows, wrappers_of_saes, others]
-table = pd.concat(parts, ignore_index=True)
+table = probe_tables.with_numeric_k(pd.concat(parts, ignore_index=True))
 
 # %%
 by_way = sae_rows["selection"].isna() | (sae_rows["selection"] == ksparse.MEAN_DIFFERENCE)
-at_k = sae_rows["k"].isin([1, show_k]) & (sae_rows["pooling"] == k_pooling) & by_way
+of_ks = sae_rows["k"].isin([1, show_k, probe_tables.MEAN])
+at_k = of_ks & (sae_rows["pooling"] == k_pooling) & by_way
 linear = sae_rows["k"].isna() & (sae_rows["pooling"] == linear_pooling)
 inside_sae = sae_rows["level"].isin(["selection", "pooling"]) & (sae_rows["variant"] == finetuned)
 in_headline = linear | at_k | inside_sae | (sae_rows["probe"] == "dense")

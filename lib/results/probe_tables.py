@@ -119,6 +119,16 @@ def gained_by_seed(k_sparse: Draws, names: Finetuning) -> pd.DataFrame:
     return compared.against("variant", names.before).defined().estimates()
 
 
+def curves_of_gains(table: pd.DataFrame, before: str) -> pd.DataFrame:
+    """The rows of :func:`gained` against ``before``, of single k."""
+    return table[(table["against"] == before) & (table["k"] != MEAN)]
+
+
+def zero_lines(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows at zero for each split of a table of differences, as the reference of a figure."""
+    return pd.DataFrame({"split": table["split"].unique(), "value": 0.0, "low": 0.0, "high": 0.0})
+
+
 def _with_mean(k_sparse: Draws) -> Draws:
     return k_sparse.joined(k_sparse.averaged("k", MEAN)) if len(k_sparse.dimensions) else k_sparse
 

@@ -231,8 +231,12 @@ def _paper(value: Any) -> str:
 
 
 def _seeds(claim: Record, of_profile: dict[str, Record]) -> int | None:
-    notebook, _, name = claim.get("seeds", "").partition(".")
-    return len(of_profile[notebook]["parameters"][name]) if notebook in of_profile else None
+    """Entries of the parameter that a claim's ``seeds`` names, or where it is empty of the one that ``or`` names."""
+    notebook, _, names = claim.get("seeds", "").partition(".")
+    lists = (
+        [of_profile[notebook]["parameters"].get(name) for name in names.split(" or ")] if notebook in of_profile else []
+    )
+    return next((len(values) for values in lists if values), None)
 
 
 def committed(folder: Path = DATA / "records") -> dict[str, dict[str, Record]]:

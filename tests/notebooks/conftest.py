@@ -30,7 +30,6 @@ finetune_tokens: 20000
 scratch_tokens: 20000
 resample_shares: []
 prompt_repeats: []
-finetune_seeds: [0]
 ks: [1, 2, 5]
 show_k: 5
 grid_bootstrap: 50

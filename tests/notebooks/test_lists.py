@@ -15,7 +15,7 @@ from tests.tiny_gemma import D_SAE, LAYER
 
 MAY_BE_EMPTY = {
     *("layers", "gated_coefficients", "f0s", "comparators", "resample_shares", "prompt_repeats", "train_sizes"),
-    *("noise_shares", "positions"),
+    *("noise_shares", "positions", "base_saes"),
 }
 LISTS = {
     (path, name): default
@@ -50,6 +50,7 @@ SMALL = {
     "train_tokens": 5000,
     "pretraining_tokens": 5000,
     "chat_tokens": 5000,
+    "base_train_tokens": 8192,
     "finetune_tokens": 4096,
     "scratch_tokens": 4096,
     "sae_target_l0": 10.0,
@@ -97,11 +98,12 @@ def test_no_cell_takes_an_entry_of_a_list_parameter_by_its_place(path):
 def run_lists(tiny_gemma, run_all_alone):
     """Run all notebooks on the tiny Gemma with these lists; what they found, and what they show, by notebook."""
     sae = str(tiny_gemma / "gemma-scope" / f"layer_{LAYER}" / f"width_{D_SAE}" / "average_l0_10")
-    model = {"model": str(tiny_gemma), "base_sae": sae, "prompts_sae": sae}
+    model = {"model": str(tiny_gemma), "prompts_sae": sae}
 
     def run(name, lists):
         profile = f"lists-test/cells/{name}"
-        run_all_alone({"profile": profile} | SMALL | model | lists)
+        base_saes = {"base_saes": [sae] if lists["base_saes"] else []}
+        run_all_alone({"profile": profile} | SMALL | model | lists | base_saes)
         folder = run_dir(profile)
         named = {path.stem[:2]: path.stem for path in build_graph.notebooks()}
         found = {number: metrics(folder / "results" / f"{stem}.json") for number, stem in named.items()}
