@@ -121,7 +121,7 @@ def gained_by_seed(k_sparse: Draws, names: Finetuning) -> pd.DataFrame:
 
 def curves_of_gains(table: pd.DataFrame, before: str) -> pd.DataFrame:
     """The rows of :func:`gained` against ``before``, of single k."""
-    return table[(table["against"] == before) & (table["k"] != MEAN)]
+    return table[(table["against"] == before) & (table["k"] != MEAN)].astype({"k": "Int64"})
 
 
 def zero_lines(table: pd.DataFrame) -> pd.DataFrame:
