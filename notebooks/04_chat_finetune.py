@@ -84,7 +84,7 @@ finetune_lr = 2e-3  # chosen in the same way, once, on chat; 0: again
 scratch_lr = 4e-3  # chosen in the same way, once; 0: again
 resample_shares = [0.25]  # share of latents made anew before finetuning; empty: none
 prompt_repeats = []  # copies of the training prompts in the mix, such as [1, 4]; empty: none
-n_bootstrap = 1000  # replicates over sequences, for the language-model loss
+n_bootstrap = 2000  # replicates over sequences, for the language-model loss
 split_seed = 1  # division of the passages into training and held-out ones
 
 # %% [markdown]

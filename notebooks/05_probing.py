@@ -48,7 +48,7 @@ profile = "embedded"
 c_grid = [1e-4, 1e-3, 1e-2, 1e-1, 1.0]  # inverse L2 strengths, chosen in training folds
 attention_probe = True  # reads every token of notebook 02's `layer`
 device = "cpu"
-n_bootstrap = 1000  # replicates over base prompts
+n_bootstrap = 2000  # replicates over base prompts
 ks = [1, 2, 5, 10, 20, 50, 100]  # latents of a k-sparse probe, beside 1 and show_k
 show_k = 20  # of the figures that show one k
 k_poolings = ["max", "mean", "fixed"]  # of the latents over a prompt's tokens: max | mean | fixed
@@ -204,22 +204,31 @@ probed = on_saes.probe_saes(saes, sae_inputs, on_saes.Grid(ks, k_poolings, c_gri
 
 # %%
 few = {split: replicates[:grid_bootstrap] for split, replicates in weights.items()}
-drawn = Draws.of(prompts, probed.scores, few)
+grid_table = probe_tables.over_seeds(Draws.of(prompts, probed.scores, few), seed).estimates()
 dense_by_pooling = {
     Probe("dense", name, "dense"): dense_scores[sae_layer, name] for name in here
 }
-dense_drawn = Draws.of(prompts, dense_by_pooling, few)
+dense_drawn = Draws.of(prompts, dense_by_pooling, weights)
 dense_at_pooling = dense_drawn.where(pooling=dense_pooling)
 dense_line = dense_at_pooling.estimates()
 
 # %%
-sae_table = probe_tables.over_seeds(drawn, seed).estimates()
-sparse_table = sae_table[sae_table["probe"] == on_saes.K_SPARSE]
-by_mean = sparse_table[sparse_table["selection"] == ksparse.MEAN_DIFFERENCE]
+by_mean = grid_table[grid_table["selection"] == ksparse.MEAN_DIFFERENCE]
 in_validation = by_mean[(by_mean["split"] == "val") & (by_mean["k"] == show_k)]
 k_pooling = in_validation.groupby("pooling")["value"].mean().idxmax()
-at_pooling = by_mean[by_mean["pooling"] == k_pooling]
 print(f"pooling of the latents, chosen on validation: {k_pooling}")
+
+# %% [markdown]
+# All replicates are drawn for what claims rest on: linear probes, k-sparse ones of the chosen
+# pooling, and the other poolings and selections at `show_k`. The rest of the grid has fewer.
+
+# %%
+shown_k = on_saes.shown(probed.scores, k_pooling, ksparse.MEAN_DIFFERENCE, show_k)
+drawn = Draws.of(prompts, shown_k, weights)
+sae_table = probe_tables.replaced(grid_table, probe_tables.over_seeds(drawn, seed).estimates())
+sparse_table = sae_table[sae_table["probe"] == on_saes.K_SPARSE]
+by_mean = sparse_table[sparse_table["selection"] == ksparse.MEAN_DIFFERENCE]
+at_pooling = by_mean[by_mean["pooling"] == k_pooling]
 
 # %% [markdown]
 # ## C2 and C3: AUROC against k

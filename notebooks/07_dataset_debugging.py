@@ -50,7 +50,7 @@ base_saes = [
     "data/pretrained/SmolLM2-135M-Instruct-layer-21-base-1",
     "data/pretrained/SmolLM2-135M-Instruct-layer-21-base-2",
 ]  # folder | release:sae_id, of which the first is read; empty: that of notebook 04
-n_bootstrap = 1000  # replicates over base prompts
+n_bootstrap = 2000  # replicates over base prompts
 show_k = 20  # of the figures that show one k
 plant_shares = [0.05, 0.1, 0.25, 0.5, 1.0]  # of one class that gets an artefact, beside show_share
 n_planted = 300  # training prompts into which artefacts are planted, at most; 0: all

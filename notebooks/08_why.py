@@ -46,7 +46,7 @@ from lib.texts import datasets
 # %% tags=["parameters"]
 profile = "embedded"
 device = "cpu"
-n_bootstrap = 1000  # replicates over base prompts
+n_bootstrap = 2000  # replicates over base prompts
 grid_bootstrap = 200  # replicates for the grid of SAE probes
 train_sizes = [60, 200, 600, 2000, 0]  # training prompts; 0: all; empty: not measured
 noise_shares = [0.0, 0.1, 0.2, 0.4]  # of training labels flipped; empty: not measured

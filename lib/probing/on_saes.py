@@ -234,9 +234,16 @@ def _probe_latents(probed: Probed, job: _Job, x: ksparse.Columns, task: Task, po
             probed.scores[probe], probed.chosen[probe] = fit.scores, fit.columns
 
 
-def chosen_latents(
-    probed: Probed, prompts: pd.DataFrame, splits: list[str], probes: list[Probe]
-) -> pd.DataFrame:
+def shown(scores: dict[Probe, Scores], pooling: str, selection: str, k: int) -> dict[Probe, Scores]:
+    """The probes that claims rest on: linear ones, k-sparse ones of one pooling and selection, and all of one k."""
+    return {
+        probe: of_probe
+        for probe, of_probe in scores.items()
+        if probe.k in (None, k) or (probe.pooling, probe.selection) == (pooling, selection)
+    }
+
+
+def chosen_latents(probed: Probed, prompts: pd.DataFrame, splits: list[str], probes: list[Probe]) -> pd.DataFrame:
     """Every latent of the SAEs of ``probes``: its own AUROC in each of ``splits``, its firing frequency, and whether it
     is chosen.
 

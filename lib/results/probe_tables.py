@@ -88,6 +88,13 @@ def over_seeds(draws: Draws, seed: int) -> Draws:
     return draws.over_seeds(seed, apart=APART)
 
 
+def replaced(rough: pd.DataFrame, exact: pd.DataFrame) -> pd.DataFrame:
+    """Estimates ``rough``, with those of ``exact`` in the place of rows that have the same dimensions."""
+    names = [name for name in exact if name not in ("value", "low", "high")]
+    is_exact = rough[names].merge(exact[names], how="left", on=names, indicator=True)["_merge"] == "both"
+    return pd.concat([exact, rough[~is_exact.to_numpy()]], ignore_index=True)
+
+
 def _differences(draws: Draws, dimension: str, reference: Any, seed: int) -> Draws:
     """Means over seeds of each row minus the row that differs in ``dimension`` only, the seed being the same."""
     return draws.against(dimension, reference).defined().over_seeds(seed, (-1.0, 1.0), APART)

@@ -90,11 +90,11 @@ def variants(
 
 
 def untrained(starts: Starts) -> pd.DataFrame:
-    """The rows of :func:`train_variants` for the SAEs to begin with, which began at none."""
+    """The rows of :func:`train_variants` for the SAEs to begin with, base SAEs first; they began at none."""
     rows = [
         {"variant": kind, "seed": seed, "start": None, "folder": relative(place)}
-        for kind, by_seed in starts.items()
-        for seed, place in by_seed.items()
+        for kind in (BASE, IT_FORMATTED, EARLIER)
+        for seed, place in starts.get(kind, {}).items()
     ]
     return pd.DataFrame(rows)
 
