@@ -76,8 +76,7 @@ list_paths = {
 lists = [pd.read_parquet(path).assign(notebook=name) for name, path in list_paths.items()]
 saes = pd.concat(lists, ignore_index=True)
 shown_seed = summaries.common_seed(saes, interp_seeds)
-without_seed = (saes["notebook"] == "04") & saes["seed"].isna()  # such as the pretraining SAE
-saes = saes[without_seed | saes["seed"].isin(interp_seeds)].reset_index(drop=True)
+saes = saes[saes["seed"].isin(interp_seeds)].reset_index(drop=True)
 print(f"{len(saes)} SAEs at layer {layer}; those of seed {shown_seed} are compared one by one")
 
 # %%
@@ -213,7 +212,7 @@ figures.save(figure, run.figures, "06_chat", about)
 
 # %%
 first = "finetuned from pretraining SAE"
-ways = ways[ways["seed"].isna() | (ways["seed"] == shown_seed)]
+ways = ways[ways["seed"] == shown_seed]
 apart = summaries.differences(draws.where(sae=ways["sae"].tolist()), first)
 behind = summaries.behind(apart)
 tables.in_columns(behind, "variant", "mean")

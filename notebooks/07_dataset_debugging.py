@@ -45,8 +45,12 @@ device = "cpu"
 dtype = "float32"  # of the forward pass, float32 | bfloat16 | float16
 model = "SmolLM2-135M-Instruct"  # packaged, a Hugging Face id, a folder, or a GGUF file
 layer = 21  # block whose residual stream is trained on, chosen on validation
-base_sae = "data/pretrained/SmolLM2-135M-Instruct-layer-21-base"  # folder | release:sae_id | empty
-n_bootstrap = 1000  # replicates over base prompts
+base_saes = [
+    "data/pretrained/SmolLM2-135M-Instruct-layer-21-base",
+    "data/pretrained/SmolLM2-135M-Instruct-layer-21-base-1",
+    "data/pretrained/SmolLM2-135M-Instruct-layer-21-base-2",
+]  # folder | release:sae_id, of which the first is read; empty: that of notebook 04
+n_bootstrap = 2000  # replicates over base prompts
 show_k = 20  # of the figures that show one k
 plant_shares = [0.05, 0.1, 0.25, 0.5, 1.0]  # of one class that gets an artefact, beside show_share
 n_planted = 300  # training prompts into which artefacts are planted, at most; 0: all
@@ -64,10 +68,11 @@ run = records.start("07_dataset_debugging", globals())
 raw_path = records.output(run, "01_datasets", "raw_prompts")
 prompts = datasets.load(raw_path)
 bridge, identity = models.load_model(model, device, dtype), models.identity(model)
-if not base_sae:
+place = next(iter(base_saes), None)
+if place is None:
     saes = pd.read_parquet(records.output(run, "04_chat_finetune", "saes"))
-    base_sae = saes.loc[saes["variant"] == "pretraining SAE", "folder"].iloc[0]
-base = folders.load(base_sae)
+    place = saes.loc[saes["variant"] == "pretraining SAE", "folder"].iloc[0]
+base = folders.load(place)
 folders.check_fits(base, bridge.cfg.d_model, models.resid_post(layer), model)
 
 # %%

@@ -69,19 +69,10 @@ def lengths(prompts: pd.DataFrame) -> Figure:
     table = prompts.assign(words=prompts["text"].str.split().str.len(), label=prompts["label"].map(LABELS))
     top = table["words"].quantile(0.995)
     for ax, split in zip(axes, splits, strict=True):
-        sns.histplot(
-            table[table["split"] == split],
-            x="words",
-            hue="label",
-            hue_order=list(COLOURS),
-            palette=COLOURS,
-            element="step",
-            stat="density",
-            common_norm=False,
-            bins=np.linspace(0, top, 40),
-            ax=ax,
-            legend=ax is axes[0],
-        )
+        rows = table[table["split"] == split]
+        colours = {"hue": "label", "hue_order": list(COLOURS), "palette": COLOURS, "legend": ax is axes[0]}
+        style = {"element": "step", "stat": "density", "common_norm": False, "bins": np.linspace(0, top, 40)}
+        sns.histplot(rows, x="words", ax=ax, **colours, **style)
         ax.set(title=SPLITS[split], xlabel="length (words)", ylabel="density (1 / word)")
     axes[0].get_legend().set_title(None)
     return figure
@@ -149,12 +140,13 @@ def curves(
     *,
     reference: pd.DataFrame | None = None,
     reference_label: str = "TF-IDF",
+    single: pd.DataFrame | None = None,
     logx: bool = False,
     share_y: bool = True,
 ) -> Figure:
     """Lines with 95 % bands (a bar for a single point), a panel per value of ``panel``.
 
-    ``reference`` is as in :func:`points`.
+    ``reference`` is as in :func:`points`; ``single`` has what a line is the mean of, as small points.
     """
     panels = _in_order(table[panel])
     figure, axes = _panels(len(panels), width=max(3.7, 7.5 / len(panels)), height=3.6, sharey=share_y)
@@ -165,6 +157,9 @@ def curves(
             low, high = rows[["low", "high"]].astype(float).to_numpy().T
             ax.plot(rows[x], rows["value"], marker="o", markersize=4, color=colour, label=group)
             ax.fill_between(rows[x], low, high, color=colour, alpha=0.15, linewidth=0)
+            if single is not None:
+                of_line = single[(single[panel] == value) & (single[hue] == group)]
+                ax.plot(of_line[x], of_line["value"], ".", markersize=4, color=colour, alpha=0.6)
             if len(rows) == 1:  # where a band has no width
                 ax.errorbar(rows[x], rows["value"], yerr=_spread(rows), color=colour, capsize=2.5)
         if reference is not None:

@@ -31,7 +31,6 @@ finetune_tokens: 12000
 scratch_tokens: 12000
 resample_shares: []
 prompt_repeats: []
-finetune_seeds: [0]
 ks: [1, 5]
 show_k: 5
 grid_bootstrap: 50

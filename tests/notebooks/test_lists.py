@@ -15,7 +15,7 @@ from tests.tiny_gemma import D_SAE, LAYER
 
 MAY_BE_EMPTY = {
     *("layers", "gated_coefficients", "f0s", "comparators", "resample_shares", "prompt_repeats", "train_sizes"),
-    *("noise_shares", "positions", "penalties"),
+    *("noise_shares", "positions", "penalties", "base_saes"),
 }
 LISTS = {
     (path, name): default
@@ -50,6 +50,7 @@ SMALL = {
     "train_tokens": 5000,
     "pretraining_tokens": 5000,
     "chat_tokens": 5000,
+    "base_train_tokens": 8192,
     "finetune_tokens": 4096,
     "scratch_tokens": 4096,
     "sae_target_l0": 10.0,
@@ -100,7 +101,7 @@ def run_lists(tiny_gemma, run_all):
     Notebook 01, which has no lists, runs once for all.
     """
     sae = str(tiny_gemma / "gemma-scope" / f"layer_{LAYER}" / f"width_{D_SAE}" / "average_l0_10")
-    values = SMALL | {"model": str(tiny_gemma), "base_sae": sae, "prompts_sae": sae}
+    values = SMALL | {"model": str(tiny_gemma), "prompts_sae": sae}
     stems = {path.stem[:2]: path.stem for path in build_graph.notebooks()}
     without_lists, *with_lists = stems.values()
     assert without_lists not in {path.stem for path, _ in LISTS}
@@ -110,7 +111,8 @@ def run_lists(tiny_gemma, run_all):
     def run(name, lists):
         profile = f"lists-test/cells/{name}"
         folder = shutil.copytree(shared, run_dir(profile), dirs_exist_ok=True)
-        run_all(values | lists | {"profile": profile}, left_out=[without_lists])
+        base_saes = {"base_saes": [sae] if lists["base_saes"] else []}
+        run_all(values | lists | base_saes | {"profile": profile}, left_out=[without_lists])
         found = {number: metrics(folder / "results" / f"{stem}.json") for number, stem in stems.items()}
         return found, {number: shown(folder / "notebooks" / f"{stem}.ipynb") for number, stem in stems.items()}
 

@@ -77,7 +77,7 @@ def test_a_changed_sae_is_another_cell(sweep, tmp_path):
     for weights in (b"a", b"b"):
         (tmp_path / "sae").mkdir(exist_ok=True)
         (tmp_path / "sae" / "sae_weights.safetensors").write_bytes(weights)
-        names.append(set(sweep_cells.plan(sweep_cells.read(sweep(fixed={"base_sae": str(tmp_path / "sae")})))[0]))
+        names.append(set(sweep_cells.plan(sweep_cells.read(sweep(fixed={"base_saes": [str(tmp_path / "sae")]})))[0]))
     assert {name.split("-")[0] for name in names[0] & names[1]} == {"01_datasets", "02_activations"}
 
 
