@@ -55,11 +55,7 @@ from lib.texts import corpora, datasets
 profile = "embedded"
 device = "cpu"
 layer = 21  # block whose residual stream is trained on, chosen on validation
-base_saes = [
-    "data/pretrained/SmolLM2-135M-Instruct-layer-21-base",
-    "data/pretrained/SmolLM2-135M-Instruct-layer-21-base-1",
-    "data/pretrained/SmolLM2-135M-Instruct-layer-21-base-2",
-]  # folder | release:sae_id, of seeds 0, 1, 2 …; empty: trained here, of the seeds base_seeds
+base_saes = ["data/pretrained/SmolLM2-135M-Instruct-layer-21-base"]  # empty: trained here
 base_seeds = [0, 1, 2]  # of base SAEs that are trained here
 prompts_sae = "data/pretrained/SmolLM2-135M-Instruct-layer-21-prompts"  # or empty
 chat_corpus = "shipped:SmolLM2-135M-Instruct"  # or prompts (in all wrappers)
@@ -70,8 +66,8 @@ rollout_temperature = 1.0  # 0: greedy
 context = 128  # tokens of a window of text
 store = "disk"  # disk | stream, training activations kept, or made anew for each training
 buffer_tokens = 4_000_000  # shuffled at a time
-pretraining_tokens = 80_000  # harvested; as many as of chat, or the placebo would see other text
-chat_tokens = 80_000  # harvested
+pretraining_tokens = 60_000  # harvested; as many as of chat, or the placebo would see other text
+chat_tokens = 60_000  # harvested
 held_out_tokens = 15_000
 lm_loss_tokens = 2_000  # held-out tokens of each text, for the loss of a causal model
 base_d_sae = 4096  # of SAEs that are trained here
