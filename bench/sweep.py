@@ -34,7 +34,6 @@ n_ood_toxic_looking: 40
 n_ood_chat: 40
 layers: [2]
 n_bootstrap: 50
-finetune_seeds: [0]
 resample_shares: []
 prompt_repeats: []
 ks: [1, 5, 20]

@@ -56,10 +56,12 @@ n_harmless = 560
 n_ood_harmful = 220
 n_ood_toxic_looking = 210
 n_ood_chat = 200
+length_matched = True  # draw harmless prompts with the harmful ones' lengths, in distribution
 benign_jailbreak_share = 1.0  # fraction of harmless prompts that are also put into a jailbreak
+innocuous_share = 0.3  # the same for an innocuous transformation
 val_share = 0.2  # fraction of in-distribution base prompts
 max_cosine = 0.9  # near-duplicates across splits above this MiniLM cosine are removed
-n_bootstrap = 1000
+n_bootstrap = 2000
 model = "SmolLM2-135M-Instruct"  # packaged, a Hugging Face id, a folder, or a GGUF file
 device = "cpu"
 dtype = "float32"  # of the forward pass, float32 | bfloat16 | float16
@@ -94,9 +96,10 @@ base.groupby(["pool", "source", "label"], sort=False).agg(
 # %% [markdown]
 # ## Draw, normalise, split
 # Normalising removes closing punctuation and brackets, straightens quotes, and makes the first
-# letter a capital. The harmless class is drawn with the harmful class's share of questions. Base
-# prompts, not their variants, are divided into training and validation, so variants of one prompt
-# never cross splits.
+# letter a capital. The harmless class is drawn with the harmful class's share of questions and its
+# histogram of lengths (`length_matched`), so that a probe cannot learn either as the label; out of
+# distribution nothing is matched, as nothing is learned there. Base prompts, not their variants,
+# are divided into training and validation, so variants of one prompt never cross splits.
 
 # %%
 rng = np.random.default_rng(seed)
@@ -108,7 +111,9 @@ limits = sources.limits(
     ood_chat=n_ood_chat,
 )
 raw = datasets.split_base(datasets.draw(base, limits, False, rng), val_share, rng)
-drawn = datasets.draw(base, limits, normalize and not train_csv, rng)
+questions = normalize and not train_csv
+lengths = length_matched and not train_csv
+drawn = datasets.draw(base, limits, questions, rng, length_matched=lengths)
 if normalize:
     drawn = drawn.assign(text=drawn["text"].map(datasets.normalise)).drop_duplicates("text")
 clean = datasets.split_base(drawn, val_share, rng)
@@ -118,12 +123,14 @@ clean.groupby(["split", "label"], sort=False).size().unstack()
 # ## What formatting alone gives away
 # A probe that sees only the surface form (closing marks, brackets, quotes, capital first letter,
 # question form, commas, number of words) should be near chance. **What to look for:** the AUROC
-# of this probe falls towards 0.5 with normalisation. What is left is mostly length. **What would
-# refute that normalising helps:** the same AUROC before and after.
+# of this probe falls towards 0.5 with normalisation and matched lengths. What is left is mostly
+# commas and quotes, and out of distribution length. **What would refute that either helps:** the
+# same AUROC before and after.
 
 # %%
-rows = []
-for name, drawing in {"raw": raw, "normalised" if normalize else "raw, drawn again": clean}.items():
+rows, drawn_as = [], "normalised" if normalize else "raw, drawn again"
+drawn_as += ", lengths matched" if lengths else ""
+for name, drawing in {"raw": raw, drawn_as: clean}.items():
     form = datasets.surface_form(drawing["text"].tolist()).to_numpy()
     train, y = (drawing["split"] == "train").to_numpy(), drawing["label"].to_numpy()
     probe = dense_probes.fit_logistic(form[train], y[train], drawing["base_id"].to_numpy()[train])
@@ -141,6 +148,24 @@ chance = pd.DataFrame({"split": ["val", "ood"], "value": 0.5, "low": 0.5, "high"
 options = {"reference": chance, "reference_label": "chance", "xlim": (0.3, 1.02)}
 figure = figures.points(formatting, "formatting", "split", **options)
 figures.save(figure, run.figures, "01_formatting", caption)
+
+# %% [markdown]
+# ## Register
+# Whether somebody speaks of themselves (I, my, we …) is no formatting, and a probe may still read
+# it. **What to look for:** the shares of the two classes close together within a pool, and those
+# of harmful prompts close across pools, so that what is lost out of distribution is not a change
+# of register. **What would show a set where it is the label:** a harmful row far from the others.
+
+# %%
+register = datasets.register(clean, n_bootstrap, seed)
+named = register.assign(
+    row=register["source"] + register["label"].map({1: " (harmful)", 0: " (harmless)"}),
+    panel="base prompts in the first person",
+)
+caption = f"Profile {profile}, base prompts as drawn; 95 % bootstrap over base prompts."
+axis = {"xlabel": "share (fraction)", "xlim": (-0.02, 1.02)}
+figure = figures.points(named, "row", "panel", **axis)
+figures.save(figure, run.figures, "01_register", caption)
 
 # %% [markdown]
 # ## Near-duplicates across splits
@@ -161,15 +186,19 @@ clean = clean if train_csv else clean[~near]
 # %% [markdown]
 # ## Augmentation
 # A harmful prompt appears as it is, in every jailbreak of its split (label 1), and in every
-# innocuous transformation (label 0): hard positives and hard negatives. So that the wrapper is
-# not the label, harmless prompts are wrapped in the jailbreaks too. Wrappers of the OOD split are
-# never seen in training.
+# innocuous transformation (label 0): hard positives and hard negatives. So that a jailbreak is not
+# the label, harmless prompts are wrapped in the jailbreaks too. An innocuous transformation *is*
+# the label, by the paper's definition (to count words is harmless, whatever the words say). What
+# it must not be is a sign of what it holds: a share of the harmless prompts stands in one as well.
+# Wrappers of the OOD split are never seen in training.
 
 # %%
 wrap = augment == "on" or (augment == "auto" and not train_csv)
 templates = datasets.load_templates("embedded" if train_csv else dataset)
 if wrap:
-    prompts = datasets.augment(clean, templates, benign_jailbreak_share, rng)
+    prompts = datasets.augment(
+        clean, templates, benign_jailbreak_share, rng, innocuous_share=innocuous_share
+    )
 else:
     prompts = datasets.plain(clean)
 prompts = datasets.check(prompts)
@@ -183,6 +212,26 @@ figures.save(figures.composition(prompts), run.figures, "01_composition", captio
 # %%
 caption = f"Profile {profile}; n = {len(prompts):,} prompts after augmentation."
 figures.save(figures.lengths(prompts), run.figures, "01_lengths", caption)
+
+# %% [markdown]
+# What the wrapper alone says, its share of positives in training as the score: of the label, and
+# of whether the base prompt is harmful. **What to look for:** the first is what a probe reaches
+# that never reads the content, and stays above 0.5 because a transformation is harmless by
+# definition and harmful prompts stand in more wrappers; the second is nearer to 0.5 the larger
+# `innocuous_share`.
+
+# %%
+targets = {"the label": prompts["label"], "a harmful base prompt": datasets.content(prompts)}
+weights = metrics.split_weights(prompts, n_bootstrap, seed)
+rows = [
+    row
+    for of, target in targets.items()
+    for row in metrics.by_split(
+        prompts.assign(label=target), datasets.wrapper_scores(prompts, target), weights, of=of
+    )
+]
+wrapper = pd.DataFrame(rows).query("metric == 'auroc'").assign(metric="wrapper_auroc")
+tables.in_columns(wrapper, "of")
 
 # %% [markdown]
 # ## Jailbreak effectiveness
@@ -250,8 +299,9 @@ lines = [f"- {name}, {figures.SPLITS[split]}: AUROC {text}" for name, split, tex
 Markdown(
     f"{len(prompts):,} prompts from {prompts['base_id'].nunique():,} base prompts. "
     "Surface form alone separates the classes with\n\n" + "\n".join(lines)
-    + "\n\nLength and question form are left as they are, so a score above 0.5 remains; the TF-IDF "
-    "baseline of notebook 05 says what words alone give. The embedded prompts were written for "
+    + "\n\nCommas and quotes are left as they are, so a score above 0.5 remains; the baselines of "
+    "notebook 05 (TF-IDF, surface form) say what they give once prompts are wrapped, and AUROC "
+    "within strata of length what length gives. The embedded prompts were written for "
     "this project and are smaller in topic than the paper's sets; XSTest stands in for OR-Bench in "
     "the public profile, and the paper's internal chat set cannot be had."
 )
@@ -264,7 +314,8 @@ counts = [
     {"metric": "prompts", "split": split, "value": float(n), "n": int(n), "unit": "prompts"}
     for split, n in prompts["split"].value_counts(sort=False).items()
 ]
-parts = [formatting, pd.DataFrame(counts), *([refused] if len(refused) else [])]
+parts = [formatting, register, wrapper, pd.DataFrame(counts)]
+parts += [refused] if len(refused) else []
 table = pd.concat(parts, ignore_index=True)
 outputs = {"prompts": path, "raw_prompts": raw_path}
 records.write(run, table, table, inputs=[], outputs=outputs).name

@@ -49,7 +49,7 @@ pool_over = "turn"  # what max and mean cover: turn (the user's, if there are tu
 positions = [-1]  # other fixed positions, counted from the first response token; empty: none
 show_layer = 21  # layer of the projection plot
 c_grid = [1e-4, 1e-3, 1e-2, 1e-1, 1.0]  # inverse L2 strengths, chosen in training folds
-n_bootstrap = 1000  # replicates over base prompts
+n_bootstrap = 2000  # replicates over base prompts
 seed = 0
 
 # %% [markdown]

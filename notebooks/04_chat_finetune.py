@@ -20,6 +20,10 @@
 # and dense probes out of distribution (C4), and how the chat SAE came about makes no systematic
 # difference (C8). This notebook makes the SAEs and shows what finetuning changes; notebook 05
 # probes with all of them.
+#
+# Base SAEs of different seeds differ by more than finetuning changes. So several are finetuned,
+# each on chat and, as a **placebo**, on as much pretraining text, and each is compared with what
+# was made of itself.
 
 # %%
 import dataclasses
@@ -39,8 +43,9 @@ from lib.texts import corpora, datasets
 # %% [markdown]
 # ## Parameters
 # An SAE to begin with is a SAELens folder, a folder with Gemma Scope's `params.npz`, or
-# `release:sae_id`; one that is empty is trained here. `prompts_sae` saw pretraining text as user
-# prompts.
+# `release:sae_id`; where none is given they are trained here. `prompts_sae` saw pretraining text as
+# user prompts. With one entry of `base_saes` everything runs, but no interval says how much base
+# SAEs differ.
 #
 # A corpus is `docstrings` (of installed packages), `pretraining` (public prose), `rollouts` (public
 # chat), `shipped:<model>` (chat that a model had with itself, in `data/rollouts`), `hf:<data set>`,
@@ -50,7 +55,8 @@ from lib.texts import corpora, datasets
 profile = "embedded"
 device = "cpu"
 layer = 21  # block whose residual stream is trained on, chosen on validation
-base_sae = "data/pretrained/SmolLM2-135M-Instruct-layer-21-base"  # or empty
+base_saes = ["data/pretrained/SmolLM2-135M-Instruct-layer-21-base"]  # empty: trained here
+base_seeds = [0, 1, 2]  # of base SAEs that are trained here
 prompts_sae = "data/pretrained/SmolLM2-135M-Instruct-layer-21-prompts"  # or empty
 chat_corpus = "shipped:SmolLM2-135M-Instruct"  # or prompts (in all wrappers)
 pretraining_corpus = "docstrings"  # docstrings | pretraining | hf:<data set>
@@ -60,22 +66,21 @@ rollout_temperature = 1.0  # 0: greedy
 context = 128  # tokens of a window of text
 store = "disk"  # disk | stream, training activations kept, or made anew for each training
 buffer_tokens = 4_000_000  # shuffled at a time
-pretraining_tokens = 20_000  # harvested
-chat_tokens = 80_000  # harvested
+pretraining_tokens = 60_000  # harvested; as many as of chat, or the placebo would see other text
+chat_tokens = 60_000  # harvested
 held_out_tokens = 15_000
-lm_loss_tokens = 3_000  # held-out tokens of each text, for the loss of a causal model
+lm_loss_tokens = 2_000  # held-out tokens of each text, for the loss of a causal model
 base_d_sae = 4096  # of SAEs that are trained here
 base_train_tokens = 1_500_000  # seen by an SAE that is trained here
-finetune_tokens = 160_000  # tokens seen in finetuning
-scratch_tokens = 320_000  # tokens seen by the SAE from scratch
+finetune_tokens = 120_000  # tokens seen in finetuning
+scratch_tokens = 240_000  # tokens seen by an SAE from scratch
 sae_target_l0 = 45.0  # active latents per token
 base_lr = 4e-3  # of SAEs that are trained here; 0: chosen on a calibration split of the text
-finetune_lr = 2e-3  # chosen in the same way, once; 0: again
+finetune_lr = 2e-3  # chosen in the same way, once, on chat; 0: again
 scratch_lr = 4e-3  # chosen in the same way, once; 0: again
 resample_shares = [0.25]  # share of latents made anew before finetuning; empty: none
 prompt_repeats = []  # copies of the training prompts in the mix, such as [1, 4]; empty: none
-finetune_seeds = [0]
-n_bootstrap = 1000  # replicates over sequences, for the language-model loss
+n_bootstrap = 2000  # replicates over sequences, for the language-model loss
 split_seed = 1  # division of the passages into training and held-out ones
 
 # %% [markdown]
@@ -85,6 +90,11 @@ split_seed = 1  # division of the passages into training and held-out ones
 # in none of the training stores. With `chat_corpus: prompts`, as of an encoder, chat text *is* the
 # training prompts in all wrappers: finetuning then means on the task's own kind of text, and
 # `prompt_repeats` would test nothing.
+#
+# The placebo's text is what the base SAEs were trained on where `pretraining_corpus` is
+# `pretraining` (as in the profile `public`). Docstrings, which need no network, are new to the
+# shipped SAEs: that placebo also changes the kind of text, only not to chat. What chat adds to it
+# is then no effect of new text as such.
 
 # %%
 run = records.start("04_chat_finetune", globals())
@@ -142,65 +152,65 @@ pd.Series(counts, name="tokens").to_frame()
 # finetuning ends at the base SAE's number of steps.
 
 # %%
-starts = {
-    "pretraining SAE": folders.locate(base_sae),
-    "IT-formatted SAE": folders.locate(prompts_sae),
-}
+starts = finetuning.shipped(base_saes, prompts_sae)
 options = {"device": device, "buffer_tokens": buffer_tokens}
-d_sae = folders.load(base_sae).cfg.d_sae if base_sae else base_d_sae
-recipe = Recipe(d_sae=d_sae, target_l0=sae_target_l0, tokens=base_train_tokens, lr=base_lr)
+given = next((place for by_seed in starts.values() for place in by_seed.values()), None)
+d_sae = folders.load(given).cfg.d_sae if given else base_d_sae
+first_seed = min(starts.get(finetuning.BASE, base_seeds))
+recipe = Recipe(
+    d_sae=d_sae, target_l0=sae_target_l0, tokens=base_train_tokens, lr=base_lr, seed=first_seed
+)
 place = run.folder / "saes"
-if not (base_sae and prompts_sae):
+if len(starts) < 2:
     recipe = learning_rates.settled(recipe, pretraining, place, **options)
 
 # %%
-if not base_sae:
+if finetuning.BASE not in starts:
     stop_tokens = max(base_train_tokens - finetune_tokens, recipe.batch_tokens)
-    earlier = dataclasses.replace(recipe, stop_tokens=stop_tokens)
-    for name, begun in {"pretraining SAE": recipe, "earlier checkpoint": earlier}.items():
-        starts[name] = training.train(
-            begun, pretraining.training, pretraining.held_out, place, **options
-        )
-if not prompts_sae:
+    begun = dataclasses.replace(recipe, stop_tokens=stop_tokens)
+    starts |= finetuning.train_bases(begun, base_seeds, pretraining, place, **options)
+if finetuning.IT_FORMATTED not in starts:
     wrapped = corpora.as_user_prompts(pretraining_texts.training)
     as_prompts = harvest.token_store(
         reader, wrapped, layer, parent, pretraining_tokens, split_seed
     )
-    starts["IT-formatted SAE"] = training.train(
-        recipe, as_prompts, pretraining.held_out, place, **options
-    )
-{name: Path(folder).name for name, folder in starts.items()}
+    trained = training.train(recipe, as_prompts, pretraining.held_out, place, **options)
+    starts[finetuning.IT_FORMATTED] = {first_seed: trained}
+bases = finetuning.untrained(starts)
+bases.drop(columns="start")
 
 # %% [markdown]
 # ## Method
 # All SAEs are JumpReLU with the L0 penalty at one target L0 (notebook 03). Finetuning starts at the
-# given weights with a new optimiser, and rescales to the chat activations. *Resampling* replaces
-# the latents that fire least on chat tokens by unit residuals of badly reconstructed tokens.
-# *prompts ×n* mixes n copies of the probe's training prompts into the chat tokens.
+# given weights with a new optimiser, and rescales to the new activations. The **placebo**,
+# *finetuned on pretraining text*, is the same recipe with as many tokens, of as many different
+# ones, and the learning rate that was chosen for chat. *Resampling* replaces the latents that fire
+# least on chat tokens by unit residuals of badly reconstructed tokens. *prompts ×n* mixes n copies
+# of the probe's training prompts into the chat tokens. Each is made from every base SAE; the
+# IT-formatted SAE is one only.
 
 # %%
-d_sae_start = folders.load(starts["pretraining SAE"]).cfg.d_sae
-recipe = Recipe(
-    d_sae=d_sae_start, target_l0=sae_target_l0, tokens=finetune_tokens, lr=finetune_lr
-)
+d_sae = folders.load(next(iter(starts[finetuning.BASE].values()))).cfg.d_sae
+recipe = Recipe(d_sae=d_sae, target_l0=sae_target_l0, tokens=finetune_tokens, lr=finetune_lr)
 scratch = {"tokens": scratch_tokens, "lr": scratch_lr}
 ways = finetuning.variants(starts, scratch, resample_shares, prompt_repeats)
-tokens = finetuning.Tokens(chat, probe_prompts)
-trained = finetuning.train_variants(ways, recipe, finetune_seeds, tokens, place, **options)
-saes = pd.concat([finetuning.untrained(starts), trained], ignore_index=True)
+tokens = finetuning.Tokens(chat, pretraining, probe_prompts)
+finetuned = finetuning.train_variants(ways, recipe, tokens, place, **options)
+saes = pd.concat([bases, finetuned], ignore_index=True)
 measured = finetuning.measure(saes, held_out, device)
 summary = finetuning.over_seeds(measured)
 
 # %% [markdown]
 # ## Reconstruction before and after
-# **What to look for:** finetuning lowers FVU on chat and raises it on the other text. **What would
-# speak against finetuning having worked:** chat FVU at the level of the SAEs it began with, or far
-# above the SAE from scratch.
+# **What to look for:** finetuning lowers FVU on chat and raises it on the other text; the placebo
+# does the reverse. **What would speak against finetuning having worked:** chat FVU at the level of
+# the SAEs it began with or of the placebo, or far above the SAE from scratch.
 
 # %%
+n_bases = len(starts[finetuning.BASE])
 caption = (
-    f"Profile {profile}, layer {layer}, {d_sae_start:,} latents, held-out tokens. "
-    f"Bars: 95 % t interval over {len(finetune_seeds)} seeds (none for the first SAEs)."
+    f"Profile {profile}, layer {layer}, {d_sae:,} latents, held-out tokens. "
+    f"Bars: 95 % t interval over seeds ({n_bases} base SAEs); none where there is one SAE."
 )
 labels = {"fvu": "FVU (fraction of variance)", "l0": "L0 (active latents per token)"}
 for metric, label in labels.items():
@@ -212,7 +222,8 @@ for metric, label in labels.items():
 # The reconstruction takes the place of the residual stream, and the model goes on from there:
 # `delta_lm_loss` is what its loss per token rises by, and the loss recovered is 1 for a perfect SAE
 # and 0 for one no better than zeros. Only a causal model has such a loss. **What to look for:**
-# finetuning lowers the delta on chat. **What would speak against it:** a delta on chat that stays.
+# finetuning lowers the delta on chat. **What would speak against it:** a delta on chat that stays,
+# or that the placebo lowers as much.
 
 # %%
 columns = ["metric", "variant", "text", "value", "low", "high", "n"]
@@ -222,11 +233,13 @@ if lm_loss_tokens and models.is_causal(bridge):
     for name, parts in {"chat": chat_texts, pretraining_corpus: pretraining_texts}.items():
         token_ids = models.split_tokens(bridge, parts.held_out, context)
         windows[name] = corpora.first_tokens(token_ids, lm_loss_tokens, split_seed)
-    losses = splice.measure(bridge, saes, windows, layer, n_bootstrap, split_seed)
+    first_of_kind = saes.drop_duplicates("variant")  # whole passes of the model take long
+    losses = splice.measure(bridge, first_of_kind, windows, layer, n_bootstrap, split_seed)
     sizes = losses.groupby("text")["n"].first()
     counted = ", ".join(f"{n:,.0f} tokens of {text}" for text, n in sizes.items())
     caption = (
-        f"Profile {profile}, {model}, layer {layer}, {counted}; 95 % bootstrap over sequences."
+        f"Profile {profile}, {model}, layer {layer}, {counted}; 95 % bootstrap over sequences. "
+        "One SAE of each kind."
     )
     delta = losses[losses["metric"] == "delta_lm_loss"]
     label = "rise of the loss (nats per token)"
@@ -254,28 +267,29 @@ tables.in_columns(finetuning.with_text(others), "variant", "measure")
 # %%
 fvu = tables.in_columns(summary[summary["metric"] == "fvu"], "variant", "text")
 moved = tables.in_columns(summary[summary["text"] == finetuning.DECODER], "variant", "metric")
-first = "finetuned from pretraining SAE"
+first = f"finetuned from {finetuning.BASE}"
 spliced = ""
 if len(losses):
     on_chat = losses[(losses["metric"] == "delta_lm_loss") & (losses["text"] == "chat")]
     delta = dict(zip(on_chat["variant"], tables.texts(on_chat)))
     spliced = (
         f" Spliced in, it adds {delta['pretraining SAE']} nats per token of chat before, "
-        f"{delta[first]} after."
+        f"{delta[first]} after, {delta[finetuning.PLACEBO]} after the placebo."
     )
 Markdown(
     f"FVU on chat: {fvu.loc['pretraining SAE', 'chat']} before, {fvu.loc[first, 'chat']} after "
-    f"finetuning, {fvu.loc['from scratch', 'chat']} from scratch. On {pretraining_corpus}: "
+    f"finetuning, {fvu.loc[finetuning.PLACEBO, 'chat']} after the placebo, "
+    f"{fvu.loc['from scratch', 'chat']} from scratch. On {pretraining_corpus}: "
     f"{fvu.loc['pretraining SAE', pretraining_corpus]} before, "
     f"{fvu.loc[first, pretraining_corpus]} after.{spliced} Decoder rows keep a mean cosine of "
     f"{moved.loc[first, 'cosine']}; {moved.loc[first, 'moved']} of the latents moved. Tokens seen: "
-    f"{finetune_tokens:,} in finetuning, {scratch_tokens:,} from scratch. Intervals are over seeds "
-    "of finetuning; there is one SAE of each kind to begin with, and its noise is in no interval."
+    f"{finetune_tokens:,} in finetuning, {scratch_tokens:,} from scratch. Intervals are over "
+    f"{n_bases} base SAEs, each with its own finetunings; that of the loss over sequences only."
+    + (" One base SAE: no interval says how much such SAEs differ." if n_bases == 1 else "")
 )
 
 # %%
-chat_saes = saes.assign(seed=saes["seed"].astype("Int64"))
-list_path = write_table(run.results / "chat_saes.parquet", chat_saes)
+list_path = write_table(run.results / "chat_saes.parquet", saes)
 headline = pd.concat([summary, losses], ignore_index=True) if len(losses) else summary
 values = pd.concat([measured, headline], ignore_index=True)
 inputs = [prompts_path, *(source for source in sources.values() if isinstance(source, Path))]

@@ -32,8 +32,8 @@ from IPython.display import Markdown
 from lib.base.files import write_json, write_table
 from lib.model import activations, models, poolings
 from lib.probing import dense as dense_probes
-from lib.probing import ksparse, on_saes
-from lib.probing.tasks import Probe, Task
+from lib.probing import ksparse, on_saes, rotation, stress
+from lib.probing.tasks import Probe, Task, save_scores
 from lib.results import figures, probe_tables, records, tables
 from lib.sae import folders, latents
 from lib.stats import metrics
@@ -48,11 +48,12 @@ profile = "embedded"
 c_grid = [1e-4, 1e-3, 1e-2, 1e-1, 1.0]  # inverse L2 strengths, chosen in training folds
 attention_probe = True  # reads every token of notebook 02's `layer`
 device = "cpu"
-n_bootstrap = 1000  # replicates over base prompts
+n_bootstrap = 2000  # replicates over base prompts (and wrappers)
 ks = [1, 2, 5, 10, 20, 50, 100]  # latents of a k-sparse probe, beside 1 and show_k
 show_k = 20  # of the figures that show one k
 k_poolings = ["max", "mean", "fixed"]  # of the latents over a prompt's tokens: max | mean | fixed
-grid_bootstrap = 200  # replicates for the grid of SAE probes
+selections = ["standardised gap", "mean difference"]  # of the latents: these | L1 path
+grid_bootstrap = 200  # replicates for the whole grid of SAE probes, of which few are shown
 seed = 0
 
 # %% [markdown]
@@ -69,6 +70,7 @@ harvest = records.read(run, "02_activations")["parameters"]
 model, dtype = harvest["model"], harvest["dtype"]
 task, texts = Task.of(prompts), prompts["text"].tolist()
 poolings.named(k_poolings)  # an unknown one ends the notebook here
+kinds = datasets.kind(prompts)
 weights = metrics.split_weights(prompts, n_bootstrap, seed)
 shape = next(iter(pooled.values())).shape
 print(f"{len(prompts):,} prompts; {len(pooled)} cells of layer × pooling, each {shape}")
@@ -83,8 +85,8 @@ print(f"{len(prompts):,} prompts; {len(pooled)} cells of layer × pooling, each 
 grid = pd.read_parquet(grid_path)
 dense_scores = dense_probes.load_scores(scores_path)
 areas = grid[grid["metric"] == "auroc"]
-best = probe_tables.best_cell(areas)
-layer, pooling = int(best["layer"]), best["pooling"]
+best_cell = probe_tables.best_cell(areas)
+layer, pooling = int(best_cell["layer"]), best_cell["pooling"]
 areas.pivot_table("value", ["pooling", "layer"], "split", sort=False)[list(weights)].round(3)
 
 # %% [markdown]
@@ -93,8 +95,9 @@ areas.pivot_table("value", ["pooling", "layer"], "split", sort=False)[list(weigh
 # mean-difference direction (no fitting beyond two means), one attention head over the tokens,
 # $\sum_t \mathrm{softmax}_t(q \cdot z_t)\,(v \cdot z_t) + b$, whose weight decay and epochs are
 # chosen on held-out *training* prompts (of the layer whose tokens notebook 02 keeps for the SAEs),
-# and logistic regression on TF-IDF of words and word pairs, which needs no model at all. **What
-# would refute C1 here:** dense probes that fall OOD to the level of TF-IDF.
+# and logistic regression on TF-IDF of words and word pairs, and on the surface form alone (closing
+# marks, quotes, commas, length …), which need no model at all. **What would refute C1 here:**
+# dense probes that fall OOD to the level of TF-IDF.
 
 # %%
 tokens = None
@@ -108,6 +111,15 @@ scores = dense_probes.all_scores(reading, known={"dense": dense_scores[layer, po
 methods = probe_tables.by_split(prompts, scores, weights)
 methods_auroc = methods[methods["metric"] == "auroc"]
 
+# %% [markdown]
+# The same probes within quintiles of the base prompts' length: only pairs of about equal length
+# count. **What to look for:** values at those of all pairs; where one is lower, length helped.
+
+# %%
+within_length = probe_tables.within_length(prompts, scores, weights)
+methods = pd.concat([methods, within_length], ignore_index=True)
+tables.in_columns(within_length, "probe")
+
 # %%
 setting = f"Profile {profile}, layer {layer}, pooling {pooling} (chosen on validation)"
 caption = f"{setting}, 95 % bootstrap over base prompts. Dotted: dense probe."
@@ -118,6 +130,14 @@ figures.save(figure, run.figures, "05_methods_auroc", caption)
 # %%
 paper = records.claims()["C1"]["paper"]
 tables.in_columns(methods_auroc, "probe").assign(**{f"the paper, {s}": v for s, v in paper.items()})
+
+# %% [markdown]
+# The dense probe minus the words alone, on the same replicates:
+
+# %%
+by_method = Draws.of(prompts, {Probe(name): of_all for name, of_all in scores.items()}, weights)
+ahead_of_words = probe_tables.ahead_of(by_method, "TF-IDF")
+tables.in_columns(ahead_of_words, "probe")
 
 # %% [markdown]
 # The same probes at 1 % false positives, as a monitor would run them.
@@ -136,7 +156,6 @@ figures.save(figure, run.figures, "05_methods_recall_at_1pct_fpr", caption)
 # carries the OOD loss.
 
 # %%
-kinds = datasets.kind(prompts)
 transforms = probe_tables.by_wrapper(prompts, kinds, scores, weights)
 last_split = "ood" if (prompts["split"] == "ood").any() else "val"
 shown = probe_tables.in_wrapper_order(transforms, last_split)
@@ -171,13 +190,13 @@ figures.save(figure, run.figures, "05_layers", caption)
 # %% [markdown]
 # ## SAE probes
 # All SAEs of notebook 04 read the residual stream of one layer. Their latents are computed once for
-# every token of every prompt and pooled per latent. A **k-sparse probe** chooses k latents on the
-# training split, by the largest difference of class means or by the support of an L1 path whose
-# size is nearest k, and refits a logistic regression on them without penalty; k = 1 is the single
-# latent of best training AUROC. **Linear probes** read the SAE's reconstruction $\hat x$, its error
-# $x - \hat x$, and all latents; their C is chosen by cross-validation on the first SAE and kept for
-# the others. The dense probe of the same layer is the line to beat. The pooling of either is the
-# one of best validation AUROC (for latents: at one k, mean over SAEs).
+# every token of every prompt and pooled per latent. A **k-sparse probe** takes the latent of best
+# training AUROC, then those of largest standardised gap $|\mu_1-\mu_0|/\sigma$ or, as the paper,
+# of largest raw gap $|\mu_1-\mu_0|$, so that the latents of a smaller k are among those of a larger
+# one; a logistic regression without penalty is refitted on them. **Linear probes** read the SAE's
+# reconstruction $\hat x$, its error $x - \hat x$, and all latents. Every probe gets its best honest
+# form: selection and pooling (at one k) and C are chosen on validation, for each SAE. The dense
+# probe of the same layer, its pooling chosen in the same way, is the line to beat.
 
 # %%
 saes_path = records.output(run, "04_chat_finetune", "saes")
@@ -195,31 +214,38 @@ print(f"{len(saes)} SAEs at layer {sae_layer}; {len(tokens.activations):,} token
 print(f"pooling of the dense probe there: {dense_pooling}")
 
 # %%
+main = ["pretraining SAE", "finetuned from pretraining SAE", "from scratch"]
+pretraining, finetuned = main[:2]
 ks = sorted({1, show_k, *ks})
 sae_inputs = on_saes.Inputs(
     tokens, {linear_pooling: here[linear_pooling]}, task,
     models.resid_post(sae_layer), model, device,
 )  # fmt: skip
-probed = on_saes.probe_saes(saes, sae_inputs, on_saes.Grid(ks, k_poolings, c_grid))
+compared = [ksparse.MEAN_DIFFERENCE, ksparse.L1_PATH]  # of claim C6, at show_k
+every_selection = tuple(dict.fromkeys([*selections, *compared]))
+own_ks = {name: [show_k] for name in compared if name not in selections}
+probe_grid = on_saes.Grid(ks, k_poolings, c_grid, every_selection, own_ks, linear_on=main)
+probed = on_saes.probe_saes(saes, sae_inputs, probe_grid)
 
 # %%
-few = {split: replicates[:grid_bootstrap] for split, replicates in weights.items()}
-drawn = Draws.of(prompts, probed.scores, few)
+forms = on_saes.best_forms(probed.scores, task, show_k, selections)
+best = on_saes.in_best_form(probed.scores, forms)
+linear = {probe: of_all for probe, of_all in probed.scores.items() if probe.k is None}
 dense_by_pooling = {
     Probe("dense", name, "dense"): dense_scores[sae_layer, name] for name in here
 }
-dense_drawn = Draws.of(prompts, dense_by_pooling, few)
+drawn = Draws.of(prompts, best | linear, weights)
+dense_drawn = Draws.of(prompts, dense_by_pooling, weights)
 dense_at_pooling = dense_drawn.where(pooling=dense_pooling)
 dense_line = dense_at_pooling.estimates()
+probe_tables.forms(forms)
 
 # %%
-sae_table = drawn.over_seeds(seed).estimates()
-sparse_table = sae_table[sae_table["probe"] == on_saes.K_SPARSE]
-by_mean = sparse_table[sparse_table["selection"] == ksparse.MEAN_DIFFERENCE]
-in_validation = by_mean[(by_mean["split"] == "val") & (by_mean["k"] == show_k)]
-k_pooling = in_validation.groupby("pooling")["value"].mean().idxmax()
-at_pooling = by_mean[by_mean["pooling"] == k_pooling]
-print(f"pooling of the latents, chosen on validation: {k_pooling}")
+few = {split: replicates[:grid_bootstrap] for split, replicates in weights.items()}
+grid_table = probe_tables.over_seeds(Draws.of(prompts, probed.scores, few), seed).estimates()
+sparse_grid = grid_table[grid_table["probe"] == on_saes.K_SPARSE]
+best_table = probe_tables.over_seeds(drawn, seed).estimates()
+best_sparse = best_table[best_table["probe"] == on_saes.K_SPARSE]
 
 # %% [markdown]
 # ## C2 and C3: AUROC against k
@@ -227,17 +253,15 @@ print(f"pooling of the latents, chosen on validation: {k_pooling}")
 # it OOD. **What would refute C3:** a k-sparse curve at the dense line OOD.
 
 # %%
-n_seeds = saes["seed"].nunique()
-units = f"base prompts and {n_seeds} seeds" if n_seeds > 1 else "base prompts only (one seed)"
-over = f"95 % over {units}, one pretraining SAE"
+n_bases = (saes["variant"] == pretraining).sum()
+units = f"base prompts and {n_bases} base SAEs"
+over = f"95 % over {units if n_bases > 1 else 'base prompts only (one base SAE)'}"
 about = f"Profile {profile}, layer {sae_layer}, n = {len(prompts):,} prompts; {over}."
-latents_read = f"Latents: {k_pooling} pooling, mean difference."
+latents_read = "Latents: pooling and selection chosen on validation for each SAE."
 dotted = f"Dotted: dense probe, {dense_pooling} pooling."
-main = ["pretraining SAE", "finetuned from pretraining SAE", "from scratch"]
-pretraining, finetuned = main[:2]
 
 # %%
-shown = at_pooling[at_pooling["variant"].isin(main)]
+shown = best_sparse[best_sparse["variant"].isin(main)]
 line = {"reference": dense_line, "reference_label": "dense probe"}
 figure = figures.curves(shown, "k", "split", "variant", "k (latents)", logx=True, **line)
 figures.save(figure, run.figures, "05_k_sparse", f"{about}\n{latents_read} {dotted}")
@@ -247,9 +271,7 @@ figures.save(figure, run.figures, "05_k_sparse", f"{about}\n{latents_read} {dott
 # replicates.
 
 # %%
-of_k = drawn.where(
-    probe=on_saes.K_SPARSE, pooling=k_pooling, selection=ksparse.MEAN_DIFFERENCE, k=[1, show_k]
-)
+of_k = drawn.where(probe=on_saes.K_SPARSE, k=[1, show_k])
 behind = probe_tables.behind_dense(of_k, dense_at_pooling, seed).assign(metric="auroc_behind_dense")
 tables.in_columns(behind[behind["variant"].isin(main)], ["variant", "k"])
 
@@ -258,10 +280,10 @@ tables.in_columns(behind[behind["variant"].isin(main)], ["variant", "k"])
 # the SAE probes lose on the same wrappers as the dense one.
 
 # %%
-at_show_k = {
-    name: probed.first(name, k_pooling, ksparse.MEAN_DIFFERENCE, show_k) for name in main[:2]
-}
-beside_dense = {"dense": dense_scores[sae_layer, dense_pooling]}
+first_forms = {variant: form for (variant, _), form in reversed(forms.items())}
+at_show_k = {name: probed.first(name, *first_forms[name], show_k) for name in main[:2]}
+at_sae = f"dense, layer {sae_layer}"
+beside_dense = {at_sae: dense_scores[sae_layer, dense_pooling]}
 beside_dense |= {f"k = {show_k}, {name}": probed.scores[probe] for name, probe in at_show_k.items()}
 wrappers_of_saes = probe_tables.by_wrapper(prompts, kinds, beside_dense, weights)
 gap_split = last_split if last_split in set(dense_line["split"]) else "val"
@@ -281,31 +303,108 @@ at_one_percent = probe_tables.by_split(prompts, beside_dense, weights)
 tables.in_columns(at_one_percent[at_one_percent["metric"] == "recall_at_1pct_fpr"], "probe")
 
 # %% [markdown]
-# ## C4: how much of the gap does finetuning close?
-# $\text{share} = (\mathrm{AUROC}_\text{chat SAE} - \mathrm{AUROC}_\text{pretraining SAE}) /
-# (\mathrm{AUROC}_\text{dense} - \mathrm{AUROC}_\text{pretraining SAE})$ out of distribution;
-# prompts are resampled together in all three. The paper's value is about one half. It is null where
-# the gap itself is not above zero in nearly all replicates. Where notebook 04 took the training
-# prompts as chat text (as of an encoder), finetuning means on the task's own kind of text, which
-# the paper's chat rollouts are not. **What would refute C4:** an interval below zero, or one
-# that excludes one half.
+# ## Out of distribution in three numbers, and every wrapper held out in turn
+# The pooled AUROC mixes two things: telling harmful from harmless *within* a wrapper, and a
+# threshold that holds *across* wrappers. Beside it stand the mean AUROC within wrapper, and recall
+# and false-positive rate at the threshold that validation sets for 1 % false positives. There are
+# few OOD wrappers, so every wrapper is also held out of training in turn: probes are fitted anew
+# without it (form and C as above) and tested within it, on other base prompts. Intervals are over
+# base prompts and wrappers. **What to look for:** SAE probes behind the dense one in all three.
+# **What would refute that they lose OOD:** a loss in the pooled number alone.
 
 # %%
-gap_draws = drawn.where(probe=on_saes.K_SPARSE, split=gap_split)
+every_score = scores | beside_dense
+by_name = {Probe(name): of_all for name, of_all in every_score.items()}
+within_drawn = probe_tables.within_wrappers(prompts, kinds, gap_split, by_name, weights, seed)
+within_wrapper = within_drawn.estimates().assign(metric="auroc_within_wrapper")
+at_threshold = probe_tables.at_validation_threshold(prompts, every_score, weights)
+pooled_rows = probe_tables.by_split(prompts, every_score, {gap_split: weights[gap_split]})
+numbers = pd.concat([pooled_rows, within_wrapper, at_threshold], ignore_index=True)
+numbers = numbers[(numbers["split"] == gap_split) & (numbers["metric"] != "recall_at_1pct_fpr")]
+tables.in_columns(numbers, "probe", "metric")
+
+# %%
+c_of = at_layer.drop_duplicates("pooling").set_index("pooling")["c"].to_dict()
+read = list(dict.fromkeys([dense_pooling, linear_pooling]))
+contenders = {Probe("dense", pooling): stress.Contender(pooled[layer, pooling], c=best_cell["c"])}
+contenders |= {Probe(at_sae, p): stress.Contender(here[p], c=c_of[p]) for p in read}
+first_of_kind = saes[saes["variant"].isin(main)].drop_duplicates("variant")
+folder_of = first_of_kind.set_index("variant")["folder"]
+for name, probe in at_show_k.items():
+    contenders |= stress.on_sae(
+        folders.load(folder_of[name]), probe, probed.latents[name][probe.pooling],
+        contenders[Probe(at_sae, linear_pooling)],
+        probed.latents[name][linear_pooling], linear_pooling,
+    )  # fmt: skip
+
+# %%
+held_out = rotation.folds(prompts, kinds, seed)
+rotation_rows = pd.DataFrame(columns=["metric", "probe", "value"])
+if held_out:
+    rotated = rotation.rotate(prompts, held_out, contenders)
+    turns = rotated.draws(n_bootstrap, seed)
+    rotation_rows = probe_tables.of_rotation(turns, turns.where(probe=at_sae), main[:2])
+    of_wrappers = probe_tables.named(rotated.by_wrapper(n_bootstrap, seed))
+    shown = of_wrappers[of_wrappers["probe"].isin([at_sae, on_saes.K_SPARSE])]
+    figure = figures.points(shown, "wrapper", "split", hue="name", xlabel="AUROC within wrapper")
+    caption = (
+        f"Profile {profile}, layer {sae_layer}, k = {show_k}, one SAE of each kind. Each wrapper "
+        "was held out of training; 95 % bootstrap over base prompts."
+    )
+    display(figures.save(figure, run.figures, "05_rotation", caption))
+else:
+    display(Markdown("Not applicable: no prompt stands in a wrapper."))
+
+# %% [markdown]
+# The mean over wrappers, and what SAE probes are behind the dense probe in it.
+
+# %%
+if held_out:
+    display(tables.in_columns(probe_tables.named(rotation_rows), "name", "metric"))
+
+# %% [markdown]
+# ## C4: what does finetuning on chat gain?
+# $\Delta_\text{chat} = \mathrm{AUROC}_\text{finetuned on chat} - \mathrm{AUROC}_\text{base}$, each
+# base SAE against what was made of it, on the same replicates; the **placebo**
+# $\Delta_\text{text}$ is the same with as much pretraining text in the place of chat. A mean over k
+# stands beside the curves, because a gain at one k may be a loss at the next. Base prompts and base
+# SAEs are the units; the seed noise is that of the differences, pooled over what was finetuned from
+# the same SAEs. Where notebook 04 took the training prompts as chat text (as of an encoder),
+# finetuning means on the task's own kind of text, which the paper's chat rollouts are not.
+# **What would refute C4:** $\Delta_\text{chat}$ not above zero, or not above
+# $\Delta_\text{text}$, out of distribution.
+
+# %%
+placebo = "finetuned on pretraining text"
+names = probe_tables.Finetuning.of(saes, pretraining, finetuned, placebo)
+sparse_drawn = drawn.where(probe=on_saes.K_SPARSE)
+gained = probe_tables.gained(sparse_drawn, names, seed)
+gains = probe_tables.curves_of_gains(gained, pretraining)
+single = probe_tables.gained_by_seed(sparse_drawn, names)
+figure = figures.curves(
+    gains, "k", "split", "variant", "k (latents)", ylabel="AUROC gained", logx=True,
+    reference=probe_tables.zero_lines(gains), reference_label="as before", single=single,
+)  # fmt: skip
+caption = f"{about}\nEach base SAE against what was made of it. {latents_read} "
+figures.save(figure, run.figures, "05_finetuning", caption + "Small: single base SAEs.")
+
+# %% [markdown]
+# In numbers: chat against before, the placebo against before, and chat against the placebo.
+
+# %%
+shown = gained[gained["k"].isin([1, show_k, probe_tables.MEAN])]
+tables.in_columns(shown, ["variant", "against", "k"])
+
+# %% [markdown]
+# The paper's number is a **share of the gap** to the dense probe, $\Delta_\text{chat} /
+# (\mathrm{AUROC}_\text{dense} - \mathrm{AUROC}_\text{base})$, about one half. It says something
+# only where there is a gap: it is null where the gap's own interval does not lie above zero.
+
+# %%
+gap_draws = sparse_drawn.where(split=gap_split)
 dense_in_gap = dense_at_pooling.where(split=gap_split)
 gaps = probe_tables.gaps_closed(gap_draws, dense_in_gap, pretraining, seed)
-gap_table = gaps[gaps["selection"] == ksparse.MEAN_DIFFERENCE]
-panels = gap_table[gap_table["variant"].isin(main)]
-panels = panels.assign(panel=panels["pooling"] + " pooling")
-share = f"share of the {gap_split} gap closed"
-figure = figures.curves(
-    panels, "k", "panel", "variant", "k (latents)", ylabel=share, logx=True
-)
-caption = f"{about}\nGap to the dense probe; 1: closed, 0: as before."
-figures.save(figure, run.figures, "05_gap_closed", caption)
-
-# %%
-closed = gap_table[(gap_table["pooling"] == k_pooling) & gap_table["variant"].isin(main)]
+closed = gaps[gaps["variant"].isin(main)]
 tables.in_columns(closed, "variant", "k", digits=2)
 
 # %% [markdown]
@@ -316,8 +415,9 @@ tables.in_columns(closed, "variant", "k", digits=2)
 # well they reconstruct what each pooling reads. **What would refute C5:** no loss OOD.
 
 # %%
-lost = probe_tables.auroc_lost(drawn.without(probe=on_saes.K_SPARSE), dense_drawn, seed)
-first_of_kind = saes[saes["variant"].isin(main)].drop_duplicates("variant")
+lost_drawn = probe_tables.auroc_lost(drawn.without(probe=on_saes.K_SPARSE), dense_drawn, seed)
+lost = lost_drawn.estimates().assign(metric="auroc_lost")
+lost_more = probe_tables.lost_more(lost_drawn, gap_split)
 for name, folder in zip(first_of_kind["variant"], first_of_kind["folder"], strict=True):
     of_sae = probed.latents[name][linear_pooling]
     fvu = latents.pooled_fvu(folders.load(folder), of_sae, here[linear_pooling])
@@ -336,23 +436,23 @@ tables.in_columns(reconstruction, ["variant", "pooling"], digits=4)
 
 # %% [markdown]
 # ## C6 and C7: selection and pooling of the latents
-# **What to look for:** the curves of one SAE close together (C6: the two selections, C7: the
-# poolings). The table has the paired differences, which decide; curves of different poolings may
-# overlap and still differ on the same prompts. **What would refute either:** a paired difference
-# outside ± 0.02.
+# **What to look for:** the curves of one SAE close together. The table has the paired differences
+# of the L1 path to the paper's mean difference, in the SAE's own pooling; they decide C6. **What
+# would refute C6:** a paired difference outside ± 0.02.
 
 # %%
-ways = sparse_table[sparse_table["variant"] == finetuned]
+of_one = sparse_grid[sparse_grid["variant"] == finetuned]
+ways = of_one[of_one["selection"].isin(selections)]
 ways = ways.assign(way=ways["pooling"] + ", " + ways["selection"])
 figure = figures.curves(ways, "k", "split", "way", "k (latents)", logx=True, **line)
 figures.save(figure, run.figures, "05_selection", f"{about}\nSAE: {finetuned}. {dotted}")
 
 # %%
-references = {"variant": finetuned, "selection": ksparse.MEAN_DIFFERENCE, "pooling": k_pooling}
-differences = probe_tables.differences(gap_draws.where(k=show_k), references, seed)
-within = differences[(differences["variant"] == finetuned) & (differences["level"] != "variant")]
-columns = ["variant", "pooling", "selection", "against", "difference"]
-within.assign(difference=tables.texts(within))[columns].reset_index(drop=True)
+of_forms = on_saes.in_own_pooling(probed.scores, forms, main[:2], show_k)
+selected = Draws.of(prompts, of_forms, {gap_split: weights[gap_split]})
+selected = selected.where(selection=compared)
+by_selection = probe_tables.selection_differences(selected, ksparse.MEAN_DIFFERENCE, seed)
+tables.in_columns(by_selection, ["variant", "selection"])
 
 # %% [markdown]
 # For the dense probe itself, which C7 is about, every pooling minus the fixed position:
@@ -368,16 +468,16 @@ tables.in_columns(dense_ways, "pooling")
 # hold zero. **What would refute C8:** a way whose difference excludes zero.
 
 # %%
-variants = at_pooling[at_pooling["k"] == show_k]
+variants = best_sparse[best_sparse["k"] == show_k]
 figure = figures.points(variants, "variant", "split", reference=dense_line)
 caption = f"{about}\n{latents_read} {dotted} k = {show_k}."
 figures.save(figure, run.figures, "05_variants", caption)
 
 # %%
-by_mean = differences[differences["selection"] == ksparse.MEAN_DIFFERENCE]
-between = by_mean[(by_mean["pooling"] == k_pooling) & (by_mean["level"] == "variant")]
-columns = ["variant", "against", "difference"]
-between.assign(difference=tables.texts(between))[columns].reset_index(drop=True)
+no_ways = {pretraining, finetuned, "IT-formatted SAE", placebo}
+chat_ways = [name for name in saes["variant"].unique() if name not in no_ways]
+between = probe_tables.way_differences(gap_draws.where(k=show_k), finetuned, chat_ways, seed)
+tables.in_columns(between, "variant")
 
 # %% [markdown]
 # ## Takeaway
@@ -394,7 +494,7 @@ Markdown(
 )
 
 # %%
-cells = at_pooling[at_pooling["variant"].isin(main) & at_pooling["k"].isin([1, show_k])]
+cells = best_sparse[best_sparse["variant"].isin(main) & best_sparse["k"].isin([1, show_k])]
 cells = cells.assign(k="k = " + cells["k"].astype(str))
 takeaway = tables.in_columns(cells, ["variant", "split"], "k")
 of_pooling = reconstruction[reconstruction["pooling"] == linear_pooling]
@@ -406,41 +506,37 @@ takeaway["the paper's"] = [claimed.get(name, {}).get(s, "") for name, s in takea
 takeaway
 
 # %%
-at_k = closed[closed["k"] == show_k]
-shares = "; ".join(at_k["variant"] + " " + tables.texts(at_k, 2))
-by_k = closed.loc[closed["variant"] == finetuned, "value"].dropna()
-over_k = ""
-if len(by_k) > 1:
-    over_k = (
-        f"It depends on k: over all k, {finetuned} closes from {by_k.min():.2f} to "
-        f"{by_k.max():.2f}. "
-    )
+at_k = closed[(closed["k"] == show_k) & (closed["variant"] == finetuned)]
+shares = "".join(tables.texts(at_k, 2))
+whys = "; ".join(at_k["why"].dropna())
+over_k = gained[(gained["k"] == probe_tables.MEAN) & (gained["split"] == gap_split)]
+by_metric = tables.texts(over_k.set_index("metric"))
 Markdown(
-    f"Share of the {gap_split} gap to the dense probe closed at k = {show_k}: {shares} (the paper: "
-    f"about {records.claims()['C4']['paper']['share_of_gap']}). {over_k}{latents_read} "
-    f"Intervals: {over}."
+    f"Mean over k, {gap_split}: finetuning on chat gains "
+    f"{by_metric['auroc_gained_by_finetuning']} AUROC, on pretraining text "
+    f"{by_metric['auroc_gained_by_placebo']}, chat over the placebo "
+    f"{by_metric['auroc_gained_over_placebo']}. Share of the gap to the dense probe closed at k = "
+    f"{show_k}: {shares}{f' ({whys})' if whys else ''}; the paper: about "
+    f"{records.claims()['C4']['paper']['share_of_gap']}. {latents_read} Intervals: {over}."
 )
 
 # %%
 gap_rows = gaps.assign(metric="gap_closed", split=gap_split)
-sae_rows = pd.concat([
-    sae_table.assign(metric="auroc"), gap_rows, lost.assign(metric="auroc_lost"),
-    differences.assign(metric="auroc_difference"), behind, dense_ways,
+judged = pd.concat([
+    best_table.assign(metric="auroc"), gap_rows, lost, lost_more, behind,
+    by_selection, between, dense_ways, gained, rotation_rows, ahead_of_words, within_wrapper,
 ], ignore_index=True)  # fmt: skip
-counts = sae_rows["split"].map(prompts["split"].value_counts())
-sae_rows = sae_rows.assign(layer=sae_layer, n=counts, unit="fraction")
-others = at_one_percent[at_one_percent["probe"] != "dense"]
-parts = [grid, methods, transforms, sae_rows, wrappers_of_saes, others]
-table = pd.concat(parts, ignore_index=True)
+counts = judged["split"].map(prompts["split"].value_counts())
+judged = judged.assign(layer=sae_layer, n=counts, unit="fraction")
+whole_grid = grid_table.assign(metric="auroc", layer=sae_layer, unit="fraction")
+others = at_one_percent[at_one_percent["probe"] != at_sae]
+parts = [grid, methods, transforms, at_threshold, judged, whole_grid, wrappers_of_saes, others]
+table = probe_tables.with_numeric_k(pd.concat(parts, ignore_index=True))
 
 # %%
-by_way = sae_rows["selection"].isna() | (sae_rows["selection"] == ksparse.MEAN_DIFFERENCE)
-at_k = sae_rows["k"].isin([1, show_k]) & (sae_rows["pooling"] == k_pooling) & by_way
-linear = sae_rows["k"].isna() & (sae_rows["pooling"] == linear_pooling)
-inside_sae = sae_rows["level"].isin(["selection", "pooling"]) & (sae_rows["variant"] == finetuned)
-in_headline = linear | at_k | inside_sae | (sae_rows["probe"] == "dense")
 chosen_cell = methods.assign(layer=layer, pooling=pooling)
-headline = pd.concat([chosen_cell, sae_rows[in_headline]], ignore_index=True)
+at_k = judged["k"].isna() | judged["k"].isin([1, show_k, probe_tables.MEAN])
+headline = pd.concat([chosen_cell, at_threshold, judged[at_k]], ignore_index=True)
 
 # %% [markdown]
 # What notebooks 06 and 08 read: the chosen latents with their own AUROC, the probes' estimates, and
@@ -449,22 +545,23 @@ headline = pd.concat([chosen_cell, sae_rows[in_headline]], ignore_index=True)
 # %%
 chosen_by = list(at_show_k.values())
 every_latent = on_saes.chosen_latents(probed, prompts, ["val", gap_split], chosen_by)
-folder_of = first_of_kind.set_index("variant")["folder"]
 chosen = every_latent[every_latent["chosen"]].assign(folder=lambda t: t["variant"].map(folder_of))
 choices = {
     "sae_layer": sae_layer, "dense_pooling": dense_pooling, "linear_pooling": linear_pooling,
-    "k_pooling": k_pooling, "k_poolings": k_poolings, "ks": ks, "show_k": show_k,
-    "split": gap_split, "variants": main,
-    "c": at_layer.drop_duplicates("pooling").set_index("pooling")["c"].to_dict(),
+    "forms": {name: form._asdict() for name, form in first_forms.items()},
+    "k_poolings": k_poolings, "selections": selections, "ks": ks, "show_k": show_k,
+    "split": gap_split, "variants": main, "c": c_of,
 }  # fmt: skip
 outputs_of = {
     "chosen_latents": chosen.drop(columns="chosen"),
     "latents": every_latent,
-    "probes": pd.concat([at_pooling, dense_line]),
+    "probes": pd.concat([best_sparse, dense_line]),
 }
 outputs = {
     name: write_table(run.results / f"{name}.parquet", part) for name, part in outputs_of.items()
 }
+of_sparse = {probe: of_all for probe, of_all in best.items() if probe.k is not None}
+outputs["sae_scores"] = save_scores(of_sparse, run.results / "sae_scores.parquet")
 outputs["choices"] = run.results / "choices.json"
 write_json(outputs["choices"], choices)
 inputs = [prompts_path, store, grid_path, scores_path, saes_path]

@@ -76,8 +76,7 @@ list_paths = {
 lists = [pd.read_parquet(path).assign(notebook=name) for name, path in list_paths.items()]
 saes = pd.concat(lists, ignore_index=True)
 shown_seed = summaries.common_seed(saes, interp_seeds)
-without_seed = (saes["notebook"] == "04") & saes["seed"].isna()  # such as the pretraining SAE
-saes = saes[without_seed | saes["seed"].isin(interp_seeds)].reset_index(drop=True)
+saes = saes[saes["seed"].isin(interp_seeds)].reset_index(drop=True)
 print(f"{len(saes)} SAEs at layer {layer}; those of seed {shown_seed} are compared one by one")
 
 # %%
@@ -107,7 +106,13 @@ print(f"{len(sequences.tokens):,} tokens in {n_sequences}")
 #
 # The uniform mean is over latents, $\frac1N\sum_i s_i$; the weighted one over firings,
 # $\sum_i \phi_i s_i / \sum_i \phi_i$, with firing frequency $\phi_i$. Latents are drawn in strata
-# of frequency, so that one sample serves both, and stand for their stratum.
+# of frequency, so that one sample serves both, and stand for their stratum. Latent $i$ of a
+# finetuned SAE began as latent $i$ of the SAE that was finetuned: SAEs that began as one are judged
+# by the same latents, and compared latent by latent.
+#
+# A frequent latent leaves few windows silent and its levels lie closer together, so that any
+# explanation has less to predict. Each latent is therefore scored once more with **shuffled**
+# explanations, those of other latents of about its frequency.
 
 # %%
 settings = llm.Settings(
@@ -121,34 +126,47 @@ settings = llm.Settings(
 judging = judges.make(judge, settings)
 trial = autointerp.Trial(n_latents, seed, scoring)
 hook_name = models.resid_post(layer)
-scored = autointerp.score_saes(
-    judging, saes["folder"].tolist(), sequences, trial, hook_name=hook_name, model=model
+by_folder = autointerp.score_saes(
+    judging, summaries.kin(saes), sequences, trial, hook_name=hook_name, model=model
 )
+scored = [by_folder[folder] for folder in saes["folder"]]
 stopped = next((scores.stopped for scores in scored if scores.stopped), "")
 print(f"{stopped}; the means speak of what was judged before" if stopped else "all judged")
 
 # %%
-table = summaries.means_of_saes(saes, scored)
+draws = summaries.mean_draws(saes, scored, seed)
+table = summaries.means_of_saes(draws, scored)
 counts = summaries.coverage_of_saes(scored)
 summaries.coverage_over_saes(counts).round(3)
 
 # %% [markdown]
-# ## Scores against L0
-# **What to look for:** curves that lie together on the left, and in another order on the right,
-# JumpReLU ahead at high L0 (C12). **What would refute C12:** the same order in both.
+# ## What weighting changes, at equal L0
+# Frequent latents are more at a higher L0, so architectures are compared at equal L0: their means
+# are interpolated to the L0s of the TopK SAEs. **What to look for:** JumpReLU behind TopK by the
+# uniform mean and ahead by the weighted one, above all at high L0 (C12). **What would refute C12:**
+# the same order by both. Grey: the weighted mean with shuffled explanations.
 
 # %%
 score_label = f"auto-interp score ({autointerp.measure(scoring)})"
-panels = {"uniform": "uniform mean", "weighted": "weighted by firing frequency"}
-table = table.assign(panel=table["mean"].map(panels))
 about = f"Profile {profile}, layer {layer}, {judge} judge, {scoring}; 95 % intervals over latents "
 about += f"({n_latents} per SAE), not over SAEs." + (f"\nPartial: {stopped}." if stopped else "")
+leading, reference = "JumpReLU, L0", summaries.reference(saes, "03", "topk")
+matched = summaries.at_matched_l0(draws.where(notebook="03"), reference, seed)
 
 # %%
-points = table[table["notebook"] == "03"]
-x_label = "L0 (active latents per token)"
-figure = figures.curves(points, "l0", "panel", "variant", x_label, score_label, logx=True)
+shown = summaries.sorted_means(matched)
+figure = figures.points(
+    shown, "variant", "panel", "mean", xlabel=score_label, grey=summaries.SHUFFLED
+)
 figures.save(figure, run.figures, "06_scores", about)
+
+# %% [markdown]
+# In numbers: by how much the weighted mean is below the uniform one (drop), how far the other
+# architectures are ahead of TopK by each mean (lead), and what JumpReLU gains on TopK by weighting.
+
+# %%
+weighting = summaries.weighting(matched, leading, reference)
+tables.in_columns(weighting, ["metric", "variant", "l0"], "mean")
 
 # %% [markdown]
 # ## Scores by frequency
@@ -167,30 +185,37 @@ if len(shown):
     display(figures.save(figure, run.figures, "06_frequency", f"{about}\n{caption}"))
 
 # %% [markdown]
-# In numbers, over the SAEs of notebook 03: how far the score falls from the rarest to the most
-# frequent fifth of the latents, the rank correlation of the two means, and what the JumpReLU SAEs
-# are ahead of TopK at the highest L0.
+# In numbers, a mean over the SAEs of notebook 03: how far the score falls from the rarest to the
+# most frequent fifth of the latents; how far it falls with shuffled explanations, which were not
+# made for the latent; and the difference, which is not owed to frequency alone.
 
 # %%
-checks = summaries.ranking(points, scored, shown_seed, "JumpReLU", "topk")
-checks.assign(estimate=tables.texts(checks)).drop(columns=["value", "low", "high"])
+is_of_03 = saes["notebook"] == "03"
+fall = summaries.fall_rows([scored[place] for place in saes.index[is_of_03]], seed)
+fall.assign(estimate=tables.texts(fall))[["metric", "estimate"]]
 
 # %% [markdown]
 # ## The ways to a chat SAE
 # **What to look for:** `finetuned from pretraining SAE` slightly ahead by the weighted mean, the
-# resampled one behind (C9).
+# resampled one behind (C9). **What would refute C9:** a way that is ahead of it.
 
 # %%
-ways = table[table["notebook"] == "04"]
+is_own = (table["score"] == "score") & (table["notebook"] == "04")
+ways = table[is_own].assign(panel=table["mean"].map(summaries.PANELS))
 shown = ways if len(interp_seeds) == 1 else ways.assign(variant=summaries.with_seed(ways))
 figure = figures.points(shown, "variant", "panel", xlabel=score_label)
 figures.save(figure, run.figures, "06_chat", about)
 
+# %% [markdown]
+# How far each SAE is behind the finetuned one. All are a family of comparisons, with intervals at
+# Holm's levels; those that began as one are compared latent by latent.
+
 # %%
 first = "finetuned from pretraining SAE"
-ways = ways[ways["seed"].isna() | (ways["seed"] == shown_seed)]
-apart = summaries.differences(ways, first)
-tables.in_columns(apart, "variant", "mean")
+ways = ways[ways["seed"] == shown_seed]
+apart = summaries.differences(draws.where(sae=ways["sae"].tolist()), first)
+behind = summaries.behind(apart)
+tables.in_columns(behind, "variant", "mean")
 
 # %% [markdown]
 # ## Explained examples
@@ -228,40 +253,38 @@ print(f"{len(page)} latents with search and sort: figures/{profile}/latents.html
 # ## Takeaway
 
 # %%
-spread = points.groupby("mean")["value"].agg(lambda values: values.max() - values.min())
-spans = "Notebook 03 has one SAE, so there is no span to tell of. "
-if points["sae"].nunique() > 1:
-    spans = (
-        f"Over the SAEs of notebook 03 the uniform mean spans {spread['uniform']:.3f}, the "
-        f"weighted one {spread['weighted']:.3f}. "
-    )
-by_fifth = fifths[fifths["by"] == "latents"].groupby("quantile")["value"].mean().reindex([1, 5])
-by_fifth = by_fifth.map("{:.3f}".format).replace("nan", "n/a")
-weighted = tables.texts(ways[ways["mean"] == "weighted"].set_index("variant"))
+of_fall = tables.texts(fall.set_index("metric"))
+behind_texts = tables.texts(behind[behind["mean"] == "weighted"].set_index("variant"))
+lines = [f"- {variant}: {text}" for variant, text in behind_texts.items()]
 bill = judging.bill((llm_input_price, llm_output_price))
 Markdown(
-    f"{spans}From the rarest to the most frequent fifth of the latents the score goes from "
-    f"{by_fifth[1]} to {by_fifth[5]}. Weighted means: {first} {weighted[first]}, "
-    f"pretraining SAE {weighted['pretraining SAE']}, from scratch {weighted['from scratch']}."
-    f"\n\n*Caveats.* The score is of SAE and judge together: the {judge} judge is the limit of "
+    summaries.in_words(weighting, leading, reference)
+    + f" From the rarest to the most frequent fifth of the latents the score falls by "
+    f"{of_fall['autointerp_fall']}, with shuffled explanations by "
+    f"{of_fall['autointerp_fall_shuffled']}; the difference is "
+    f"{of_fall['autointerp_fall_over_shuffled']}.\n\n"
+    f"Behind the SAE {first}, by the weighted mean:\n\n"
+    + "\n".join(lines)
+    + f"\n\n*Caveats.* The score is of SAE and judge together: the {judge} judge is the limit of "
     f"what can be explained. One SAE of each kind and seed {interp_seeds}; intervals are over the "
-    "latents drawn."
-    + (f"\n\nThe judge: {bill}." if bill else "")
+    "latents drawn." + (f"\n\nThe judge: {bill}." if bill else "")
 )
 
 # %%
 drawn = summaries.drawn_latents(saes, scored)
 latents_path = write_table(run.results / "latent_scores.parquet", drawn)
 estimates = {
-    "autointerp": table.drop(columns="panel"),
+    "autointerp": table,
     "autointerp_by_frequency": fifths,
     "autointerp_difference": apart,
+    "autointerp_behind_finetuned": behind,
 }
 named = [rows.assign(metric=metric) for metric, rows in estimates.items()]
-full = pd.concat([*named, checks], ignore_index=True).assign(unit=score_label)
-full = pd.concat([full, counts.assign(metric="coverage")], ignore_index=True)
-in_headline = ["autointerp", "autointerp_difference", *checks["metric"]]
-headline = full[full["metric"].isin(in_headline)]
+correlation = summaries.rank_correlation(table[table["notebook"] == "03"])
+full = pd.concat([*named, weighting, fall, correlation], ignore_index=True)
+full = pd.concat([full.assign(unit=score_label), counts.assign(metric="coverage")])
+in_full_only = ["autointerp_by_frequency", "coverage"]
+headline = full[~full["metric"].isin(in_full_only)]
 
 # %%
 inputs, outputs = [prompts_path, *list_paths.values(), chosen_path], {"latent_scores": latents_path}

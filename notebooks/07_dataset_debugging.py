@@ -28,12 +28,12 @@ import pandas as pd
 from IPython.display import HTML, Markdown, display
 
 from lib.base.files import write_text
-from lib.interp import cards, debugging, examples, readings
+from lib.interp import cards, debugging, examples, planted, readings
 from lib.interp.ngram import NgramJudge
 from lib.model import models
 from lib.results import figures, records, tables
 from lib.sae import folders
-from lib.stats import metrics
+from lib.stats import families, metrics
 from lib.texts import artefacts, datasets
 
 # %% [markdown]
@@ -45,8 +45,12 @@ device = "cpu"
 dtype = "float32"  # of the forward pass, float32 | bfloat16 | float16
 model = "SmolLM2-135M-Instruct"  # packaged, a Hugging Face id, a folder, or a GGUF file
 layer = 21  # block whose residual stream is trained on, chosen on validation
-base_sae = "data/pretrained/SmolLM2-135M-Instruct-layer-21-base"  # folder | release:sae_id | empty
-n_bootstrap = 1000  # replicates over base prompts
+base_saes = [
+    "data/pretrained/SmolLM2-135M-Instruct-layer-21-base",
+    "data/pretrained/SmolLM2-135M-Instruct-layer-21-base-1",
+    "data/pretrained/SmolLM2-135M-Instruct-layer-21-base-2",
+]  # folder | release:sae_id, of which the first is read; empty: that of notebook 04
+n_bootstrap = 2000  # replicates over base prompts
 show_k = 20  # of the figures that show one k
 plant_shares = [0.05, 0.1, 0.25, 0.5, 1.0]  # of one class that gets an artefact, beside show_share
 n_planted = 300  # training prompts into which artefacts are planted, at most; 0: all
@@ -64,10 +68,11 @@ run = records.start("07_dataset_debugging", globals())
 raw_path = records.output(run, "01_datasets", "raw_prompts")
 prompts = datasets.load(raw_path)
 bridge, identity = models.load_model(model, device, dtype), models.identity(model)
-if not base_sae:
+place = next(iter(base_saes), None)
+if place is None:
     saes = pd.read_parquet(records.output(run, "04_chat_finetune", "saes"))
-    base_sae = saes.loc[saes["variant"] == "pretraining SAE", "folder"].iloc[0]
-base = folders.load(base_sae)
+    place = saes.loc[saes["variant"] == "pretraining SAE", "folder"].iloc[0]
+base = folders.load(place)
 folders.check_fits(base, bridge.cfg.d_model, models.resid_post(layer), model)
 
 # %%
@@ -143,7 +148,9 @@ figures.save(figure, run.figures, "07_top_latents", caption)
 # ## Planted artefacts
 # Into the normalised training prompts, each artefact is planted in a share of class 1; in the
 # placebo in the same share of both classes, where it tells nothing and whatever is "exposed" is a
-# false alarm.
+# false alarm. A method's **recall net of placebo** is the share of the artefacts that one of its
+# first ten items exposes when planted, minus that in the placebo. What we planted are seven of many
+# artefacts that there could be: intervals are over artefacts, and over draws of the prompts.
 
 # %%
 plain = prompts.assign(text=clean_texts).iloc[train].drop_duplicates("text")
@@ -156,42 +163,60 @@ for name in artefacts.ARTEFACTS:
     forms = artefacts.plant(name, plain["text"].tolist(), seed)
     without, with_it = (readings.read(bridge, identity, form, layer, parent) for form in forms)
     pair = debugging.paired(without, with_it, base)
-    ranks = debugging.benchmark(pair, labels, plant_shares, plant_seeds)
+    ranks = planted.benchmark(pair, labels, plant_shares, plant_seeds)
     parts.append(ranks.assign(artefact=name))
 ranks = pd.concat(parts, ignore_index=True)
 
 # %% [markdown]
-# **What to look for:** the planted panel well above the placebo panel; the share at which SAE
-# latents pass the other methods. **What would refute C13:** SAE latents that expose no more than in
-# the placebo.
+# **What to look for:** SAE latents above zero, and above the other methods; the share at which each
+# method begins to see anything. **What would refute C13:** SAE latents that expose no more than in
+# the placebo, or than what costs nothing to look at (terms, coordinates).
 
 # %%
-recall = debugging.recall(ranks, ["method", "control", "share"]).assign(artefact="all")
-caption = f"Profile {profile}, layer {layer}; {len(artefacts.ARTEFACTS)} artefacts in "
-caption += f"{len(plain):,} prompts (n), {len(plant_seeds)} seeds; "
-caption += "bands: 95 % t intervals over seeds."
-names = {"planted": "planted in one class", "placebo": "placebo: in both classes"}
-panels = recall.assign(panel=recall["control"].map(names))
+recall_draws = planted.recall_draws(ranks, seed)
+net_draws = planted.net(recall_draws)
+recall, recall_net = (
+    planted.over_artefacts(draws, ranks) for draws in (recall_draws, net_draws)
+)
+caption = f"Profile {profile}, layer {layer}; {len(artefacts.ARTEFACTS)} artefacts (n) in "
+caption += f"{len(plain):,} prompts, {len(plant_seeds)} draws."
+is_of_one = recall_net["share"] != planted.ALL
+by_share = recall_net[is_of_one].astype({"share": float}).assign(line="net of placebo")
 x_label = "share of a class with the artefact (fraction)"
-y_label = f"recall at {debugging.TOP} (fraction of artefacts)"
-figure = figures.curves(panels, "share", "panel", "method", x_label, y_label)
-about = f"{caption}\nThe first ten items of each method."
+y_label = f"recall at {debugging.TOP} net of placebo (fraction)"
+figure = figures.curves(by_share, "share", "method", "line", x_label, y_label, logx=True)
+about = f"{caption} The first ten items of each method. Bands: 95 % bootstrap over artefacts and "
+about += "draws; of no width where all artefacts agree."
 figures.save(figure, run.figures, "07_planted", about)
 
+# %% [markdown]
+# Over all shares, and against the SAE latents' rivals.
+
 # %%
-each = debugging.recall(ranks, ["method", "control", "share", "artefact"])
+over_shares = net_draws.where(share=planted.ALL)
+ahead = pd.concat([
+    planted.over_artefacts(over_shares.against("method", rival), ranks).assign(against=rival)
+    for rival in debugging.METHODS
+])
+ahead = ahead[ahead["method"] == "SAE latents"].reset_index(drop=True)
+net_of_all = recall_net[recall_net["share"] == planted.ALL].set_index("method")
+ahead_texts = tables.texts(ahead.set_index("against"), 2)
+pd.DataFrame({"net of placebo": tables.texts(net_of_all, 2), "SAE latents ahead": ahead_texts})
+
+# %%
+each = planted.of_artefacts(ranks)
 at_share = each[(each["share"] == show_share) & (each["control"] == "planted")]
-x_label = f"exposed within {debugging.TOP} (fraction of seeds)"
+x_label = f"exposed within {debugging.TOP} (fraction of draws)"
 figure = figures.points(at_share, "artefact", "method", xlabel=x_label, xlim=(-0.05, 1.05))
-about = f"{caption} Planted in {show_share:.0%} of class 1. No bar: all seeds agree."
-figures.save(figure, run.figures, "07_artefacts", about)
+about = f"{caption} Planted in {show_share:.0%} of class 1. Bars: 95 % t intervals over draws; no "
+figures.save(figure, run.figures, "07_artefacts", f"{about}bar: all draws agree.")
 
 # %% [markdown]
-# Rank of the first item that exposes the artefact, median over the seeds in which one does; empty
+# Rank of the first item that exposes the artefact, median over the draws in which one does; empty
 # where none ever does.
 
 # %%
-debugging.median_ranks(ranks, show_share)
+planted.median_ranks(ranks, show_share)
 
 # %% [markdown]
 # ## What cleaning changes
@@ -200,9 +225,10 @@ debugging.median_ranks(ranks, show_share)
 # would refute that cleaning helps:** no difference OOD.
 
 # %%
+weights = metrics.split_weights(prompts, max(n_bootstrap, families.REPLICATES), seed)
 auroc_draws = debugging.cleaning(raw, clean, base, prompts, show_k, weights)
 aurocs = auroc_draws.estimates()
-gains = auroc_draws.against("trained", "raw").estimates()
+gains = debugging.gains_by_cleaning(auroc_draws)
 
 # %%
 sizes = ", ".join(f"{n:,} {split}" for split, n in prompts["split"].value_counts().items())
@@ -216,6 +242,10 @@ shown = shown.assign(
 figure = figures.points(shown, "probe", "panel", "trained")
 figures.save(figure, run.figures, "07_cleaning", caption)
 
+# %% [markdown]
+# AUROC gained by training on normalised prompts in place of raw ones; within a split, the probes
+# and the forms they are tested on are a family (Holm's levels).
+
 # %%
 tables.in_columns(gains, ["probe", "tested"])
 
@@ -223,35 +253,35 @@ tables.in_columns(gains, ["probe", "tested"])
 # ## Takeaway
 
 # %%
-at_share = recall[recall["share"] == show_share].set_index(["control", "method"])
-at_share = tables.texts(at_share, 2)
+net_texts = tables.texts(net_of_all, 2)
 lines = [
-    f"- {method}: {at_share['planted', method]}, placebo {at_share['placebo', method]}"
+    f"- {method}: {net_texts[method]}"
+    + (f", SAE latents ahead by {ahead_texts[method]}" if method in ahead_texts else "")
     for method in debugging.METHODS
 ]
-never = ", ".join(debugging.never_exposed(ranks, "SAE latents")) or "none"
-on_raw_ood = gains[(gains["split"] == "ood") & (gains["tested"] == "raw")].set_index("probe")
-gained = "; ".join(f"{probe} {text}" for probe, text in tables.texts(on_raw_ood).items())
+never = ", ".join(planted.never_exposed(ranks, "SAE latents")) or "none"
 n_failing = int(latents["fails_ood"].sum())
 
 # %%
 Markdown(
     f"Before normalisation {n_exposed['SAE latents']} of the ten latents expose formatting, and "
-    f"{n_failing} of ten work in distribution and not out of it. Recall at {debugging.TOP} with an "
-    f"artefact in {show_share:.0%} of one class:\n\n"
+    f"{n_failing} of ten work in distribution and not out of it. Recall at {debugging.TOP} net of "
+    f"placebo, a mean over the shares {plant_shares}:\n\n"
     + "\n".join(lines)
-    + f"\n\nNever exposed by SAE latents at any share: {never}. AUROC gained by training on "
-    f"normalised prompts, on raw OOD prompts: {gained or 'no OOD split'}.\n\n"
-    "*Caveats.* Artefacts of our choice, in one data set; the rule stands for a reader and is "
-    "stricter with methods that show whole prompts. A model that reads lower case only, as MiniLM "
-    "does, has no unit that shows capital letters."
+    + f"\n\nNever exposed by SAE latents at any share: {never}. Training on normalised prompts in "
+    f"place of raw ones, OOD: {debugging.gains_in_words(gains)}.\n\n"
+    "*Caveats.* Seven artefacts of our choice, in one data set; the rule stands for a reader and "
+    "is stricter with methods that show whole prompts. A model that reads lower case only, as "
+    "MiniLM does, has no unit that shows capital letters."
 )
 
 # %%
 exposing = n_exposed.rename_axis("method").reset_index(name="value").astype({"value": float})
 exposing = exposing.assign(metric="raw_exposed", n=debugging.TOP, unit="items")
 headline = pd.concat([
-    recall.assign(metric="recall_at_10", unit="fraction"),
+    recall.assign(metric="recall_at_10", artefact="all", unit="fraction"),
+    recall_net.assign(metric="recall_net", unit="fraction"),
+    ahead.assign(metric="recall_net_difference", unit="fraction"),
     exposing,
     gains.assign(metric="auroc_gained_by_cleaning", unit="fraction"),
 ])
@@ -262,4 +292,5 @@ rest = [
     ranks.rename(columns={"rank": "value"}).assign(metric="rank"),
 ]
 full = pd.concat([headline, *rest], ignore_index=True)
+full["share"] = full["share"].map(str, na_action="ignore")  # a number, or all
 records.write(run, full, headline, inputs=[raw_path], outputs={}).name

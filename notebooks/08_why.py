@@ -33,8 +33,8 @@ from IPython.display import Markdown, display
 from lib.model import activations, models
 from lib.probing import controls, on_saes, stress
 from lib.probing import dense as dense_probes
-from lib.probing.tasks import Task
-from lib.results import figures, records, tables
+from lib.probing.tasks import Task, load_scores
+from lib.results import figures, probe_tables, records, tables
 from lib.sae import folders, latents
 from lib.stats import metrics
 from lib.stats.draws import Draws
@@ -46,8 +46,10 @@ from lib.texts import datasets
 # %% tags=["parameters"]
 profile = "embedded"
 device = "cpu"
-n_bootstrap = 1000  # replicates over base prompts
-grid_bootstrap = 200  # replicates for the grid of SAE probes
+n_bootstrap = 2000  # replicates over base prompts
+grid_bootstrap = 200  # replicates for the curves over k
+control_draws = 10  # of each control basis of the pooled residual stream
+dictionary_draws = 3  # of each control dictionary, through which every token is encoded
 train_sizes = [60, 200, 600, 2000, 0]  # training prompts; 0: all; empty: not measured
 noise_shares = [0.0, 0.1, 0.2, 0.4]  # of training labels flipped; empty: not measured
 stress_draws = 5  # draws of training prompts, or of flipped labels
@@ -64,9 +66,10 @@ saes_path = records.output(run, "04_chat_finetune", "saes")
 probes_path = records.output(run, "05_probing", "probes")
 choices_path = records.output(run, "05_probing", "choices")
 latents_path = records.output(run, "05_probing", "latents")
+scores_path = records.output(run, "05_probing", "sae_scores")
 choices = json.loads(choices_path.read_text())
 layer, gap_split = choices["sae_layer"], choices["split"]
-k_pooling, linear_pooling = choices["k_pooling"], choices["linear_pooling"]
+linear_pooling, forms = choices["linear_pooling"], choices["forms"]
 ks, show_k, main = choices["ks"], choices["show_k"], choices["variants"]
 
 # %%
@@ -89,38 +92,53 @@ print(f"{len(prompts):,} prompts, layer {layer}; {', '.join(dictionaries)}")
 
 # %% [markdown]
 # ## Controls at equal k
-# The same selection and refit on bases that no SAE training made: principal components, coordinates
-# of the residual stream, random unit directions, and an SAE of random weights whose thresholds give
-# the same L0 on training prompts (one draw of each). **What to look for:** whether the SAE beats
-# them. **What would refute that its training helps:** a basis of no meaning that does as well; then
-# k sets the result, and not the dictionary.
+# The same probes, in their best form as well (pooling and selection chosen on validation), on bases
+# that no SAE training made: principal components, coordinates and random unit directions of the
+# pooled residual stream; an SAE of random weights, and one whose rows are random training tokens,
+# both with thresholds that give the same L0; and the SAE's own latents with shuffled labels. Every
+# random control is drawn several times. **What to look for:** whether the SAE is ahead of them.
+# **What would refute that its training helps:** a basis of no meaning that does as well; then k
+# sets the result, and not the dictionary.
 
 # %%
-first = folders.load(every_sae["folder"].iloc[0])
-untrained = controls.untrained(first, tokens, task, seed).to(device)
-of_untrained = latents.pool_latents(untrained, tokens, read)
-columns = {("untrained SAE", p): of_untrained[p] for p in choices["k_poolings"]}
-for p in choices["k_poolings"]:
-    inputs = controls.Inputs(here[p], task, first.cfg.d_sae, seed)
-    columns |= {(name, p): basis for name, basis in controls.bases(inputs).items()}
-control_scores = controls.scores(columns, task, ks)
+first = dictionaries[main[0]]
+read_by_sparse = {p: here[p] for p in choices["k_poolings"]}
+basis_inputs = controls.Inputs(read_by_sparse, tokens, task, first, device)
+probe_grid = on_saes.Grid(ks, choices["k_poolings"], [], tuple(choices["selections"]))
+of_controls = controls.of_bases(basis_inputs, probe_grid, show_k, control_draws)
+of_controls |= controls.of_dictionaries(
+    basis_inputs, probe_grid, show_k, dictionary_draws, run.folder / "controls"
+)
+form = forms[main[0]]
+sparse = stress.Contender(pooled[main[0]][form["pooling"]], show_k, selection=form["selection"])
+of_controls |= controls.of_shuffled_labels(sparse, task, control_draws)
 
 # %%
 weights = metrics.split_weights(prompts, n_bootstrap, seed)
 few = {split: replicates[:grid_bootstrap] for split, replicates in weights.items()}
-control_table = Draws.of(prompts, control_scores, few).estimates()
-of_saes = probes[probes["variant"].isin(main[:2])]
-beside = pd.concat([of_saes, control_table[control_table["pooling"] == k_pooling]])
+every_score = load_scores(scores_path) | of_controls
+beside = Draws.of(prompts, every_score, few).over_seeds(seed).estimates()
+beside = beside[beside["variant"].isin(main[:2]) | (beside["probe"] == controls.CONTROL)]
 about = f"Profile {profile}, layer {layer}, n = {len(prompts):,} prompts; 95 % over base prompts"
 caption = (
-    f"{about} (SAEs: and seeds), one draw of each control.\n{k_pooling} pooling, mean difference. "
-    f"Dotted: dense probe, {choices['dense_pooling']} pooling."
+    f"{about}, SAEs and draws ({control_draws} of a basis, {dictionary_draws} of a dictionary).\n"
+    f"Form chosen on validation. Dotted: dense probe, {choices['dense_pooling']} pooling."
 )
 figure = figures.curves(
     beside, "k", "split", "variant", "k (columns)",
     reference=dense_line, reference_label="dense probe", logx=True,
 )  # fmt: skip
 figures.save(figure, run.figures, "08_controls", caption)
+
+# %% [markdown]
+# What the SAE is ahead of each control, on the same replicates (intervals at Holm's levels, as
+# these comparisons are judged together).
+
+# %%
+at_show_k = {probe: of_all for probe, of_all in every_score.items() if probe.k == show_k}
+drawn = Draws.of(prompts, at_show_k, {gap_split: weights[gap_split]})
+ahead = probe_tables.ahead_of_controls(drawn, main[0], gap_split, seed)
+tables.in_columns(ahead, "control")
 
 # %% [markdown]
 # ## (a) Is the dense probe's direction in the dictionary?
@@ -135,10 +153,10 @@ x, c = here[linear_pooling], choices["c"]
 dense_probe = dense_probes.logistic(c[linear_pooling]).fit(x[task.train], task.y[task.train])
 weight = dense_probe[-1].coef_[0] / dense_probe[0].scale_
 directions = {"probe weights w": weight, "pattern Σw": np.cov(x[task.train].T) @ weight}
-rows_of = {name: sae.W_dec for name, sae in dictionaries.items()}
-rows_of["untrained SAE"] = untrained.W_dec
-rows_of = {name: rows.detach().float().cpu().numpy() for name, rows in rows_of.items()}
-rows_of["random training tokens"] = controls.training_tokens(tokens, task, first.cfg.d_sae, seed)
+rows_of = dictionaries | {
+    name: make(basis_inputs, seed) for name, make in controls.DICTIONARIES.items()
+}
+rows_of = {name: sae.W_dec.detach().float().cpu().numpy() for name, sae in rows_of.items()}
 shares = controls.direction_shares(directions, rows_of, ks)
 
 # %%
@@ -177,7 +195,7 @@ by_part.pivot(columns="split", values="auroc").join(variance).round(3)
 areas = pd.read_parquet(latents_path)
 figure = figures.latent_scatter(areas[areas["frequency"] > 0.01], "val", gap_split)
 caption = (
-    f"Profile {profile}, layer {layer}, {k_pooling} pooling; latents that fire in more than 1 % of "
+    f"Profile {profile}, layer {layer}; latents that fire in more than 1 % of "
     f"prompts. Marked: chosen for k = {show_k} on the training split."
 )
 figures.save(figure, run.figures, "08_latents", caption)
@@ -194,7 +212,10 @@ figures.save(figure, run.figures, "08_latents", caption)
 strength = c[choices["dense_pooling"]]
 contenders = {"dense": stress.Contender(here[choices["dense_pooling"]], c=strength)}
 for name in main[:2]:
-    contenders[f"k = {show_k}, {name}"] = stress.Contender(pooled[name][k_pooling], k=show_k)
+    form = forms[name]
+    contenders[f"k = {show_k}, {name}"] = stress.Contender(
+        pooled[name][form["pooling"]], k=show_k, selection=form["selection"]
+    )
 n_train = int(task.train.sum())
 sizes = sorted({n if 0 < n < n_train else n_train for n in train_sizes})
 fewer = {n: stress.fewer(n) for n in sizes}
@@ -228,29 +249,28 @@ at_k = beside[(beside["k"] == show_k) & (beside["split"] == gap_split)]
 tables.in_columns(at_k, "variant")
 
 # %%
-of_controls = at_k[at_k["probe"] == controls.CONTROL]
-trained = at_k.loc[at_k["variant"] == main[0], "value"].max()
-ahead = of_controls.loc[of_controls["value"] > trained, "variant"].tolist()
+behind = ahead.loc[ahead["low"] <= 0, "control"].tolist()
 least = min(sizes, default=0)
 scarce = scarcity[(scarcity["split"] == gap_split) & (scarcity["setting"] == least)]
 of_few = "; ".join(scarce["probe"] + " " + tables.texts(scarce)) or "not measured"
 Markdown(
-    f"At k = {show_k} and on the {gap_split} split, the controls with an AUROC above that of the "
-    f"{main[0]}: {', '.join(ahead) or 'none'} (one draw of each; intervals in the table). With "
-    f"{least or 'few'} training prompts: {of_few}."
+    f"At k = {show_k} and on the {gap_split} split, the controls that the {main[0]} is not shown "
+    f"to be ahead of: {', '.join(behind) or 'none'}. With {least or 'few'} training prompts: "
+    f"{of_few}."
 )
 
 # %%
-counts = control_table["split"].map(prompts["split"].value_counts())
+counts = beside["split"].map(prompts["split"].value_counts())
 table = pd.concat([
-    control_table.assign(metric="auroc", n=counts),
+    beside.assign(metric="auroc", n=counts),
+    ahead,
     shares.assign(metric="direction_share"),
     parts_table.assign(metric="logit_parts"),
     scarcity.assign(metric="auroc", change="training prompts"),
     noise.assign(metric="auroc", change="share of labels flipped"),
 ], ignore_index=True).assign(layer=layer, unit="fraction")  # fmt: skip
-of_bases = table["k"].isin([1, show_k]) & (table["pooling"] == k_pooling)
+of_probes = table["k"].isin([1, show_k]) & (table["metric"] != "direction_share")
 of_directions = (table["metric"] == "direction_share") & (table["k"] == show_k)
-headline = table[of_bases | of_directions]
-inputs = [prompts_path, store, saes_path, probes_path, choices_path, latents_path]
+headline = table[of_probes | of_directions]
+inputs = [prompts_path, store, saes_path, probes_path, choices_path, latents_path, scores_path]
 records.write(run, table, headline, inputs=inputs, outputs={}).name

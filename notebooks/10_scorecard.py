@@ -16,15 +16,15 @@
 #
 # Claims: all of `data/claims.yaml`.
 #
-# **What this is.** Each claim in our words, where the paper makes it, the paper's number where it
-# gives one, what this profile measured, and a verdict by a rule that stands in `data/claims.yaml`.
+# **What this is.** Each claim of the paper in parts that can be true or false alone, what this
+# profile measured of them, and a verdict on each part by a rule that stands in `data/claims.yaml`.
 # Profiles whose records are kept in `data/records` stand beside it.
 
 # %%
 import pandas as pd
 from IPython.display import HTML, Markdown
 
-from lib.results import figures, records, scorecard
+from lib.results import claims, figures, records, scorecard
 
 # %% [markdown]
 # ## Parameters
@@ -50,45 +50,72 @@ upstream = [
 ]
 kept = {name: of_profile for name, of_profile in scorecard.committed().items() if name != profile}
 by_profile = {profile: {record["notebook"]: record for record in upstream}} | kept
-claims = scorecard.load()
-print(f"{len(claims)} claims: {', '.join(claims)}; records of the profiles {', '.join(by_profile)}")
+rules = claims.load()
+parts = f"{len(rules.parts())} parts of {len(rules.claims)} claims"
+print(f"{parts}; records of the profiles {', '.join(by_profile)}")
 
 # %% [markdown]
 # ## Method
-# A rule is a list of conditions on measured values and the ends of their 95 % intervals. If all
-# conditions of *reproduced* hold, the claim is reproduced; if not, but all of *direction only*
-# hold, the paper's direction is there and its size is not; otherwise it is not reproduced. A claim
-# whose quantity this setting does not have is not applicable, and without a record it is not run.
-# The last column says what was known when a rule was written. Rules follow the claims' wording,
-# with two margins for all: 0.02 AUROC is the same, 0.05 is much.
+# A part says of a difference $d$ that it is above zero, below zero, or too small to matter. The
+# interval $[l, h]$ of $d$ and the margin $m$, the smallest difference that matters, decide:
+#
+# - *above*: reproduced if $l > 0$ and $h > m$, opposite if $h < 0$ and $l < -m$, no difference if
+#   $-m \le l$ and $h \le m$; *below* is its mirror image;
+# - *the same*: reproduced if $-m \le l$ and $h \le m$, opposite if $l > m$ or $h < -m$.
+#
+# What the interval shows nothing of is *inconclusive*. Where several comparisons make a part,
+# every one must hold, with intervals at Holm's levels, and one that is opposite is enough for
+# *opposite*. A part whose quantity this setting does not have is *not applicable*, and without a
+# record it is *not run*. A claim has no verdict beside those on its parts.
+
+# %%
+HTML(claims.margin_table(rules).to_html())
+
+# %% [markdown]
+# What the paper says, what we take for it, and when it holds. *seen*: whether an earlier run had
+# shown the quantity when the rule was written; *mends*: what was wrong with the earlier rules, by
+# the numbers of the table below.
+
+# %%
+Markdown(claims.known(rules))
 
 # %%
 with pd.option_context("display.max_colwidth", None):
-    rules_html = scorecard.rules(claims).to_html()
+    rules_html = claims.part_table(rules).to_html()
 HTML(rules_html)
+
+# %%
+with pd.option_context("display.max_colwidth", None):
+    faults_html = claims.fault_table(rules).to_html()
+HTML(faults_html)
 
 # %% [markdown]
 # ## Verdicts
-# **What to look for:** claims on which the profiles agree. **What would refute a claim:** *not
-# reproduced* in both, with intervals narrow enough to tell. The model is far from the paper's, so a
+# **What to look for:** parts on which the profiles agree, and claims of which one part holds and
+# another does not. **What would refute a part:** *opposite* in every profile. *Inconclusive* says
+# that this many prompts, seeds or artefacts cannot tell. The model is far from the paper's, so a
 # verdict here is on the claim in this setting.
 
 # %%
-rows = scorecard.every(claims, by_profile)
-table = scorecard.table(rows)
-short = table.assign(measured=[scorecard.shown(row, 1) for row in rows])
+rows = scorecard.every(rules, by_profile)
+table = scorecard.table(rows, rules)
 caption = (
-    "Claims of the paper by profile; first quantity of each with its 95 % interval. "
+    "Parts of the paper's claims by profile, each with its value and 95 % interval; of several "
+    "comparisons how many hold,\nand the one that speaks most against the claim. "
     "Rules: data/claims.yaml."
 )
-figure = figures.verdicts(short, scorecard.VERDICTS)
+figure = figures.verdicts(table, scorecard.VERDICTS)
 figures.save(figure, run.figures, "10_scorecard", caption)
 
+# %% [markdown]
+# This profile's verdicts with all that they rest on, or why there is none.
+
 # %%
-own = table[table["profile"] == profile].drop(columns=["profile", "title"]).set_index("id")
+columns = ["id", "claim_title", "title", "verdict", "measured", "why", "n"]
+own = table.loc[table["profile"] == profile, columns].set_index("id")
 with pd.option_context("display.max_colwidth", None):
-    claims_html = own.to_html(na_rep="")
-HTML(claims_html)
+    verdicts_html = own.to_html(na_rep="")
+HTML(verdicts_html)
 
 # %% [markdown]
 # ## Takeaway
@@ -99,5 +126,5 @@ Markdown(scorecard.summary(rows))
 # %%
 place = table["verdict"].map(scorecard.VERDICTS.index).astype(float)
 tidy = table.assign(metric="verdict", value=place, unit="place in the list of verdicts")
-headline = scorecard.counts(rows).assign(metric="claims", unit="claims")
+headline = scorecard.counts(rows).assign(metric="parts", unit="parts of claims")
 records.write(run, tidy, headline, inputs=[], outputs={}).name

@@ -8,6 +8,8 @@ import pytest
 from jaxtyping import install_import_hook
 
 install_import_hook("lib", "beartype.beartype")
+# Fits of tests are small, and done before joblib's other processes have begun, each of which imports everything.
+os.environ.setdefault("LOKY_MAX_CPU_COUNT", "1")
 
 from lib.model import models, weights  # noqa: E402, weights(after the hook)
 

@@ -23,7 +23,8 @@ SHIPPED = {  # module -> shipped files that it reads
     "texts/datasets": ["data/prompts/templates.yaml"],
     "sae/finetuning": ["data/pretrained/*/sae_weights.safetensors"],
     "interp/cards": ["lib/results/templates/cards.html"],
-    "results/scorecard": ["data/claims.yaml", "data/records/*/*.json"],
+    "results/claims": ["data/claims.yaml"],
+    "results/scorecard": ["data/records/*/*.json"],
 }
 
 

@@ -4,11 +4,15 @@ After the paper: a judge explains a latent from top-activating, quantile and sil
 quantised activation of the highest-activating token of sequences it has not seen; the score is Spearman's correlation
 with the true one. Detection and fuzzing (Paulo et al. 2024, arXiv 2410.13928) ask for yes or no instead; their score is
 true-positive rate minus false-positive rate. All are 0 at chance and 1 at best; an estimate that never varies scores 0.
+
+Each latent is also scored with **shuffled** explanations, those of other latents of about its frequency (a mean over
+``judge.plan.shuffled`` of them): what of a score is owed to the latent's frequency, and to what the judge says of any
+latent, is in the shuffled one as well.
 """
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import joblib
 import numpy as np
@@ -45,8 +49,8 @@ class Judged(NamedTuple):
 class Scored(NamedTuple):
     """The latents of an SAE with their scores, and why a run stopped early.
 
-    Columns: latent, frequency, sequences, stratum, status, score, explanation. ``stratum`` is −1 for latents outside
-    the population that the means speak of.
+    Columns: latent, frequency, sequences, stratum, status, score, shuffled (the score with another latent's
+    explanation), explanation. ``stratum`` is −1 for latents outside the population that the means speak of.
     """
 
     table: pd.DataFrame
@@ -156,21 +160,42 @@ def score_sae(judge: Judge, encoded: Encoded, trial: Trial) -> Scored:
     Raises:
         ValueError: no latent can be judged, an unknown task, or the judge cannot be reached.
     """
-    frequency = np.diff(encoded.latents.indptr) / encoded.latents.shape[0]
-    counts = examples.activating_counts(encoded)
-    eligible = counts.min(1) >= judge.plan.least
-    sample = populations.draw(frequency, eligible, trial.n_latents, np.random.default_rng(trial.seed))
-    status = np.where(frequency == 0, NEVER_FIRES, np.where(eligible, NOT_DRAWN, TOO_FEW)).astype(object)
-    table = pd.DataFrame({
-        "latent": np.arange(len(frequency)),
-        "frequency": frequency,
-        "sequences": counts.sum(1),
-        "stratum": sample.stratum,
-        "status": status,
-        "score": np.nan,
-        "explanation": None,
-    })
-    return judge_also(judge, encoded, Scored(table), sample.latents.tolist(), trial)
+    (scored,) = score_kin(judge, [encoded], trial)
+    return scored
+
+
+def score_kin(judge: Judge, kin: list[Encoded], trial: Trial) -> list[Scored]:
+    """:func:`score_sae` of SAEs that began as one, with one sample of latents for all of them.
+
+    Latent i of a finetuned SAE began as latent i of the SAE that was finetuned: the same latents are drawn, by their
+    mean frequency, so that a difference of two SAEs is one of pairs. A latent that can be judged in some of the SAEs
+    only is outside the others' populations.
+
+    Raises:
+        ValueError: as :func:`score_sae`.
+    """
+    frequencies = [np.diff(encoded.latents.indptr) / encoded.latents.shape[0] for encoded in kin]
+    counts = [examples.activating_counts(encoded) for encoded in kin]
+    eligible = [of_sae.min(1) >= judge.plan.least for of_sae in counts]
+    rng = np.random.default_rng(trial.seed)
+    sample = populations.draw(np.mean(frequencies, axis=0), np.any(eligible, axis=0), trial.n_latents, rng)
+    scored = []
+    for encoded, frequency, of_sae, can_be in zip(kin, frequencies, counts, eligible, strict=True):
+        status = np.where(frequency == 0, NEVER_FIRES, np.where(can_be, NOT_DRAWN, TOO_FEW)).astype(object)
+        table = pd.DataFrame({
+            "latent": np.arange(len(frequency)),
+            "frequency": frequency,
+            "sequences": of_sae.sum(1),
+            "stratum": np.where(can_be, sample.stratum, -1),
+            "status": status,
+            "score": np.nan,
+            "shuffled": np.nan,
+            "explanation": None,
+        })
+        drawn = sample.latents[can_be[sample.latents]]
+        judged, explanations = _judged(judge, encoded, Scored(table), drawn.tolist(), trial)
+        scored.append(_shuffled(judge, encoded, judged, explanations, trial))
+    return scored
 
 
 def judge_also(judge: Judge, encoded: Encoded, scored: Scored, chosen: list[int], trial: Trial) -> Scored:
@@ -178,63 +203,114 @@ def judge_also(judge: Judge, encoded: Encoded, scored: Scored, chosen: list[int]
 
     Latents that are chosen for what they are make no sample: take means before.
     """
-    table, stopped = scored.table.copy(), scored.stopped
-    for latent, outcome in zip(chosen, _outcomes(judge, encoded, chosen, trial), strict=True):
+    return _judged(judge, encoded, scored, chosen, trial)[0]
+
+
+def _judged(
+    judge: Judge, encoded: Encoded, scored: Scored, chosen: list[int], trial: Trial
+) -> tuple[Scored, dict[int, Explanation]]:
+    """``scored`` with the outcome of the latents ``chosen``, and the explanations by latent."""
+    table, stopped, explanations = scored.table.copy(), scored.stopped, {}
+
+    def act(latent: int, drawn: Drawn, rng: np.random.Generator) -> Judged:
+        return judge_latent(judge, drawn, trial.task, rng)
+
+    for latent, outcome in zip(chosen, _of_each(judge, encoded, chosen, trial, act), strict=True):
         if outcome is None:
             continue  # its status says why
         if isinstance(outcome, BudgetSpent):
             stopped, outcome = str(outcome), Judged(BUDGET_SPENT)
         table.at[latent, "status"] = outcome.status
         table.at[latent, "score"] = np.nan if outcome.score is None else outcome.score
-        table.at[latent, "explanation"] = outcome.explanation.text if outcome.explanation else None
+        if outcome.explanation:
+            table.at[latent, "explanation"] = outcome.explanation.text
+            explanations[latent] = outcome.explanation
+    return Scored(table, stopped), explanations
+
+
+def _shuffled(
+    judge: Judge, encoded: Encoded, scored: Scored, explanations: dict[int, Explanation], trial: Trial
+) -> Scored:
+    """``scored`` with the mean score that each latent gets by the explanations of its partners."""
+    table, stopped = scored.table.copy(), scored.stopped
+    explained, rng = np.array(sorted(explanations), dtype=int), np.random.default_rng([trial.seed, 1])
+    partners = populations.partners(explained, table["frequency"].to_numpy(), judge.plan.shuffled, rng)
+    score = lookup(TASKS, "scoring task", trial.task).score
+
+    def act(latent: int, drawn: Drawn, rng: np.random.Generator) -> float | None:
+        found = [score(judge, explanations[other], drawn.scoring, rng) for other in partners[latent]]
+        known = [value for value in found if value is not None]
+        return float(np.mean(known)) if known else None
+
+    latents = sorted(partners)
+    for latent, outcome in zip(latents, _of_each(judge, encoded, latents, trial, act), strict=True):
+        if isinstance(outcome, BudgetSpent):
+            stopped = str(outcome)
+        elif outcome is not None:
+            table.at[latent, "shuffled"] = outcome
     return Scored(table, stopped)
 
 
-def _outcomes(
-    judge: Judge, encoded: Encoded, chosen: list[int], trial: Trial
-) -> Iterator[Judged | BudgetSpent | None]:
-    """The outcome of each latent in order; None where it has too few activating sequences."""
+Act = Callable[[int, Drawn, np.random.Generator], Any]
 
-    def outcome(latent: int) -> Judged | BudgetSpent | None:
+
+def _of_each(judge: Judge, encoded: Encoded, latents: list[int], trial: Trial, act: Act) -> Iterator[Any]:
+    """What ``act`` makes of each latent in order, or BudgetSpent; None where it has too few activating sequences.
+
+    A latent has the same examples whenever it is its turn.
+    """
+
+    def outcome(latent: int) -> Any:
         rng = np.random.default_rng([trial.seed, latent])
         try:
             drawn = examples.draw(encoded, latent, judge.plan, rng)
-            return drawn and judge_latent(judge, drawn, trial.task, rng)
+            return drawn and act(latent, drawn, rng)
         except BudgetSpent as spent:
             return spent
 
     if judge.workers == 1:
-        yield from map(outcome, chosen)
+        yield from map(outcome, latents)
         return
     pool = ThreadPoolExecutor(judge.workers)
     try:
-        yield from tqdm(pool.map(outcome, chosen), total=len(chosen), desc="latents judged", unit="latent")
+        yield from tqdm(pool.map(outcome, latents), total=len(latents), desc="latents judged", unit="latent")
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
 def score_saes(
     judge: Judge,
-    folders: list[str],
+    kin: list[list[str]],
     sequences: Sequences,
     trial: Trial,
     *,
     hook_name: str | None = None,
     model: str | None = None,
-) -> list[Scored]:
-    """:func:`score_sae` of many SAEs, on all cores; one after the other with a judge that is busy waiting for a server.
+) -> dict[str, Scored]:
+    """:func:`score_kin` of the folders of each list, on all cores, by folder; the lists one after the other with a
+    judge that is busy waiting for a server.
 
     Raises:
         ValueError: an SAE of another width, layer or model than the sequences.
     """
-    loop = processes.parallel(1 if judge.workers > 1 else len(folders))
-    calls = (joblib.delayed(_score_folder)(judge, folder, sequences, trial, hook_name, model) for folder in folders)
-    return list(tqdm(loop(calls), total=len(folders), desc="SAEs judged", unit="SAE"))
+    longest_first = sorted(kin, key=len, reverse=True)  # so that none begins late and is waited for
+    loop = processes.parallel(1 if judge.workers > 1 else len(kin))
+    score = joblib.delayed(_score_folders)
+    calls = (score(judge, folders, sequences, trial, hook_name, model) for folders in longest_first)
+    scored = tqdm(loop(calls), total=len(kin), desc="SAEs judged, with their kin", unit="SAE")
+    return {
+        folder: of_sae
+        for folders, of_kin in zip(longest_first, scored, strict=True)
+        for folder, of_sae in zip(folders, of_kin, strict=True)
+    }
 
 
-def _score_folder(
-    judge: Judge, folder: str, sequences: Sequences, trial: Trial, hook_name: str | None, model: str | None
-) -> Scored:
-    sae = sae_folders.load(folder)
-    sae_folders.check_fits(sae, sequences.activations.shape[1], hook_name, model)
-    return score_sae(judge, examples.encode(sae, sequences), trial)
+def _score_folders(
+    judge: Judge, folders: list[str], sequences: Sequences, trial: Trial, hook_name: str | None, model: str | None
+) -> list[Scored]:
+    kin = []
+    for folder in folders:
+        sae = sae_folders.load(folder)
+        sae_folders.check_fits(sae, sequences.activations.shape[1], hook_name, model)
+        kin.append(examples.encode(sae, sequences))
+    return score_kin(judge, kin, trial)

@@ -18,7 +18,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-import joblib
 import numpy as np
 import pandas as pd
 import scipy.sparse
@@ -29,7 +28,6 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from lib.base import processes
 from lib.base.registry import lookup
 from lib.interp import examples
 from lib.interp.cards import Card, card
@@ -40,13 +38,12 @@ from lib.probing import dense as dense_probes
 from lib.probing import ksparse, on_saes
 from lib.probing.tasks import Task
 from lib.results import tables
-from lib.stats import metrics
+from lib.stats import families, metrics
 from lib.stats.draws import Draws
 from lib.texts import datasets
 from lib.texts.artefacts import WORD, changed
 
 TOP = 10  # prompts that an item shows, and items that somebody looks at
-CONTROLS = {"planted": (1,), "placebo": (0, 1)}  # classes with the artefact; in both, there is nothing to expose
 FORMS = ("raw", "clean")  # of the texts of cleaning
 
 # The peaks of each kind of units in a reading.
@@ -98,28 +95,6 @@ class Dataset(NamedTuple):
     rows: Int[np.ndarray, " rows"]
     y: Int[np.ndarray, " rows"]
     planted: Bool[np.ndarray, " rows"]
-
-
-def draw(
-    y: Int[np.ndarray, " texts"],
-    share: float,
-    rng: np.random.Generator,
-    classes: tuple[int, ...] = (1,),
-    kept: float = 0.8,
-) -> Dataset:
-    """A fraction ``kept`` of the texts, of which a fraction ``share`` of each of ``classes`` carries the artefact.
-
-    Raises:
-        ValueError: ``share`` outside 0-1.
-    """
-    if not 0 <= share <= 1:
-        raise ValueError(f"share {share} must lie between 0 and 1")
-    rows = np.sort(rng.permutation(len(y))[: round(kept * len(y))])
-    planted = np.zeros(len(rows), dtype=bool)
-    for label in classes:
-        members = np.flatnonzero(y[rows] == label)
-        planted[rng.permutation(members)[: round(share * len(members))]] = True
-    return Dataset(rows, y[rows], planted)
 
 
 def _mixed(clean: Matrix, planted: Matrix, dataset: Dataset) -> Matrix:
@@ -243,55 +218,6 @@ def exposing(pair: Pair, method: str, dataset: Dataset, n_items: int = TOP) -> l
     return lookup(METHODS, "method", method)(pair, dataset, n_items)
 
 
-def benchmark(pair: Pair, y: Int[np.ndarray, " texts"], shares: list[float], seeds: list[int]) -> pd.DataFrame:
-    """Rank (1 is first) of the first exposing item among ``TOP``, by method, control, share and seed.
-
-    It is null where no item exposes the artefact. The controls are those of ``CONTROLS``.
-    """
-    calls = (joblib.delayed(_ranks)(pair, y, shares, seed) for seed in seeds)
-    return pd.concat(processes.parallel(len(seeds))(calls), ignore_index=True)
-
-
-def _ranks(pair: Pair, y: np.ndarray, shares: list[float], seed: int) -> pd.DataFrame:
-    rows = []
-    for share in shares:
-        for control, classes in CONTROLS.items():
-            dataset = draw(y, share, np.random.default_rng([seed, round(1000 * share)]), classes)
-            for method in METHODS:
-                exposes = exposing(pair, method, dataset)
-                rank = exposes.index(True) + 1 if any(exposes) else np.nan
-                rows.append({"method": method, "control": control, "share": share, "seed": seed, "rank": rank})
-    return pd.DataFrame(rows)
-
-
-def recall(ranks: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Share of the artefacts exposed within ``TOP``, a mean over seeds with its t interval within 0-1, by ``by``."""
-    rows = []
-    for key, part in ranks.assign(exposed=ranks["rank"].notna()).groupby(by, sort=False):
-        of_seeds = part.groupby("seed")["exposed"].mean()
-        estimate: metrics.Estimate = metrics.t_interval(of_seeds.to_numpy(dtype=np.float64))
-        bounds = {}
-        for name in ("low", "high"):
-            bound = getattr(estimate, name)
-            bounds[name] = None if bound is None else float(np.clip(bound, 0, 1))
-        rows.append(dict(zip(by, key, strict=True)) | estimate._replace(**bounds)._asdict())
-    return pd.DataFrame(rows)
-
-
-def median_ranks(ranks: pd.DataFrame, share: float) -> pd.DataFrame:
-    """Median rank of the first exposing item by artefact and method, of what is planted in a share of one class."""
-    planted = ranks[(ranks["share"] == share) & (ranks["control"] == "planted")]
-    medians = planted.pivot_table("rank", "artefact", "method", "median", sort=False)
-    return medians.reindex(index=planted["artefact"].unique(), columns=list(METHODS))
-
-
-def never_exposed(ranks: pd.DataFrame, method: str) -> list[str]:
-    """The artefacts, planted in one class, that a method exposes at no share and with no seed."""
-    planted = ranks[(ranks["control"] == "planted") & (ranks["method"] == method)]
-    is_never = planted.groupby("artefact", sort=False)["rank"].agg(lambda rank: rank.isna().all())
-    return is_never.index[is_never.astype(bool)].tolist()
-
-
 def top_latents(
     value: scipy.sparse.csr_matrix, prompts: pd.DataFrame, weights: metrics.SplitWeights, n: int = TOP
 ) -> pd.DataFrame:
@@ -387,3 +313,24 @@ def cleaning(
             for i, tested in enumerate(FORMS):
                 scores[Tested(name, trained, tested)] = of_both[i * n : (i + 1) * n]
     return Draws.of(prompts, scores, weights)
+
+
+def gains_by_cleaning(draws: Draws) -> pd.DataFrame:
+    """AUROC of :func:`cleaning` trained on clean texts minus trained on raw ones, by probe, form tested on and split.
+
+    Within a split all of them are a family, whose levels are in the column ``alpha`` (:mod:`lib.stats.families`).
+    """
+    gains = draws.against("trained", "raw")
+    parts = [families.estimates(gains.where(split=split)) for split in gains.dimensions["split"].unique()]
+    return pd.concat(parts, ignore_index=True)
+
+
+def gains_in_words(gains: pd.DataFrame, split: str = "ood") -> str:
+    """Which of the gains of one split are above zero, which below, and which may be either, in this order."""
+    of_split = gains[gains["split"] == split]
+    if of_split.empty:
+        return f"no split {split}"
+    names = of_split["probe"] + " tested on " + of_split["tested"] + " " + tables.texts(of_split)
+    is_above, is_below = of_split["low"] > 0, of_split["high"] < 0
+    groups = {"it helped": is_above, "it hurt": is_below, "it may have done either": ~is_above & ~is_below}
+    return "; ".join(f"{said}: {', '.join(names[which])}" for said, which in groups.items() if which.any())

@@ -78,6 +78,7 @@ class Plan(NamedTuple):
     scoring_per_quantile: int = 4
     scoring_inactive: int = 10
     least: int = 5  # activating sequences on either side, below which a latent is not scored
+    shuffled: int = 1  # explanations of other latents that a latent is scored with
 
 
 class Drawn(NamedTuple):

@@ -106,7 +106,7 @@ class NgramJudge:
     """
 
     workers = 1
-    plan = Plan(top=16, per_quantile=16, inactive=64)
+    plan = Plan(top=16, per_quantile=16, inactive=64, shuffled=4)
 
     def __init__(self, max_terms: int = 20, max_candidates: int = 60):
         self.max_terms, self.max_candidates = max_terms, max_candidates

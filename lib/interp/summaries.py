@@ -1,26 +1,83 @@
 """What auto-interp scores say of all latents of an SAE, uniformly and weighted by firing frequency, and of many SAEs.
 
 ``scored`` is one :class:`lib.interp.autointerp.Scored` or its table; many of them stand in the order of the rows of
-``saes``, a table with the columns notebook, variant, sparsity and seed.
+``saes``, a table with the columns notebook, variant, sparsity, seed, folder and start (the folder that a finetuned SAE
+began as, or null). Intervals are over the latents drawn of each SAE.
 """
-
-from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from lib.interp.autointerp import NOT_DRAWN, SCORED, UNSCORED, Scored
-from lib.stats import metrics, populations
+from lib.results import tables
+from lib.stats import families, populations
+from lib.stats.draws import Draws
 from lib.stats.metrics import Estimate
 
 MEANS = {"uniform": False, "weighted": True}  # is a mean weighted by firing frequency?
+PANELS = {"uniform": "uniform mean", "weighted": "weighted by firing frequency"}
+SCORES = ("score", "shuffled")  # with a latent's own explanation, and with another's
+SHUFFLED = "weighted, shuffled explanations"  # as a figure calls it
+OF_WEIGHTING = ["metric", "variant", "mean", "l0", "against", "value", "low", "high"]
+REPLICATES = 5000  # of the latents drawn; a family of ten comparisons asks for their 0.25th percentile
+NEAR = 1.1  # ratio of two L0s up to which they count as equal
 
 
-def means(scored: pd.DataFrame) -> dict[str, Estimate]:
-    """Mean score of the latents that can be judged: ``uniform``, and ``weighted`` by firing frequency."""
-    stratum = scored["stratum"].to_numpy()
-    return {name: _mean(scored, stratum, weighted) for name, weighted in MEANS.items()}
+def kin(saes: pd.DataFrame) -> list[list[str]]:
+    """The folders of the SAEs in lists of those that began as the same one."""
+    start = saes["start"] if "start" in saes else pd.Series(None, saes.index, dtype=object)
+    root = start.where(start.notna(), saes["folder"])
+    return [part.tolist() for _, part in saes["folder"].groupby(root, sort=False)]
+
+
+def mean_draws(saes: pd.DataFrame, scored: list[Scored], seed: int) -> Draws:
+    """Draws of both means of both ``SCORES`` over the latents of each SAE that can be judged.
+
+    Σ_i w_i s_i / Σ_i w_i, with w = 1 or the firing frequency; the sample stands for all latents, as in
+    :func:`lib.stats.populations.estimate`. SAEs that began as one have one sample, and share their replicates.
+    Dimensions: sae (the place among ``saes``), notebook, variant, sparsity, seed, l0, mean, score.
+    """
+    rng = np.random.default_rng(seed)
+    place_of = {folder: place for place, folder in enumerate(saes["folder"])}
+    values = np.empty((len(saes), len(MEANS), len(SCORES), 1 + REPLICATES))
+    for folders in kin(saes):
+        places = [place_of[folder] for folder in folders]
+        values[places] = _of_kin([scored[place].table for place in places], rng)
+    columns = ["notebook", "variant", "sparsity", "seed"]
+    known = saes[columns].astype(object).where(saes[columns].notna(), None).to_dict("records")
+    rows = [
+        {"sae": place, **of_sae, "l0": l0(scored[place]), "mean": mean, "score": score}
+        for place, of_sae in enumerate(known)
+        for mean in MEANS
+        for score in SCORES
+    ]
+    return Draws(pd.DataFrame(rows, dtype=object), values.reshape(len(rows), -1))
+
+
+def _of_kin(
+    tables: list[pd.DataFrame], rng: np.random.Generator
+) -> Float[np.ndarray, "saes means scores replicates_plus_1"]:
+    """The means of SAEs that have one sample of latents.
+
+    What cannot be judged in one of them has no weight there. A latent whose score is missing in one SAE, though it can
+    be judged, is left out of all.
+    """
+    values = np.full((len(tables), len(MEANS), len(SCORES), 1 + REPLICATES), np.nan)
+    strata = np.array([table["stratum"] for table in tables])
+    for j, name in enumerate(SCORES):
+        scores = np.array([table[name] for table in tables], dtype=float)
+        is_known = (~np.isnan(scores) | (strata < 0)).all(0) & (strata >= 0).any(0)
+        chosen = np.flatnonzero(is_known & ~np.isnan(scores).all(0))
+        if not len(chosen):
+            continue
+        stand_for = populations.resampled(chosen, strata.max(0), REPLICATES, rng)
+        for i, table in enumerate(tables):
+            for m, is_weighted in enumerate(MEANS.values()):
+                weight = (strata[i] >= 0) * (table["frequency"].to_numpy() if is_weighted else 1.0)
+                y = weight[chosen] * np.nan_to_num(scores[i, chosen]) / weight.sum()
+                values[i, m, j] = stand_for @ y
+    return values
 
 
 def _mean(scored: pd.DataFrame, stratum: Int[np.ndarray, " d_sae"], weighted: bool) -> Estimate:
@@ -35,16 +92,8 @@ def by_frequency(scored: pd.DataFrame, parts: int = 5) -> pd.DataFrame:
     Each quantile has a ``parts``-th of the latents, or a ``parts``-th of the firing mass. Columns: by, quantile,
     frequency (mean, fraction of tokens), and those of an Estimate.
     """
-    inside = scored[scored["stratum"] >= 0].sort_values("frequency", kind="stable")
-    mass = inside["frequency"].cumsum() - inside["frequency"] / 2
-    position = {
-        "latents": np.arange(len(inside)) / len(inside),
-        "firing mass": (mass / inside["frequency"].sum()).to_numpy(),
-    }
     rows = []
-    for by, fraction_below in position.items():
-        part_of_inside = pd.Series(np.floor(fraction_below * parts).astype(int), inside["latent"])
-        part_of_latent = part_of_inside.reindex(scored["latent"], fill_value=-1).to_numpy()
+    for by, part_of_latent in _parts(scored, parts).items():
         for part in range(parts):
             stratum = np.where(part_of_latent == part, scored["stratum"], -1)
             here = scored[stratum >= 0]
@@ -54,11 +103,62 @@ def by_frequency(scored: pd.DataFrame, parts: int = 5) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["by", "quantile", "frequency", *Estimate._fields])
 
 
-def fall(scored: pd.DataFrame, parts: int = 5) -> float:
-    """Mean score of the rarest ``parts``-th of the latents minus that of the most frequent; NaN if one has no score."""
-    quantiles = by_frequency(scored, parts).query("by == 'latents'")
-    rarest, most_frequent = quantiles.set_index("quantile")["value"].reindex([1, parts]).astype(float)
-    return float(rarest - most_frequent)
+def _parts(scored: pd.DataFrame, parts: int) -> dict[str, Int[np.ndarray, " d_sae"]]:
+    """The part (0: rarest; −1: outside the population) of each latent, by number of latents and by firing mass."""
+    inside = scored[scored["stratum"] >= 0].sort_values("frequency", kind="stable")
+    mass = inside["frequency"].cumsum() - inside["frequency"] / 2
+    position = {
+        "latents": np.arange(len(inside)) / len(inside),
+        "firing mass": (mass / inside["frequency"].sum()).to_numpy(),
+    }
+    part_of_latent = {}
+    for by, fraction_below in position.items():
+        part_of_inside = pd.Series(np.floor(fraction_below * parts).astype(int), inside["latent"])
+        part_of_latent[by] = part_of_inside.reindex(scored["latent"], fill_value=-1).to_numpy()
+    return part_of_latent
+
+
+def falls(scored: list[Scored], seed: int, parts: int = 5) -> Draws:
+    """Draws of how far a mean score falls from the rarest ``parts``-th of an SAE's latents to the most frequent.
+
+    A mean over the SAEs that have scores in both, of each of ``SCORES`` and (``over_shuffled``) of their difference on
+    the same latents; replicates draw latents within an SAE's fifths. Dimension: score.
+    """
+    rng = np.random.default_rng(seed)
+    of_saes = np.array([_falls(scores.table, parts, rng) for scores in scored])
+    of_saes = of_saes.reshape(-1, len(SCORES), 1 + REPLICATES)
+    of_saes = of_saes[~np.isnan(of_saes).any((1, 2))]
+    mean = of_saes.mean(0) if len(of_saes) else np.full((len(SCORES), 1 + REPLICATES), np.nan)
+    dimensions = pd.DataFrame({"score": [*SCORES, "over_shuffled"]})
+    return Draws(dimensions, np.vstack([mean, mean[:1] - mean[1:2]]))
+
+
+def fall_rows(scored: list[Scored], seed: int, parts: int = 5) -> pd.DataFrame:
+    """:func:`falls` as rows ``autointerp_fall``, ``…_shuffled`` and ``…_over_shuffled``, with 95 % intervals.
+
+    ``n`` counts the latents scored in both parts; the intervals are as wide as Student's of so many.
+    """
+    n = 0
+    for table in (scores.table for scores in scored):
+        is_end = np.isin(_parts(table, parts)["latents"], [0, parts - 1])
+        n += int((is_end & table[list(SCORES)].notna().all(axis=1)).sum())
+    names = {"score": "autointerp_fall"} | {name: f"autointerp_fall_{name}" for name in ("shuffled", "over_shuffled")}
+    rows = families.at_levels(falls(scored, seed, parts), n_units=max(n, 2))
+    return rows.assign(metric=rows["score"].map(names), n=n).drop(columns=["score", "alpha"])
+
+
+def _falls(scored: pd.DataFrame, parts: int, rng: np.random.Generator) -> Float[np.ndarray, "scores replicates_plus_1"]:
+    part_of_latent = _parts(scored, parts)["latents"]
+    has_both = scored[list(SCORES)].notna().all(axis=1).to_numpy()
+    ends = []
+    for part in (0, parts - 1):
+        stratum = np.where(part_of_latent == part, scored["stratum"], -1)
+        chosen = np.flatnonzero(has_both & (stratum >= 0))
+        if not len(chosen):
+            return np.full((len(SCORES), 1 + REPLICATES), np.nan)
+        stand_for = populations.resampled(chosen, stratum, REPLICATES, rng)
+        ends.append(scored[list(SCORES)].to_numpy(dtype=float)[chosen].T @ stand_for.T / (stratum >= 0).sum())
+    return ends[0] - ends[1]
 
 
 def coverage(scored: pd.DataFrame) -> pd.DataFrame:
@@ -71,21 +171,10 @@ def coverage(scored: pd.DataFrame) -> pd.DataFrame:
     return by_status.assign(firing_mass=mass).reindex([SCORED, *UNSCORED]).dropna().reset_index()
 
 
-def means_of_saes(saes: pd.DataFrame, scored: list[Scored]) -> pd.DataFrame:
-    """A row per SAE (its place among ``saes``) and mean: notebook, variant, sparsity, seed, l0, and an Estimate."""
-    rows = []
-    for place, (row, scores) in enumerate(zip(saes.itertuples(), scored, strict=True)):
-        sae = {
-            "sae": place,
-            "notebook": row.notebook,
-            "variant": row.variant,
-            "sparsity": row.sparsity,
-            "seed": row.seed,
-            "l0": l0(scores),
-        }
-        for name, estimate in means(scores.table).items():
-            rows.append(sae | {"mean": name} | estimate._asdict())
-    return pd.DataFrame(rows)
+def means_of_saes(draws: Draws, scored: list[Scored]) -> pd.DataFrame:
+    """:func:`mean_draws` with 95 % intervals, and ``n``, the latents scored of an SAE."""
+    n = [scores.table["score"].notna().sum() for scores in scored]
+    return draws.estimates().assign(n=lambda table: table["sae"].map(dict(enumerate(n))))
 
 
 def l0(scored: Scored) -> float:
@@ -133,45 +222,121 @@ def by_frequency_of_saes(saes: pd.DataFrame, scored: list[Scored]) -> pd.DataFra
     return pd.concat(parts)
 
 
-def differences(points: pd.DataFrame, reference: str) -> pd.DataFrame:
-    """Each variant minus the variant ``reference``, by mean, of rows of :func:`means_of_saes` with one SAE a variant.
+def differences(draws: Draws, reference: str) -> pd.DataFrame:
+    """Each variant minus the variant ``reference``, by mean, of rows of :func:`mean_draws` with one SAE a variant.
 
-    Columns: variant, mean, against, and those of an Estimate. The samples of two SAEs are independent.
+    The variants are a family (:mod:`lib.stats.families`), whose levels are in the column ``alpha``. SAEs that began as
+    one are compared latent by latent, others as independent samples. Columns: variant, mean, against, value, low, high,
+    alpha.
     """
-    return pd.DataFrame(_differences(points, reference), columns=["variant", "mean", "against", *Estimate._fields])
+    own = _only(draws.where(score="score"), ["variant", "mean"])
+    apart = own.against("variant", reference)
+    parts = [families.estimates(apart.where(mean=mean)) for mean in MEANS]
+    return pd.concat(parts, ignore_index=True).assign(against=reference)
 
 
-def _differences(points: pd.DataFrame, reference: str) -> list[dict[str, Any]]:
-    estimates = {
-        (row.variant, row.mean): Estimate(row.value, row.low, row.high, row.n, row.n_groups)
-        for row in points.itertuples()
+def behind(apart: pd.DataFrame) -> pd.DataFrame:
+    """Rows of :func:`differences` the other way round: what each variant is behind the reference."""
+    return apart.assign(value=-apart["value"], low=-apart["high"], high=-apart["low"])
+
+
+def at_matched_l0(draws: Draws, reference: str, seed: int) -> Draws:
+    """:func:`mean_draws` of all variants at the L0s of the variant ``reference``, means over training seeds.
+
+    A variant's means are interpolated linearly in log L0, within each seed and replicate by replicate; an L0 that is
+    farther than ``NEAR`` from what its SAEs span is left out, never extrapolated. Dimensions: variant, mean, score, l0.
+    """
+    of_reference = draws.where(variant=reference).dimensions
+    l0s = sorted(of_reference["l0"].astype(float).groupby(of_reference["sparsity"]).mean().round(1))
+    rows, values = [], []
+    by = ["variant", "mean", "score", "seed"]
+    for key, part in draws.dimensions.groupby(by, sort=False):
+        part = part.sort_values("l0")
+        spanned = part["l0"].to_numpy(dtype=float)
+        for at in l0s:
+            if spanned[0] / NEAR <= at <= spanned[-1] * NEAR:
+                shares = [np.interp(np.log(at), np.log(spanned), row) for row in np.eye(len(part))]
+                rows.append(dict(zip(by, key, strict=True)) | {"l0": at})
+                values.append(np.array(shares) @ draws.values[part.index])
+    dimensions = pd.DataFrame(rows, columns=[*by, "l0"])
+    matched = Draws(dimensions, np.reshape(values, (len(rows), -1)))
+    return matched.over_seeds(seed, bounds=(-1.0, 1.0))
+
+
+def reference(saes: pd.DataFrame, notebook: str, wanted: str) -> str:
+    """The variant ``wanted`` of a notebook, or its first one where it has no such variant."""
+    variants = saes.loc[saes["notebook"] == notebook, "variant"]
+    return wanted if wanted in set(variants) else variants.iloc[0]
+
+
+def sorted_means(matched: Draws) -> pd.DataFrame:
+    """Means of :func:`at_matched_l0` for a figure, the variant of largest weighted mean at the highest L0 first.
+
+    The column ``panel`` names the L0, and ``mean`` also :data:`SHUFFLED`, the weighted mean with other explanations.
+    """
+    table = matched.estimates()
+    is_shuffled = table["score"] == "shuffled"
+    table = table[~is_shuffled | (table["mean"] == "weighted")]
+    table = table.assign(panel=table["l0"].map("L0 {:g}".format), mean=table["mean"].where(~is_shuffled, SHUFFLED))
+    of_highest = table[table["mean"] == "weighted"].sort_values("l0").drop_duplicates("variant", keep="last")
+    variants = of_highest.sort_values("value", ascending=False)["variant"].tolist()
+    hues = [*MEANS, SHUFFLED]
+    order = {"variant": variants.index, "mean": hues.index, "l0": float}
+    return table.sort_values(["l0", "variant", "mean"], key=lambda column: column.map(order[column.name]))
+
+
+def weighting(matched: Draws, leading: str, reference: str) -> pd.DataFrame:
+    """What weighting by frequency changes, of :func:`at_matched_l0`, with 95 % intervals, in three metrics.
+
+    ``autointerp_drop``: by how much the weighted mean is below the uniform one, of each variant and L0.
+    ``autointerp_lead``: what a variant is ahead of the variant ``reference``, by mean, at the highest L0 of both.
+    ``autointerp_lead_gained``: the weighted lead minus the uniform one, of the variant ``leading``, at that L0.
+    """
+    own = matched.where(score="score")
+    uniform, weighted = (_only(own.where(mean=mean), ["variant", "l0"]) for mean in MEANS)
+    drop = uniform.minus(weighted, ["variant", "l0"])
+    parts = [drop.estimates().assign(metric="autointerp_drop", mean="uniform minus weighted")]
+    leads = {
+        mean: _highest(of_mean.against("variant", reference))
+        for mean, of_mean in {"uniform": uniform, "weighted": weighted}.items()
     }
-    rows = []
-    for (variant, mean), estimate in estimates.items():
-        if variant != reference:
-            difference = populations.difference(estimate, estimates[reference, mean])
-            rows.append({"variant": variant, "mean": mean, "against": reference} | difference._asdict())
-    return rows
+    for name, lead in leads.items():
+        parts.append(lead.estimates().assign(metric="autointerp_lead", mean=name, against=reference))
+    gained = leads["weighted"].minus(leads["uniform"], ["variant", "l0"]).where(variant=leading)
+    about = {"metric": "autointerp_lead_gained", "mean": "weighted minus uniform", "against": reference}
+    parts.append(gained.estimates().assign(**about))
+    return pd.concat([part for part in parts if len(part)], ignore_index=True).reindex(columns=OF_WEIGHTING)
 
 
-def ranking(points: pd.DataFrame, scored: list[Scored], seed: int, leading: str, reference: str) -> pd.DataFrame:
-    """How differently the two means rank the SAEs of ``points`` (rows of :func:`means_of_saes`), in three metrics.
+def _only(draws: Draws, dimensions: list[str]) -> Draws:
+    """The draws with some of their dimensions; the others are equal in all rows."""
+    return Draws(draws.dimensions[dimensions], draws.values)
 
-    ``autointerp_fall``: how far the score falls from the rarest to the most frequent fifth of the latents, over SAEs.
-    ``rank_correlation``: Spearman's, of the two means.
-    ``autointerp_lead``: what the variants whose name begins with ``leading`` are ahead of the variant ``reference``, at
-    its highest sparsity and of one seed.
-    """
-    falls = np.array([fall(scored[place].table) for place in points["sae"].unique()])
-    rows = [{"metric": "autointerp_fall"} | metrics.t_interval(falls[~np.isnan(falls)])._asdict()]
-    wide = points.pivot(index="sae", columns="mean", values="value")
-    correlation = wide["uniform"].corr(wide["weighted"], method="spearman")
-    rows.append({"metric": "rank_correlation", "value": correlation, "n": len(wide), "n_groups": len(wide)})
-    densest = points.loc[points["variant"] == reference, "sparsity"].max()
-    compared = points["variant"].str.startswith(leading) | (points["variant"] == reference)
-    at_densest = points[compared & (points["sparsity"] == densest) & (points["seed"] == seed)]
-    rows += [{"metric": "autointerp_lead"} | row for row in _differences(at_densest, reference)]
-    return pd.DataFrame(rows)
+
+def _highest(draws: Draws) -> Draws:
+    """The rows of each variant's highest L0."""
+    l0 = draws.dimensions["l0"].astype(float)
+    is_highest = l0.groupby(draws.dimensions["variant"]).transform("max") == l0
+    return Draws(draws.dimensions[is_highest].reset_index(drop=True), draws.values[is_highest])
+
+
+def in_words(weighting: pd.DataFrame, leading: str, reference: str) -> str:
+    """What :func:`weighting` found of ``leading`` against ``reference``."""
+    of_leading = weighting[(weighting["variant"] == leading) & (weighting["against"] == reference)]
+    if of_leading.empty:
+        return f"{leading} is compared with no other variant at equal L0."
+    lead = of_leading.assign(text=tables.texts(of_leading)).set_index("mean")["text"]
+    return (
+        f"At L0 {of_leading['l0'].iloc[0]:g}, {leading} is ahead of {reference} by {lead['uniform']} in the uniform "
+        f"mean and by {lead['weighted']} in the weighted one: it gains {lead['weighted minus uniform']} by the weights."
+    )
+
+
+def rank_correlation(points: pd.DataFrame) -> pd.DataFrame:
+    """Spearman's correlation of the two means over the SAEs of :func:`means_of_saes`."""
+    wide = points[points["score"] == "score"].pivot(index="sae", columns="mean", values="value")
+    value = wide["uniform"].corr(wide["weighted"], method="spearman")
+    return pd.DataFrame([{"metric": "rank_correlation", "value": value, "n": len(wide), "n_groups": len(wide)}])
 
 
 def with_seed(points: pd.DataFrame) -> pd.Series:

@@ -1,6 +1,8 @@
 """Bases that no SAE training made, in the place of latents; where a dense probe's direction lies in a dictionary."""
 
+import functools
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import joblib
@@ -13,60 +15,132 @@ from sklearn.decomposition import PCA
 
 from lib.base import processes
 from lib.model.activations import PromptTokens
-from lib.probing import ksparse
-from lib.probing.on_saes import k_sparse
+from lib.probing import ksparse, on_saes
+from lib.probing.on_saes import BEST, Grid, best_forms, every_k_sparse, probe_saes
+from lib.probing.stress import Contender, fit_scores
 from lib.probing.tasks import Probe, Task
 from lib.sae import folders
 from lib.sae.recipes import Recipe, scaling
-from lib.sae.trainers import fresh
-from lib.stats.metrics import Scores, auroc
+from lib.sae.trainers import tied
+from lib.stats.metrics import Scores, auroc, bootstrap_weights
 
 CONTROL = "control"
+SHUFFLED = "shuffled labels"
 
 
 class Inputs(NamedTuple):
-    """What a control basis is made of: one pooling of the residual stream, the task, how many columns, and a seed."""
+    """What control bases are made of and probed on.
 
-    resid: Float[np.ndarray, "prompts d_model"]
+    Attributes:
+        resid: the residual stream of all prompts, by pooling.
+        tokens: the same of every token.
+        like: the SAE whose number of latents and L0 a control has.
+        device: where dictionaries are encoded.
+    """
+
+    resid: dict[str, Float[np.ndarray, "prompts d_model"]]
+    tokens: PromptTokens
     task: Task
-    n_columns: int
-    seed: int
+    like: SAE
+    device: str = "cpu"
 
 
-def _principal_components(inputs: Inputs) -> ksparse.Columns:
-    return PCA(random_state=inputs.seed).fit(inputs.resid[inputs.task.train]).transform(inputs.resid)
+def _principal_components(resid: np.ndarray, task: Task, n_columns: int, draw: int) -> ksparse.Columns:
+    """Of the training prompts; from the second draw on of base prompts that are drawn with replacement."""
+    rows = np.flatnonzero(task.train)
+    if draw:
+        counts = bootstrap_weights(task.groups[rows], 1, draw)[0].astype(int)
+        rows = np.repeat(rows, counts)
+    return PCA(random_state=draw).fit(resid[rows]).transform(resid)
 
 
-def _coordinates(inputs: Inputs) -> ksparse.Columns:
-    return inputs.resid
+def _coordinates(resid: np.ndarray, task: Task, n_columns: int, draw: int) -> ksparse.Columns:
+    return resid
 
 
-def _random_directions(inputs: Inputs) -> ksparse.Columns:
-    shape = inputs.resid.shape[1], inputs.n_columns
-    directions = np.random.default_rng(inputs.seed).standard_normal(shape).astype(np.float32)
-    return inputs.resid @ (directions / np.linalg.norm(directions, axis=0))
+def _random_directions(resid: np.ndarray, task: Task, n_columns: int, draw: int) -> ksparse.Columns:
+    directions = np.random.default_rng(draw).standard_normal((resid.shape[1], n_columns)).astype(np.float32)
+    return resid @ (directions / np.linalg.norm(directions, axis=0))
 
 
-BASES: dict[str, Callable[[Inputs], ksparse.Columns]] = {
-    "principal components": _principal_components,
-    "coordinates": _coordinates,
-    "random directions": _random_directions,
+class Basis(NamedTuple):
+    """A basis of the pooled residual stream, from (resid, task, number of columns, draw); whether draws differ."""
+
+    columns: Callable[[np.ndarray, Task, int, int], ksparse.Columns]
+    is_random: bool
+
+
+BASES = {
+    "principal components": Basis(_principal_components, is_random=True),
+    "coordinates": Basis(_coordinates, is_random=False),
+    "random directions": Basis(_random_directions, is_random=True),
 }
 
 
-def bases(inputs: Inputs) -> dict[str, ksparse.Columns]:
-    """The columns of every entry of ``BASES``."""
-    return {name: basis(inputs) for name, basis in BASES.items()}
+def of_bases(inputs: Inputs, grid: Grid, k: int, draws: int) -> dict[Probe, Scores]:
+    """Scores of k-sparse probes on ``draws`` draws of every entry of ``BASES`` (:func:`in_best_form`)."""
+    scores = {}
+    for name, basis in BASES.items():
+        fit = functools.partial(_on_basis, inputs, name)
+        scores |= in_best_form(fit, inputs.task, grid, k, draws if basis.is_random else 1)
+    return scores
 
 
-def scores(columns: dict[tuple[str, str], ksparse.Columns], task: Task, ks: list[int]) -> dict[Probe, Scores]:
-    """Scores of all prompts from k-sparse probes (mean difference) on each basis; ``columns`` by basis and pooling."""
-    workers = processes.parallel(len(columns))
-    fits = workers(joblib.delayed(k_sparse)(x, task, ks, ksparse.MEAN_DIFFERENCE) for x in columns.values())
+def _on_basis(inputs: Inputs, name: str, draws: list[int], grid: Grid) -> dict[Probe, Scores]:
+    jobs = [(draw, pooling) for draw in draws for pooling in grid.poolings]
+    about = name, inputs.task, inputs.like.cfg.d_sae, grid
+    calls = [joblib.delayed(_on_columns)(inputs.resid[pooling], draw, *about) for draw, pooling in jobs]
     return {
-        Probe(CONTROL, pooling, basis, None, ksparse.MEAN_DIFFERENCE, fit.k): fit.scores
-        for (basis, pooling), of_basis in zip(columns, fits, strict=True)
-        for fit in of_basis
+        Probe(CONTROL, pooling, name, draw, selection, fit.k): fit.scores
+        for (draw, pooling), fits in zip(jobs, processes.parallel(len(calls))(calls), strict=True)
+        for selection, fit in fits
+    }
+
+
+def _on_columns(
+    resid: np.ndarray, draw: int, name: str, task: Task, n_columns: int, grid: Grid
+) -> list[tuple[str, on_saes.Fit]]:
+    return list(every_k_sparse(BASES[name].columns(resid, task, n_columns, draw), task, grid))
+
+
+def of_dictionaries(inputs: Inputs, grid: Grid, k: int, draws: int, parent: Path) -> dict[Probe, Scores]:
+    """The same of every entry of ``DICTIONARIES``, which are written below ``parent``."""
+    scores = {}
+    for name in DICTIONARIES:
+        fit = functools.partial(_on_dictionary, inputs, name, parent)
+        scores |= in_best_form(fit, inputs.task, grid, k, draws)
+    return scores
+
+
+def _on_dictionary(inputs: Inputs, name: str, parent: Path, draws: list[int], grid: Grid) -> dict[Probe, Scores]:
+    rows = []
+    for draw in draws:
+        place = folders.save(DICTIONARIES[name](inputs, draw), parent / f"{name.replace(' ', '-')}-{draw}", {})
+        rows.append({"variant": name, "seed": draw, "folder": place})
+    sae_inputs = on_saes.Inputs(inputs.tokens, {}, inputs.task, device=inputs.device)
+    probed = probe_saes(pd.DataFrame(rows), sae_inputs, grid)
+    return {probe._replace(kind=CONTROL): scores for probe, scores in probed.scores.items()}
+
+
+def in_best_form(
+    fit: Callable[[list[int], Grid], dict[Probe, Scores]], task: Task, grid: Grid, k: int, draws: int
+) -> dict[Probe, Scores]:
+    """Scores of all draws of a control, pooled and selected as is best at k on validation for the first of them."""
+    first = fit([0], grid)
+    [form] = best_forms(first, task, k, grid.selections).values()
+    narrowed = grid._replace(poolings=[form.pooling], selections=(form.selection,))
+    every = first | (fit(list(range(1, draws)), narrowed) if draws > 1 else {})
+    return on_saes.in_best_form(every, {(probe.variant, probe.seed): form for probe in every})
+
+
+def of_shuffled_labels(contender: Contender, task: Task, draws: int) -> dict[Probe, Scores]:
+    """Scores of a k-sparse probe that is fitted on labels which are shuffled over the training prompts."""
+    rows = np.flatnonzero(task.train)
+    shuffled = [np.random.default_rng(draw).permutation(task.y[rows]) for draw in range(draws)]
+    calls = [joblib.delayed(fit_scores)(contender, rows, y) for y in shuffled]
+    return {
+        Probe(CONTROL, BEST, SHUFFLED, draw, BEST, contender.k): of_draw
+        for draw, of_draw in enumerate(processes.parallel(len(calls))(calls))
     }
 
 
@@ -80,20 +154,33 @@ def training_sample(
 
 
 @torch.no_grad()
-def untrained(like: SAE, tokens: PromptTokens, task: Task, seed: int) -> SAE:
-    """A JumpReLU SAE of random decoder rows whose thresholds give the L0 of ``like`` on tokens of training prompts."""
-    generator = torch.Generator().manual_seed(seed)
-    sample = training_sample(tokens, task, generator)
+def untrained(inputs: Inputs, draw: int) -> SAE:
+    """A JumpReLU SAE of random decoder rows whose thresholds give the L0 of ``inputs.like`` on training prompts."""
+    return _tied(inputs, draw, lambda sample, generator: torch.randn(sample.shape, generator=generator))
+
+
+@torch.no_grad()
+def of_training_tokens(inputs: Inputs, draw: int) -> SAE:
+    """:func:`untrained` with random training tokens, centred, for decoder rows."""
+    return _tied(inputs, draw, lambda sample, generator: sample)
+
+
+def _tied(inputs: Inputs, draw: int, rows_of: Callable[[torch.Tensor, torch.Generator], torch.Tensor]) -> SAE:
+    generator = torch.Generator().manual_seed(draw)
+    like, d_sae = inputs.like, inputs.like.cfg.d_sae
+    sample = training_sample(inputs.tokens, inputs.task, generator)
     l0 = (like.encode(sample) > 0).float().sum(1).mean().item()
-    recipe = Recipe(d_sae=like.cfg.d_sae, target_l0=l0, seed=seed)
     mean, scale = scaling(sample)
-    return folders.from_parameters(fresh(recipe, (sample - mean) / scale, generator), mean, scale, {})
+    scaled = (sample - mean) / scale
+    drawn = scaled[torch.randperm(d_sae, generator=generator) % len(scaled)]
+    p = tied(Recipe(d_sae=d_sae, target_l0=l0, seed=draw), scaled, rows_of(drawn, generator))
+    return folders.from_parameters(p, mean, scale, {})
 
 
-def training_tokens(tokens: PromptTokens, task: Task, n: int, seed: int) -> Float[np.ndarray, "n d_model"]:
-    """Random training tokens, centred, as a dictionary: they share the activations' covariance, and no training."""
-    sample = training_sample(tokens, task, torch.Generator().manual_seed(seed), n).numpy()
-    return sample - sample.mean(0)
+DICTIONARIES: dict[str, Callable[[Inputs, int], SAE]] = {
+    "untrained SAE": untrained,
+    "training tokens": of_training_tokens,
+}
 
 
 def directions_in_dictionary(

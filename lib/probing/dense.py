@@ -22,6 +22,7 @@ from lib.model.activations import PromptTokens
 from lib.model.forward import batches
 from lib.probing.tasks import Task
 from lib.stats.metrics import Scores, SplitWeights, auroc, by_split
+from lib.texts.datasets import surface_form
 
 C_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 N_FOLDS = 4
@@ -82,7 +83,7 @@ def of_cells(
     Raises:
         ValueError: as in :func:`search`.
     """
-    y, train, ids = task
+    y, train, ids, *_ = task
     fit = joblib.delayed(fit_logistic)
     searches = processes.parallel(len(pooled))(fit(x[train], y[train], ids[train], c_grid) for x in pooled.values())
     fitted = zip(pooled.items(), searches, strict=True)
@@ -147,26 +148,33 @@ def all_scores(inputs: Inputs, known: dict[str, Scores]) -> dict[str, Scores]:
 
 
 def _logistic_scores(inputs: Inputs) -> Scores:
-    y, train, groups = inputs.task
+    y, train, groups, *_ = inputs.task
     return fit_logistic(inputs.x[train], y[train], groups[train], inputs.c_grid).decision_function(inputs.x)
 
 
 def _mean_difference_scores(inputs: Inputs) -> Scores:
-    y, train, _ = inputs.task
+    y, train, *_ = inputs.task
     return inputs.x @ mean_difference(inputs.x[train], y[train])
 
 
 def _attention_scores(inputs: Inputs) -> Scores:
-    y, train, groups = inputs.task
+    y, train, groups, *_ = inputs.task
     prompts = np.arange(len(y))
     head = fit_attention(inputs.tokens, prompts[train], y[train], groups[train], inputs.seed)
     return head.score(inputs.tokens, prompts)
 
 
 def _tfidf_scores(inputs: Inputs) -> Scores:
-    y, train, groups = inputs.task
+    y, train, groups, *_ = inputs.task
     training_texts = [text for text, kept in zip(inputs.texts, train, strict=True) if kept]
     return fit_tfidf(training_texts, y[train], groups[train]).decision_function(inputs.texts)
+
+
+def _surface_form_scores(inputs: Inputs) -> Scores:
+    """What formatting alone tells of the prompt as the model reads it, so also of its wrapper."""
+    y, train, groups = inputs.task
+    form = surface_form(inputs.texts).to_numpy()
+    return fit_logistic(form[train], y[train], groups[train], inputs.c_grid).decision_function(form)
 
 
 PROBES = {
@@ -174,6 +182,7 @@ PROBES = {
     "mean difference": DenseProbe(_mean_difference_scores),
     "attention": DenseProbe(_attention_scores, reads_tokens=True),
     "TF-IDF": DenseProbe(_tfidf_scores),
+    "surface form": DenseProbe(_surface_form_scores),
 }
 
 

@@ -4,7 +4,7 @@ After Gurnee et al. 2023 and the paper's section on probing. Columns may be a sp
 given is fitted on the rows given and on nothing else.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import scipy.sparse
@@ -18,6 +18,7 @@ from lib.base.registry import lookup
 
 Columns = np.ndarray | scipy.sparse.csr_matrix | scipy.sparse.csc_matrix
 Chosen = dict[int, Int[np.ndarray, " _"]]
+Ranking = Int[np.ndarray, " _"]  # columns, best first
 UNPENALISED = 1e4  # inverse L2 strength on standardised columns: as good as none, and finite on separable rows
 
 
@@ -32,37 +33,62 @@ def _moments(x: Columns) -> tuple[np.ndarray, np.ndarray]:
     return x.mean(0), x.var(0)
 
 
-def by_mean_difference(x: Columns, y: Int[np.ndarray, " rows"], ks: list[int]) -> Chosen:
-    """For each k the columns of largest |μ₁ − μ₀|, best first (the paper's selection)."""
-    order = np.argsort(-np.abs(mean_gap(x, y)), kind="stable")
-    return {k: order[:k] for k in ks}
+def by_mean_difference(x: Columns, y: Int[np.ndarray, " rows"], most: int) -> Ranking:
+    """The columns of largest |μ₁ − μ₀|, best first (the paper's selection)."""
+    return np.argsort(-np.abs(mean_gap(x, y)), kind="stable")[:most]
 
 
-def by_l1_path(x: Columns, y: Int[np.ndarray, " rows"], ks: list[int]) -> Chosen:
-    """For each k the support of the L1-penalised logistic path that is nearest k in size (a few more or fewer)."""
+def by_standardised_gap(x: Columns, y: Int[np.ndarray, " rows"], most: int) -> Ranking:
+    """The columns of largest |μ₁ − μ₀| / σ, best first; σ² = (n₁σ₁² + n₀σ₀²) / n is the variance within the classes.
+
+    A latent of large activations has a large raw gap whether or not it tells the classes apart; this one is free of
+    units, as Fisher's criterion (1936) of a single column.
+    """
+    of_class = [x[y == label] for label in (0, 1)]
+    within = sum(len(y[y == label]) * _moments(part)[1] for label, part in enumerate(of_class)) / len(y)
+    gap = np.abs(mean_gap(x, y))
+    standardised = np.where(gap > 0, gap / np.sqrt(np.maximum(within, 1e-12)), 0.0)
+    return np.argsort(-standardised, kind="stable")[:most]
+
+
+def by_l1_path(x: Columns, y: Int[np.ndarray, " rows"], most: int) -> Ranking:
+    """The columns in the order in which they enter the L1-penalised logistic path (:func:`l1_supports`)."""
     live = live_columns(x)
-    supports = [support for support in l1_supports(x[:, live], y, max(ks)) if len(support)]
-    return {k: live[min(supports, key=lambda support: abs(len(support) - k))] for k in ks}
+    entered = dict.fromkeys(column for support in l1_supports(x[:, live], y, most) for column in support)
+    return live[list(entered)][:most]
 
 
-MEAN_DIFFERENCE = "mean difference"
-SELECTIONS = {MEAN_DIFFERENCE: by_mean_difference, "L1 path": by_l1_path}
+MEAN_DIFFERENCE, STANDARDISED_GAP, L1_PATH = "mean difference", "standardised gap", "L1 path"
+SELECTIONS: dict[str, Callable[[Columns, np.ndarray, int], np.ndarray]] = {
+    MEAN_DIFFERENCE: by_mean_difference,
+    STANDARDISED_GAP: by_standardised_gap,
+    L1_PATH: by_l1_path,
+}
 
 
-def select(x: Columns, y: Int[np.ndarray, " rows"], ks: list[int], selection: str) -> Chosen:
-    """Columns chosen for each k by an entry of ``SELECTIONS``; k = 1 is always the column of best AUROC on these rows.
+def best_column(x: Columns, y: Int[np.ndarray, " rows"]) -> int:
+    """The column whose own AUROC is farthest from one half."""
+    return int(np.argmax(np.abs(column_aurocs(x, y) - 0.5)))
+
+
+def select(
+    x: Columns, y: Int[np.ndarray, " rows"], ks: list[int], selection: str, best: int | None = None
+) -> Chosen:
+    """Columns chosen for each k: :func:`best_column`, which may be given, then the best by an entry of ``SELECTIONS``.
+
+    They are nested: the columns of a smaller k are among those of a larger one, so that training fit rises with k.
+    (An L1 path that ends early gives a few columns fewer.)
 
     Raises:
         ValueError: unknown selection, or a k above the number of columns that vary.
     """
-    choose, most = lookup(SELECTIONS, "selection", selection), len(live_columns(x))
+    rank, most = lookup(SELECTIONS, "selection", selection), len(live_columns(x))
     if not ks or min(ks) < 1 or max(ks) > most:
         raise _out_of_range(ks, most)
-    chosen = choose(x, y, ks)
-    if 1 in chosen:
-        distance_from_guessing = np.abs(column_aurocs(x, y) - 0.5)
-        chosen[1] = np.array([np.argmax(distance_from_guessing)])
-    return chosen
+    best = best_column(x, y) if best is None else best
+    others = rank(x, y, max(ks)) if max(ks) > 1 else np.empty(0, dtype=int)
+    order = np.concatenate([[best], others[others != best]]).astype(int)
+    return {k: order[:k] for k in ks}
 
 
 def possible(x: Columns, ks: list[int]) -> list[int]:
@@ -137,7 +163,7 @@ def l1_supports(
     x: Columns, y: Int[np.ndarray, " rows"], most: int, ratio: float = 0.9, steps: int = 120
 ) -> Iterable[np.ndarray]:
     """Supports along the path of min (1/n) Σ log(1 + exp(−ỹ(x·β + b))) + α‖β‖₁ for falling α, until one exceeds
-    ``most``.
+    ``most``; the columns of a support are in the order of |β|.
 
     Columns are scaled to unit variance; b is not penalised. Proximal Newton steps on a working set from the strong
     rule (Tibshirani et al. 2012), which grows until no column outside violates its optimality condition |g| ≤ α.
@@ -160,7 +186,7 @@ def l1_supports(
                 break
             working = np.union1d(working, violating)
         support = np.flatnonzero(beta)
-        yield support
+        yield support[np.argsort(-np.abs(beta[support]), kind="stable")]
         if len(support) > most:
             return
 

@@ -1,8 +1,8 @@
 """Every probe on an SAE: k-sparse ones on its latents, linear ones on its reconstruction, error and all latents."""
 
 import functools
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import joblib
 import numpy as np
@@ -19,11 +19,10 @@ from tqdm import tqdm
 from lib.base import processes
 from lib.model import poolings
 from lib.model.activations import PromptTokens
-from lib.probing import dense as dense_probes
 from lib.probing import ksparse
 from lib.probing.tasks import Probe, Task
 from lib.sae import folders, latents
-from lib.stats.metrics import Scores
+from lib.stats.metrics import Scores, auroc
 
 
 class Fit(NamedTuple):
@@ -34,13 +33,15 @@ class Fit(NamedTuple):
     scores: Scores
 
 
-def k_sparse(x: ksparse.Columns, task: Task, ks: list[int], selection: str) -> list[Fit]:
-    """A probe for each k; only training rows are used to select, scale and fit.
+def k_sparse(
+    x: ksparse.Columns, task: Task, ks: list[int], selection: str, best: int | None = None
+) -> list[Fit]:
+    """A probe for each k; only training rows are used to select (``ksparse.select``), scale and fit.
 
     A k above the number of columns that vary is left out; if all are, that is an error.
     """
     y, training = task.y[task.train], x[task.train]
-    chosen = ksparse.select(training, y, ksparse.possible(training, ks), selection)
+    chosen = ksparse.select(training, y, ksparse.possible(training, ks), selection, best)
     union = np.unique(np.concatenate(list(chosen.values())))
     chosen_by_any = ksparse.dense(x, union)
     fits = []
@@ -83,16 +84,28 @@ def linear(x: ksparse.Columns, c: float = 1.0) -> Pipeline:
     return make_pipeline(scaler, LogisticRegression(C=c, max_iter=2000))
 
 
-def choose_c(x: ksparse.Columns, task: Task, c_grid: list[float]) -> float:
-    """Inverse L2 strength by cross-validated AUROC on the training split, in folds that keep a base prompt together."""
-    y, groups = task.y[task.train], task.groups[task.train]
-    search = dense_probes.search(linear(x), y, groups, tuple(c_grid)).set_params(refit=False)
-    return dense_probes.chosen_c(search.fit(x[task.train], y))
+def tuned_linear(x: ksparse.Columns, task: Task, c_grid: list[float]) -> Scores:
+    """Scores of all prompts from the linear probe on training rows whose inverse L2 strength has the best validation
+    AUROC (the smallest of equal ones).
 
+    The strengths are fitted in rising order, each from the weights of the one before.
 
-def linear_scores(x: ksparse.Columns, task: Task, c: float) -> Scores:
-    """Scores of all prompts from a linear probe that is fitted on the training split."""
-    return linear(x, c).fit(x[task.train], task.y[task.train]).decision_function(x)
+    Raises:
+        ValueError: the task has no validation rows of both classes.
+    """
+    y_val = task.y[task.val] if task.val is not None else np.empty(0)
+    if len(np.unique(y_val)) < 2:
+        raise ValueError(f"C is chosen on {len(y_val)} validation prompts; they must hold both classes")
+    scaler = StandardScaler(with_mean=not scipy.sparse.issparse(x)).fit(x[task.train])
+    scaled = scaler.transform(x)
+    model = LogisticRegression(max_iter=2000, warm_start=True)
+    best, best_area = None, -1.0
+    for c in sorted(c_grid):
+        scores = model.set_params(C=c).fit(scaled[task.train], task.y[task.train]).decision_function(scaled)
+        area = auroc(y_val, scores[task.val], np.ones((1, len(y_val))))[0]
+        if area > best_area:
+            best, best_area = scores, area
+    return best
 
 
 class Inputs(NamedTuple):
@@ -108,12 +121,27 @@ class Inputs(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """Which probes are fitted: each k of ``ks`` by pooling and selection, and linear ones with C of ``c_grid``."""
+    """Which probes are fitted: each k of ``ks`` by pooling and selection, and linear ones with C of ``c_grid``.
+
+    Attributes:
+        own_ks: those of a selection that has others than ``ks``, such as a slow one.
+        linear_on: the variants that get linear probes (None: all).
+    """
 
     ks: list[int]
     poolings: list[str]
     c_grid: list[float]
     selections: tuple[str, ...] = tuple(ksparse.SELECTIONS)
+    own_ks: dict[str, list[int]] = {}
+    linear_on: list[str] | None = None
+
+    def ks_of(self, selection: str) -> list[int]:
+        """The ks that are fitted of a selection."""
+        return self.own_ks.get(selection, self.ks)
+
+    def has_linear(self, variant: str) -> bool:
+        """Whether a variant's SAEs get linear probes."""
+        return self.linear_on is None or variant in self.linear_on
 
 
 class Probed(NamedTuple):
@@ -137,13 +165,12 @@ class Probed(NamedTuple):
 
 
 class _Job(NamedTuple):
-    """One SAE to probe; ``pooled`` are its latents if they are known, and are kept if ``keep``."""
+    """One SAE to probe; its pooled latents are kept if ``keep``."""
 
     variant: str
     seed: int | None
     folder: str
     keep: bool
-    pooled: latents.Pooled
 
 
 class _MappedTokens(NamedTuple):
@@ -166,32 +193,25 @@ def probe_saes(table: pd.DataFrame, inputs: Inputs, grid: Grid) -> Probed:
     """Every probe on every SAE of ``table`` (columns variant, seed, folder), each of which is checked to fit.
 
     k-sparse probes for each pooling of ``grid``, linear ones on :data:`VIEWS` for each pooling of ``inputs.resid``.
-    Their C is chosen on the first SAE and kept for all others.
+    Their C is chosen on validation for each SAE.
 
     Raises:
         ValueError: an SAE of another width, layer or model than the activations, an unknown pooling or selection, or
             no k that is possible.
     """
     poolings.named(grid.poolings)
-    tokens, task = inputs.tokens, inputs.task
+    tokens = inputs.tokens
     first = folders.load(table["folder"].iloc[0], inputs.device)
     folders.check_fits(first, tokens.activations.shape[1], inputs.hook_name, inputs.model)
-    known = latents.pool_latents(first, tokens, _needed(inputs, grid)) if inputs.resid else {}
-    strengths = {
-        (name, pooling): choose_c(columns, task, grid.c_grid)
-        for pooling, resid in inputs.resid.items()
-        for name, columns in views(Encoded(first, known[pooling], resid)).items()
-    }
     jobs = []
     for row, repeated in zip(table.itertuples(), table["variant"].duplicated(), strict=True):
-        seed = None if pd.isna(row.seed) else int(row.seed)
-        jobs.append(_Job(row.variant, seed, row.folder, not repeated, known if not jobs else {}))
+        jobs.append(_Job(row.variant, None if pd.isna(row.seed) else int(row.seed), row.folder, not repeated))
     bits = tokens.activations.view(torch.int16).numpy()
     in_turn = None if tokens.in_turn is None else tokens.in_turn.numpy()
     mapped = _MappedTokens(bits, tokens.starts.numpy(), tokens.activations.dtype, tokens.fixed, in_turn)
     without_tokens = inputs._replace(tokens=None)
     workers = processes.parallel(len(jobs) if inputs.device == "cpu" else 1)
-    calls = (joblib.delayed(_probe_sae)(job, mapped, without_tokens, grid, strengths) for job in jobs)
+    calls = (joblib.delayed(_probe_sae)(job, mapped, without_tokens, grid) for job in jobs)
     probed = Probed({}, {}, {})
     for part in tqdm(workers(calls), total=len(jobs), desc="SAEs probed", unit="SAE"):
         for whole, addition in zip(probed, part, strict=True):
@@ -204,34 +224,85 @@ def _needed(inputs: Inputs, grid: Grid) -> list[str]:
     return list(dict.fromkeys([*grid.poolings, *inputs.resid]))
 
 
-def _probe_sae(
-    job: _Job, mapped: _MappedTokens, inputs: Inputs, grid: Grid, strengths: dict[tuple[str, str], float]
-) -> Probed:
+def _probe_sae(job: _Job, mapped: _MappedTokens, inputs: Inputs, grid: Grid) -> Probed:
     """All probes on one SAE."""
     sae, tokens = folders.load(job.folder, inputs.device), mapped.tokens()
     folders.check_fits(sae, tokens.activations.shape[1], inputs.hook_name, inputs.model)
-    pooled = job.pooled or latents.pool_latents(sae, tokens, _needed(inputs, grid))
+    pooled = latents.pool_latents(sae, tokens, _needed(inputs, grid))
     probed = Probed({}, {}, {job.variant: pooled} if job.keep else {})
     for pooling in grid.poolings:
         _probe_latents(probed, job, pooled[pooling], inputs.task, pooling, grid)
-    for pooling, resid in inputs.resid.items():
+    for pooling, resid in inputs.resid.items() if grid.has_linear(job.variant) else ():
         for name, columns in views(Encoded(sae, pooled[pooling], resid)).items():
             probe = Probe(name, pooling, job.variant, job.seed)
-            probed.scores[probe] = linear_scores(columns, inputs.task, strengths[name, pooling])
+            probed.scores[probe] = tuned_linear(columns, inputs.task, grid.c_grid)
     return probed
 
 
 def _probe_latents(probed: Probed, job: _Job, x: ksparse.Columns, task: Task, pooling: str, grid: Grid) -> None:
-    """Add the k-sparse probes of one pooling; that of k = 1, which no selection decides, is fitted once."""
-    single: Fit | None = None
+    """Add the k-sparse probes of one pooling."""
+    for selection, fit in every_k_sparse(x, task, grid):
+        probe = Probe(K_SPARSE, pooling, job.variant, job.seed, selection, fit.k)
+        probed.scores[probe], probed.chosen[probe] = fit.scores, fit.columns
+
+
+def every_k_sparse(x: ksparse.Columns, task: Task, grid: Grid) -> Iterator[tuple[str, Fit]]:
+    """Yield the probes of each selection of a grid, on one matrix of columns."""
+    best = ksparse.best_column(x[task.train], task.y[task.train])
     for selection in grid.selections:
-        ks = [k for k in grid.ks if k > 1] if single else grid.ks
-        fits = [single] if single else []
-        fits += k_sparse(x, task, ks, selection) if ks else []
-        single = next((fit for fit in fits if fit.k == 1), None)
-        for fit in fits:
-            probe = Probe(K_SPARSE, pooling, job.variant, job.seed, selection, fit.k)
-            probed.scores[probe], probed.chosen[probe] = fit.scores, fit.columns
+        for fit in k_sparse(x, task, grid.ks_of(selection), selection, best):
+            yield selection, fit
+
+
+class Form(NamedTuple):
+    """How the columns of a k-sparse probe are pooled and chosen."""
+
+    pooling: str
+    selection: str
+
+
+BEST = "chosen on validation"  # stands for pooling and selection of a probe in its best form
+Basis = tuple[str, int | None]  # variant and seed
+
+
+def best_forms(scores: Mapping[Probe, Scores], task: Task, k: int, selections: Iterable[str]) -> dict[Basis, Form]:
+    """Pooling and selection of best validation AUROC at k columns (or at the most that there are), for each basis.
+
+    Raises:
+        ValueError: no probe of ``selections``.
+    """
+    y_val, best = task.y[task.val], {}
+    for probe, of_all in scores.items():
+        if probe.selection not in selections or probe.k > k:
+            continue
+        rank = probe.k, auroc(y_val, of_all[task.val], np.ones((1, len(y_val))))[0]
+        basis = probe.variant, probe.seed
+        if basis not in best or rank > best[basis][0]:
+            best[basis] = rank, Form(probe.pooling, probe.selection)
+    if not best:
+        raise ValueError(f"no probe at k ≤ {k} has one of the selections {list(selections)}")
+    return {basis: form for basis, (_, form) in best.items()}
+
+
+def in_best_form(of_probes: Mapping[Probe, Any], forms: dict[Basis, Form]) -> dict[Probe, Any]:
+    """The values of those probes that have their basis' form, under keys that say ``BEST`` in its place."""
+    return {
+        probe._replace(pooling=BEST, selection=BEST): value
+        for probe, value in of_probes.items()
+        if forms.get((probe.variant, probe.seed)) == Form(probe.pooling, probe.selection)
+    }
+
+
+def in_own_pooling(
+    scores: Mapping[Probe, Scores], forms: dict[Basis, Form], variants: list[str], k: int
+) -> dict[Probe, Scores]:
+    """The scores of every selection at k, in the pooling of each basis' form, for some variants; under keys that say
+    ``BEST`` for the pooling."""
+    return {
+        probe._replace(pooling=BEST): of_probe
+        for probe, of_probe in scores.items()
+        if probe.k == k and probe.variant in variants and probe.pooling == forms[probe.variant, probe.seed].pooling
+    }
 
 
 def chosen_latents(

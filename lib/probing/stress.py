@@ -6,22 +6,38 @@ from typing import NamedTuple
 import joblib
 import numpy as np
 import pandas as pd
+from sae_lens import SAE
 
 from lib.base import processes
 from lib.probing import ksparse
-from lib.probing.on_saes import linear
-from lib.probing.tasks import Task
+from lib.probing.on_saes import BEST, linear
+from lib.probing.tasks import Probe, Task
+from lib.sae import latents
 from lib.stats.metrics import Estimate, Scores, auroc, t_interval
 
 Change = Callable[[np.random.Generator, np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 class Contender(NamedTuple):
-    """A probe under stress: linear on all columns with inverse L2 strength ``c``, or k-sparse (mean difference)."""
+    """A probe under stress: linear on all columns with inverse L2 strength ``c``, or k-sparse by a ``selection``."""
 
     columns: ksparse.Columns
     k: int | None = None
     c: float | None = None
+    selection: str = ksparse.MEAN_DIFFERENCE
+
+
+def on_sae(
+    sae: SAE, probe: Probe, columns: ksparse.Columns, linear: Contender, pooled: ksparse.Columns, pooling: str
+) -> dict[Probe, Contender]:
+    """The contenders of one SAE: its k-sparse ``probe`` on ``columns``, under a key that says ``BEST``, and a linear
+    probe on its reconstruction from the latents ``pooled`` by ``pooling``, with the strength of ``linear``."""
+    sparse = probe._replace(pooling=BEST, selection=BEST)
+    of_reconstruction = Probe("reconstruction", pooling, probe.variant, probe.seed)
+    return {
+        sparse: Contender(columns, k=probe.k, selection=probe.selection),
+        of_reconstruction: linear._replace(columns=latents.reconstruction(sae, pooled)),
+    }
 
 
 def fewer(n_prompts: int) -> Change:
@@ -60,7 +76,7 @@ def fit_scores(contender: Contender, rows: np.ndarray, y: np.ndarray) -> Scores:
     if contender.k is None:
         return linear(x, contender.c).fit(training, y).decision_function(x)
     k = min(contender.k, len(ksparse.live_columns(training)))
-    columns = ksparse.select(training, y, [k], ksparse.MEAN_DIFFERENCE)[k]
+    columns = ksparse.select(training, y, [k], contender.selection)[k]
     return ksparse.refit(training, y, columns).decision_function(ksparse.dense(x, columns))
 
 

@@ -1,7 +1,6 @@
 """Every figure of the notebooks: labelled axes with units, intervals, and a caption with profile and n."""
 
 import itertools
-import textwrap
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -14,9 +13,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 LABELS = {0: "harmless", 1: "harmful"}
-SPLITS = {"train": "training", "val": "validation", "ood": "out of distribution"}
+SPLITS = {
+    "train": "training",
+    "val": "validation",
+    "ood": "out of distribution",
+    "rotation": "each wrapper held out of training",
+}
 COLOURS = {"harmless": "#4477aa", "harmful": "#cc3311"}
-CELL_TEXT = 52  # characters in a line of a verdict's cell
+VERDICT_CELL, TITLES = 3.2, 1.15  # width of a verdict's cell in inches, and of the parts' titles in cells
 CAPTION_CHARACTERS = 15  # in an inch
 MOST_TICKS, TICK_ROOM = 10, 0.07  # of an axis with a tick at each value: ticks, and share of its length between two
 CYCLE = [
@@ -65,19 +69,10 @@ def lengths(prompts: pd.DataFrame) -> Figure:
     table = prompts.assign(words=prompts["text"].str.split().str.len(), label=prompts["label"].map(LABELS))
     top = table["words"].quantile(0.995)
     for ax, split in zip(axes, splits, strict=True):
-        sns.histplot(
-            table[table["split"] == split],
-            x="words",
-            hue="label",
-            hue_order=list(COLOURS),
-            palette=COLOURS,
-            element="step",
-            stat="density",
-            common_norm=False,
-            bins=np.linspace(0, top, 40),
-            ax=ax,
-            legend=ax is axes[0],
-        )
+        rows = table[table["split"] == split]
+        colours = {"hue": "label", "hue_order": list(COLOURS), "palette": COLOURS, "legend": ax is axes[0]}
+        style = {"element": "step", "stat": "density", "common_norm": False, "bins": np.linspace(0, top, 40)}
+        sns.histplot(rows, x="words", ax=ax, **colours, **style)
         ax.set(title=SPLITS[split], xlabel="length (words)", ylabel="density (1 / word)")
     axes[0].get_legend().set_title(None)
     return figure
@@ -107,20 +102,23 @@ def points(
     reference_label: str = "dense probe",
     xlabel: str = "AUROC",
     xlim: tuple[float, float] | None = None,
+    grey: str = "",
 ) -> Figure:
-    """Values with their 95 % intervals, a row per ``y``; ``reference`` gives one dotted line with a band per panel."""
+    """Values with their 95 % intervals, a row per ``y``; ``reference`` gives one dotted line with a band per panel.
+    The hue ``grey``, of a control, is grey.
+    """
     panels, names = _in_order(table[panel]), list(dict.fromkeys(table[y]))
     hues = list(dict.fromkeys(table[hue])) if hue else [None]
     width, height = max(3.2, 9.6 / len(panels)), 1.1 + 0.3 * len(names) * len(hues) ** 0.5
     figure, axes = _panels(len(panels), width=width, height=height, sharex=True, sharey=True)
-    offsets = np.linspace(0.22, -0.22, len(hues)) if len(hues) > 1 else [0.0]
-    style = {"fmt": "o", "capsize": 2.5, "markersize": 5}
+    offsets, style = np.linspace(0.22, -0.22, len(hues)) * (len(hues) > 1), {"fmt": "o", "capsize": 2.5, "ms": 5}
     for ax, value in zip(axes, panels, strict=True):
         rows = table[table[panel] == value].dropna(subset=["value"])
         for colour, offset, group in zip(itertools.cycle(CYCLE), offsets, hues, strict=False):
             part = rows[rows[hue] == group] if hue else rows
             position = len(names) - 1 - part[y].map(names.index).to_numpy() + offset
-            ax.errorbar(part["value"], position, xerr=_spread(part), color=colour, label=group, **style)
+            style["color"] = "0.6" if group == grey else colour
+            ax.errorbar(part["value"], position, xerr=_spread(part), label=group, **style)
         if reference is not None:
             _reference(ax, reference[reference[panel] == value], reference_label, vertical=True)
         ax.set(title=SPLITS.get(value, value), xlabel=xlabel, ylim=(-0.6, len(names) - 0.4))
@@ -142,12 +140,13 @@ def curves(
     *,
     reference: pd.DataFrame | None = None,
     reference_label: str = "TF-IDF",
+    single: pd.DataFrame | None = None,
     logx: bool = False,
     share_y: bool = True,
 ) -> Figure:
     """Lines with 95 % bands (a bar for a single point), a panel per value of ``panel``.
 
-    ``reference`` is as in :func:`points`.
+    ``reference`` is as in :func:`points`; ``single`` has what a line is the mean of, as small points.
     """
     panels = _in_order(table[panel])
     figure, axes = _panels(len(panels), width=max(3.7, 7.5 / len(panels)), height=3.6, sharey=share_y)
@@ -158,6 +157,9 @@ def curves(
             low, high = rows[["low", "high"]].astype(float).to_numpy().T
             ax.plot(rows[x], rows["value"], marker="o", markersize=4, color=colour, label=group)
             ax.fill_between(rows[x], low, high, color=colour, alpha=0.15, linewidth=0)
+            if single is not None:
+                of_line = single[(single[panel] == value) & (single[hue] == group)]
+                ax.plot(of_line[x], of_line["value"], ".", markersize=4, color=colour, alpha=0.6)
             if len(rows) == 1:  # where a band has no width
                 ax.errorbar(rows[x], rows["value"], yerr=_spread(rows), color=colour, capsize=2.5)
         if reference is not None:
@@ -293,12 +295,10 @@ def norms(table: pd.DataFrame, layers: list[int]) -> Figure:
     low, middle, high = np.array([np.percentile(v, [25, 50, 75]) for v in values]).T
     left.errorbar(layers, middle, yerr=[middle - low, high - middle], marker="o", capsize=3)
     left.set(title="norms", xlabel="layer (residual stream after block)", ylabel="token norm ‖x‖₂ (model units)")
-    left.set(xticks=layers)
-    left.set_ylim(bottom=0)
+    left.set(xticks=layers, ylim=(0, None))
     right.plot(table["length"], table["tokens_per_s"] / 1000, marker="o")
     right.set(title="harvest, all layers", xlabel="mean prompt length of the shard (tokens)")
-    right.set(ylabel="thousand tokens / s")
-    right.set_ylim(0, 1.1 * table["tokens_per_s"].max() / 1000)
+    right.set(ylabel="thousand tokens / s", ylim=(0, 1.1 * table["tokens_per_s"].max() / 1000))
     return figure
 
 
@@ -348,24 +348,25 @@ def latent_scatter(table: pd.DataFrame, x: str, y: str) -> Figure:
 
 
 def verdicts(table: pd.DataFrame, order: tuple[str, ...]) -> Figure:
-    """A cell per claim (``id``, ``title``) and ``profile``, labelled with its ``verdict`` and ``measured``.
-
-    The verdict decides the colour; ``order`` lists the verdicts, the best first.
-    """
-    claims, profiles = list(dict.fromkeys(table["id"])), list(dict.fromkeys(table["profile"]))
-    colours = dict(zip(order, ["#4477aa", "#aaccee", "#ee7733", "#dddddd", "#f5f5f5"], strict=True))
-    figure, (ax,) = _panels(1, width=3.2 + 3.6 * len(profiles), height=1.0 + 0.52 * len(claims))
+    """A line per part (``id``, ``title``) of a ``claim`` below its ``claim_title``, with a cell per ``profile``: the
+    ``verdict``, whose colour is by its place in ``order``, of several comparisons how many hold, and the ``number``."""
+    profiles = list(dict.fromkeys(table["profile"]))
+    colours = dict(zip(order, ["#4477aa", "#ee7733", "#eedd88", "#cfd8dc", "#eeeeee", "#fafafa"], strict=True))
+    places, lines = {}, []  # of the parts; text and weight
+    for (claim, title), parts in table.drop_duplicates("id").groupby(["claim", "claim_title"], sort=False):
+        lines.append((f"{claim}  {title}", "bold"))
+        places |= {name: len(lines) + place for place, name in enumerate(parts["id"])}
+        lines += [(f"  {row.id.removeprefix(claim)}  {row.title}", "normal") for row in parts.itertuples()]
+    figure, (ax,) = _panels(1, width=VERDICT_CELL * (len(profiles) + TITLES), height=0.7 + 0.22 * len(lines))
+    for y, (text, weight) in enumerate(lines):
+        ax.text(-TITLES, y + 0.5, text, fontsize=8.5, weight=weight, va="center")
     for row in table.itertuples():
-        x, y = profiles.index(row.profile), len(claims) - 1 - claims.index(row.id)
-        ax.add_patch(plt.Rectangle((x, y), 0.98, 0.94, color=colours[row.verdict]))
-        dark = row.verdict == order[0]
-        upper, lower = ("white", "white") if dark else ("black", "0.2")
-        below = textwrap.fill(textwrap.shorten(row.measured, 2 * CELL_TEXT, placeholder=" …"), CELL_TEXT)
-        ax.text(x + 0.02, y + 0.74, row.verdict, fontsize=9, weight="bold", va="center", color=upper)
-        ax.text(x + 0.02, y + 0.3, below, fontsize=7.5, va="center", color=lower)
-    ax.set(xlim=(0, len(profiles)), ylim=(0, len(claims)))
-    titles = table.drop_duplicates("id").set_index("id")["title"]
-    ax.set_yticks(np.arange(len(claims)) + 0.47, [f"{name}  {titles[name]}" for name in claims[::-1]])
+        x, y = profiles.index(row.profile), places[row.id]
+        ax.add_patch(plt.Rectangle((x, y), 0.985, 0.92, color=colours[row.verdict], linewidth=0))
+        style = {"va": "center", "color": "white" if row.verdict == order[0] else "0.4" if not row.number else "black"}
+        ax.text(x + 0.02, y + 0.48, row.verdict, fontsize=8.5, weight="bold", **style)
+        ax.text(x + 0.35, y + 0.48, f"{row.holding}: {row.number}".removeprefix(": "), fontsize=7.5, **style)
+    ax.set(xlim=(-TITLES, len(profiles)), ylim=(len(lines), 0), yticks=[])
     ax.set_xticks(np.arange(len(profiles)) + 0.49, profiles)
     ax.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
     ax.grid(False)

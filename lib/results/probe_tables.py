@@ -4,13 +4,45 @@ Draws (``lib.stats.draws``) of SAE probes and of dense probes are of the same pr
 dimensions of ``lib.probing.tasks.Probe``.
 """
 
-from typing import Any
+import functools
+from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
+from jaxtyping import Int
 
-from lib.stats import metrics
+from lib.results import tables
+from lib.stats import families, metrics
 from lib.stats.draws import Draws
 from lib.stats.metrics import Scores, SplitWeights
+
+# Begins at random weights, so that its seeds differ by more than those of SAEs that begin at one of well trained ones:
+# their seed variances are not pooled.
+APART = ("from scratch",)
+MEAN = "mean"  # in the place of a k: the mean over all of them
+
+
+class Finetuning(NamedTuple):
+    """Variants by name: an SAE before finetuning, finetuned on chat, and finetuned on as much pretraining text.
+
+    ``others`` were finetuned from the same SAEs, and tell of the seed variance of such differences.
+    """
+
+    before: str
+    chat: str
+    placebo: str
+    others: tuple[str, ...] = ()
+
+    def after(self) -> list[str]:
+        """All that began at ``before``."""
+        return [self.chat, self.placebo, *self.others]
+
+    @classmethod
+    def of(cls, saes: pd.DataFrame, before: str, chat: str, placebo: str) -> "Finetuning":
+        """With the others of a table of SAEs (columns variant, start, folder) that began where ``chat`` did."""
+        starts = saes.loc[saes["variant"] == before, "folder"]
+        began = dict.fromkeys(saes.loc[saes["start"].isin(starts), "variant"])
+        return cls(before, chat, placebo, tuple(name for name in began if name not in (chat, placebo)))
 
 
 def by_split(
@@ -24,6 +56,146 @@ def by_split(
     ])
 
 
+def at_validation_threshold(
+    prompts: pd.DataFrame, scores: dict[str, Scores], weights: SplitWeights, fpr: float = 0.01
+) -> pd.DataFrame:
+    """Recall and false-positive rate of every probe outside training, at the threshold that lets at most ``fpr`` of the
+    validation negatives through: what a monitor does whose threshold was set before it met new prompts.
+
+    Each replicate draws the validation prompts too, so that the interval covers the threshold's own noise.
+    """
+    y, split_of = prompts["label"].to_numpy(), prompts["split"].to_numpy()
+    rows, with_value = [], {split: np.vstack([np.ones_like(w[:1]), w]) for split, w in weights.items()}
+    quiet = y[split_of == "val"] == 0
+    for name, of_probe in scores.items():
+        threshold = metrics.threshold_at_fpr(of_probe[split_of == "val"][quiet], with_value["val"][:, quiet], fpr)
+        for split in (split for split in weights if split != "train"):
+            here = split_of == split
+            for metric, label in (("recall_at_validation_threshold", 1), ("fpr_at_validation_threshold", 0)):
+                part = y[here] == label
+                share = metrics.share_above(of_probe[here][part], with_value[split][:, part], threshold)
+                n_groups = prompts.loc[here, "base_id"][part].nunique()
+                low, high = np.nanpercentile(share[1:], [2.5, 97.5])
+                estimate = metrics.Estimate(float(share[0]), float(low), float(high), int(part.sum()), n_groups)
+                rows.append(metrics.row(metric, estimate, split=split, probe=name))
+    return pd.DataFrame(rows)
+
+
+def within_wrappers(
+    prompts: pd.DataFrame, kinds: pd.Series, split: str, scores: dict, weights: SplitWeights, seed: int
+) -> Draws:
+    """Draws of the mean AUROC within the wrappers of a split (:func:`lib.stats.metrics.within`), by the keys of
+    ``scores``."""
+    here = (prompts["split"] == split).to_numpy()
+    rows = metrics.wrapper_rows(prompts[here], kinds[here])
+    metric = metrics.within({name: [part] for name, part in rows.items()}, seed)
+    return Draws.of(prompts, scores, {split: weights[split]}, metric)
+
+
+def ahead_of(by_method: Draws, baseline: str) -> pd.DataFrame:
+    """AUROC of every method minus that of the baseline: rows of ``auroc_difference`` with the column ``against``."""
+    ahead = by_method.against("probe", baseline).estimates()
+    return ahead.assign(metric="auroc_difference", level="method", against=baseline)
+
+
+def of_rotation(rotated: Draws, dense: Draws, finetuning: tuple[str, str]) -> pd.DataFrame:
+    """The rows of a rotation of wrappers: mean AUROC within wrapper of every probe, what SAE probes are behind the
+    dense ones, and what the second SAE of ``finetuning`` gained over the first.
+
+    ``dense`` has the dense probe beside k-sparse ones in its first row, and the one beside each reconstruction by
+    pooling.
+    """
+    sparse, linear = rotated.where(probe="k-sparse"), rotated.where(probe="reconstruction")
+    before, after = finetuning
+    gained = sparse.where(variant=after).minus(sparse.where(variant=before), ["k", "split"])
+    parts = {
+        "auroc_within_wrapper": rotated,
+        "auroc_behind_dense": sparse.behind(dense.first(), ["split"]),
+        "auroc_lost": linear.behind(dense, ["pooling", "split"]),
+        "auroc_gained_by_finetuning": gained,
+    }
+    return pd.concat([part.estimates().assign(metric=metric) for metric, part in parts.items()], ignore_index=True)
+
+
+def named(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with a column ``name``: the probe, and the SAE that it reads if there is one."""
+    variant = table["variant"].where(table["variant"].notna(), "")
+    return table.assign(name=table["probe"].where(variant == "", table["probe"] + ", " + variant))
+
+
+def lost_more(lost: Draws, split: str) -> pd.DataFrame:
+    """What each probe lost on a split beyond what it lost in validation: rows of ``auroc_lost_more_ood``."""
+    others = [name for name in lost.dimensions if name != "split"]
+    more = lost.where(split=split).minus(lost.where(split="val"), others)
+    return more.estimates().assign(metric="auroc_lost_more_ood")
+
+
+def selection_differences(of_selections: Draws, reference: str, seed: int) -> pd.DataFrame:
+    """Paired differences of selections to the reference, of one k and split, mean over seeds, as one family."""
+    apart = _differences(of_selections, "selection", reference, seed)
+    return families.estimates(apart).assign(metric="auroc_difference", level="selection", against=reference)
+
+
+def way_differences(k_sparse: Draws, reference: str, ways: list[str], seed: int) -> pd.DataFrame:
+    """Differences of SAEs to the reference of the same seed, of one k and split, mean over seeds, as one family."""
+    apart = _differences(k_sparse.where(variant=[reference, *ways]), "variant", reference, seed)
+    return families.estimates(apart).assign(metric="auroc_difference", level="variant", against=reference)
+
+
+def ahead_of_controls(drawn: Draws, variant: str, split: str, seed: int) -> pd.DataFrame:
+    """AUROC of a variant's k-sparse probes minus that of each control, one k and split, means over seeds and draws.
+
+    Rows of ``auroc_ahead_of_control`` with the columns ``variant`` and ``control``, as one family.
+    """
+    of_split = drawn.where(split=split)
+    names = of_split.where(probe="control").dimensions["variant"].unique()
+    means = of_split.over_seeds(seed, apart=(*APART, *names))  # the draws of each control vary as they do
+    ahead = means.where(probe="control").behind(means.where(probe="k-sparse", variant=variant), ["k", "split"])
+    family = families.estimates(ahead).assign(metric="auroc_ahead_of_control", control=lambda table: table["variant"])
+    return family.assign(variant=variant)
+
+
+def forms(chosen: dict[tuple[str, Any], tuple[str, str]]) -> pd.DataFrame:
+    """Pooling and selection that validation chose, a row for each SAE or control (variant, seed)."""
+    return pd.DataFrame([
+        {"variant": variant, "seed": seed, "pooling": pooling, "selection": selection}
+        for (variant, seed), (pooling, selection) in chosen.items()
+    ])
+
+
+def within_length(
+    prompts: pd.DataFrame, scores: dict[str, Scores], weights: SplitWeights, n_strata: int = 5
+) -> pd.DataFrame:
+    """AUROC within strata of length, of every probe on every split (:func:`lib.stats.metrics.within_strata`).
+
+    Metric ``auroc_within_length``; the strata are quantiles of the base prompts' characters, see ``length_strata``.
+    """
+    strata = length_strata(prompts, n_strata)
+    rows = []
+    for split, replicates in weights.items():
+        part = (prompts["split"] == split).to_numpy()
+        y, ids = prompts["label"].to_numpy()[part], prompts["base_id"].to_numpy()[part]
+        metric = functools.partial(metrics.within_strata, strata=strata[part])
+        for name, of_probe in scores.items():
+            area = metrics.estimate(y, of_probe[part], ids, metric, replicates)
+            rows.append(metrics.row("auroc_within_length", area, probe=name, split=split))
+    return pd.DataFrame(rows)
+
+
+def length_strata(prompts: pd.DataFrame, n_strata: int) -> Int[np.ndarray, " prompts"]:
+    """Stratum of each prompt: the quantile of its base prompt's characters among the base prompts of its split.
+
+    A wrapped prompt is in the stratum of its base prompt, as the wrapper's own length says nothing of the content.
+    """
+    plain = prompts[prompts["transform"] == "plain"].drop_duplicates("base_id").set_index("base_id")
+    length = plain["text"].str.len()
+    inner = np.linspace(0, 1, n_strata + 1)[1:-1]
+    stratum = length.groupby(plain["split"]).transform(
+        lambda of_split: np.searchsorted(of_split.quantile(inner), of_split)
+    )
+    return prompts["base_id"].map(stratum).to_numpy()
+
+
 def best_cell(areas: pd.DataFrame) -> pd.Series:
     """The row of largest validation AUROC."""
     validation = areas[areas["split"] == "val"]
@@ -34,11 +206,13 @@ def by_wrapper(
     prompts: pd.DataFrame, kinds: pd.Series, scores: dict[str, Scores], weights: SplitWeights
 ) -> pd.DataFrame:
     """AUROC of every probe in every wrapper (:func:`lib.stats.metrics.by_transform`), named by kind and transform."""
-    table = pd.DataFrame([
-        row
-        for name, of_probe in scores.items()
-        for row in metrics.by_transform(prompts, kinds, of_probe, weights, probe=name)
-    ])
+    table = pd.DataFrame(
+        [
+            row
+            for name, of_probe in scores.items()
+            for row in metrics.by_transform(prompts, kinds, of_probe, weights, probe=name)
+        ]
+    )
     wrapper = table["kind"].str.cat(table["transform"], ": ").replace("plain: plain", "plain")
     return table.assign(wrapper=wrapper)
 
@@ -49,39 +223,92 @@ def in_wrapper_order(table: pd.DataFrame, split: str) -> pd.DataFrame:
     return rows.sort_values("kind", ascending=False, kind="stable")
 
 
-def gaps_closed(k_sparse: Draws, dense: Draws, before: str, seed: int) -> pd.DataFrame:
-    """Share of the gap between the dense probe and the SAE ``before`` that every other SAE's k-sparse probes close.
+def over_seeds(draws: Draws, seed: int) -> Draws:
+    """Means over the seeds of SAEs, with the seed variance of the variants of a kind pooled (``Draws.over_seeds``)."""
+    return draws.over_seeds(seed, apart=APART)
 
-    Both are of one split, ``dense`` is one row. A row per variant, pooling, selection and k, with the interval over
-    base prompts and seeds.
+
+def _differences(draws: Draws, dimension: str, reference: Any, seed: int) -> Draws:
+    """Means over seeds of each row minus the row that differs in ``dimension`` only, the seed being the same."""
+    return draws.against(dimension, reference).defined().over_seeds(seed, (-1.0, 1.0), APART)
+
+
+def gained(k_sparse: Draws, names: Finetuning, seed: int) -> pd.DataFrame:
+    """AUROC that finetuning adds, each base SAE against what was made of it: chat and placebo minus before, and chat
+    minus placebo.
+
+    Metrics ``auroc_gained_by_finetuning``, ``auroc_gained_by_placebo`` and ``auroc_gained_over_placebo``; a row for
+    each k, and one whose k is ``MEAN``. The seed noise of the intervals is that of the differences.
     """
-    means = k_sparse.over_seeds(seed)
-    first = means.where(variant=before)
-    return means.without(variant=before).gap_closed(first, dense, ["pooling", "selection", "k"]).estimates()
+    pairs = {
+        "auroc_gained_by_finetuning": (names.chat, names.before),
+        "auroc_gained_by_placebo": (names.placebo, names.before),
+        "auroc_gained_over_placebo": (names.chat, names.placebo),
+    }
+    parts = []
+    for metric, (variant, reference) in pairs.items():
+        compared = _with_mean(k_sparse.where(variant=[*names.after(), reference]))
+        apart = _differences(compared, "variant", reference, seed).where(variant=variant)
+        parts.append(apart.estimates().assign(metric=metric, against=reference))
+    return pd.concat(parts, ignore_index=True)
 
 
-def auroc_lost(linear: Draws, dense: Draws, seed: int) -> pd.DataFrame:
+def gained_by_seed(k_sparse: Draws, names: Finetuning) -> pd.DataFrame:
+    """The differences of :func:`gained` to ``before`` for each base SAE by itself, with the column ``seed``."""
+    compared = k_sparse.where(variant=[names.before, names.chat, names.placebo])
+    return compared.against("variant", names.before).defined().estimates()
+
+
+def curves_of_gains(table: pd.DataFrame, before: str) -> pd.DataFrame:
+    """The rows of :func:`gained` against ``before``, of single k."""
+    return table[(table["against"] == before) & (table["k"] != MEAN)].astype({"k": "Int64"})
+
+
+def zero_lines(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows at zero for each split of a table of differences, as the reference of a figure."""
+    return pd.DataFrame({"split": table["split"].unique(), "value": 0.0, "low": 0.0, "high": 0.0})
+
+
+def _with_mean(k_sparse: Draws) -> Draws:
+    return k_sparse.joined(k_sparse.averaged("k", MEAN)) if len(k_sparse.dimensions) else k_sparse
+
+
+def gaps_closed(k_sparse: Draws, dense: Draws, before: str, seed: int) -> pd.DataFrame:
+    """Share of the gap between the dense probe and the SAE ``before`` that every other SAE's k-sparse probes close,
+
+        (AUROC_after − AUROC_before) / (AUROC_dense − AUROC_before),
+
+    the numerator paired by seed. Both are of one split, ``dense`` is one row. A row per variant, pooling, selection and
+    k, with the interval over base prompts and seeds; null where the interval of the gap itself does not lie above zero,
+    and ``why`` says so.
+
+    Raises:
+        ValueError: ``dense`` has not exactly one row.
+    """
+    if len(dense.values) != 1:
+        raise ValueError(f"the dense probe of a gap is one row; there are {len(dense.values)}")
+    match = ["pooling", "selection", "k"]
+    gap = over_seeds(k_sparse.where(variant=before), seed).behind(dense, ["split"])
+    shares = _differences(k_sparse, "variant", before, seed).share_of(gap, match).estimates()
+    gaps = shares[match].merge(gap.estimates(), on=match, how="left")
+    is_gap = (gaps["low"] > 0).to_numpy()
+    texts = "the gap is " + tables.texts(gaps) + ": no gap above zero of which a share could be closed"
+    shares.loc[~is_gap, ["value", "low", "high"]] = np.nan
+    return shares.assign(why=texts.where(~is_gap, None))
+
+
+def auroc_lost(linear: Draws, dense: Draws, seed: int) -> Draws:
     """AUROC of the dense probe minus that of each linear probe on an SAE, same pooling and replicates."""
-    return linear.over_seeds(seed).behind(dense, ["pooling", "split"]).estimates()
+    return over_seeds(linear, seed).behind(dense, ["pooling", "split"])
 
 
 def behind_dense(k_sparse: Draws, dense: Draws, seed: int) -> pd.DataFrame:
     """AUROC of the dense probe (one pooling) minus that of each k-sparse probe."""
-    return k_sparse.over_seeds(seed).behind(dense, ["split"]).estimates()
+    return over_seeds(k_sparse, seed).behind(dense, ["split"]).estimates()
 
 
-def differences(k_sparse: Draws, references: dict[str, str], seed: int) -> pd.DataFrame:
-    """Paired differences of k-sparse probes of one k and split to the SAE, the selection and the pooling of
-    ``references``.
-
-    ``references`` has ``variant``, ``selection`` and ``pooling``. SAEs are compared after the mean over their seeds,
-    selections and poolings within one SAE. The column ``level`` names what differs, ``against`` the reference.
-    """
-    parts = []
-    for level, reference in references.items():
-        if level == "variant":
-            apart = k_sparse.over_seeds(seed).against(level, reference)
-        else:
-            apart = k_sparse.against(level, reference).over_seeds(seed, (-1.0, 1.0))
-        parts.append(apart.estimates().assign(level=level, against=reference))
-    return pd.concat(parts, ignore_index=True)
+def with_numeric_k(table: pd.DataFrame) -> pd.DataFrame:
+    """A table whose column ``k`` has numbers only, as parquet wants it; ``over`` says where a row is a mean over k."""
+    is_mean = table["k"].eq(MEAN).fillna(False).astype(bool)
+    k = pd.to_numeric(table["k"].mask(is_mean)).astype("Int64")
+    return table.assign(k=k, over=is_mean.map({True: "k", False: None}))

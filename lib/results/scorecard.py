@@ -1,238 +1,176 @@
-"""The paper's claims joined with what was measured: each claim's rule decides, and nobody else.
+"""The paper's claims joined with what was measured: the rule of each part decides, and nobody else.
 
-``data/claims.yaml`` says for each claim which rows of which record it rests on and when it is reproduced; it says how
-at its top. ``python -m lib.results.scorecard`` writes two tables from the records in ``data/records``: verdicts into
-README, and verdicts with values and rules into ``docs/scorecard.md``.
+``data/claims.yaml`` holds the rules (:mod:`lib.results.claims`). ``python -m lib.results.scorecard`` writes the
+verdicts of the records in ``data/records`` into README, and all that they rest on into ``docs/scorecard.md``; it names
+on the standard error what a record lacks that a rule needs.
 """
 
 import json
-import operator
-import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
 from lib.base.files import DATA, ROOT, write_text
-from lib.results import records, tables
+from lib.results import claims, tables
+from lib.results.claims import Claim, Part, Rules
+from lib.stats import verdicts
+from lib.stats.metrics import Estimate
 
-VERDICTS = ("reproduced", "direction only", "not reproduced", "not applicable", "not run")
-REPRODUCED, DIRECTION_ONLY, NOT_REPRODUCED, NOT_APPLICABLE, NOT_RUN = VERDICTS
-RULES = (REPRODUCED, DIRECTION_ONLY)
-KEYS = {"title", "claim", "where", "paper", "record", "measured", "rule", "rule_written", "difference"}
-NEEDS = {"record", "metric", "why"}
-REDUCE = {"max": lambda v: v.idxmax(), "min": lambda v: v.idxmin(), "farthest": lambda v: v.abs().idxmax()}
-OPERATORS = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
-FIELD = r"(.+)\.(value|low|high)"
-CONDITION = re.compile(rf"^{FIELD} (<=|>=|<|>) (?:(-?\d+(?:\.\d+)?)(?: \* {FIELD})?|{FIELD})$")
+NOT_RUN = "not run"
+VERDICTS = (*verdicts.VERDICTS, NOT_RUN)
 MARKERS = ("<!-- scorecard -->", "<!-- /scorecard -->")
-LEGEND = "Value with 95 % interval; AUROC differences and shares as fractions. All n and seeds are in notebook 10."
+STATISTICS = {"value", "low", "high", "alpha", "n", "n_groups", "unit", "why"}  # columns that tell no rows apart
+SPEAKS_FOR = {  # how much a difference speaks for what a claim says of it
+    "above": lambda difference: difference,
+    "below": lambda difference: -difference,
+    "same": lambda difference: -abs(difference),
+}
+LEGEND = (
+    "Value with 95 % interval, or at Holm's level where it is one of several comparisons. Of these: how many hold, and "
+    "the one that speaks most against the claim."
+)
 Record = dict[str, Any]
 
 
-class Condition(NamedTuple):
-    """``left`` (quantity, field) against ``factor`` times ``right``, or against ``factor`` alone."""
-
-    left: tuple[str, str]
-    holds: str
-    factor: float
-    right: tuple[str, str] | None
-
-
 class Row(NamedTuple):
-    """A claim in one profile.
+    """A part of a claim in one profile.
 
-    ``measured`` is a text by quantity; ``why`` names the conditions that failed, or what is missing.
+    ``number`` is the value with its interval, empty if there is none. Of a family it is that of the ``farthest``
+    member, the one that speaks most against the claim, and ``holding`` says of how many the claim holds. ``why`` says
+    why there is no verdict. ``is_lacking``: the record lacks what the rule asks for.
     """
 
     id: str
-    title: str
     claim: str
-    where: str
-    paper: str
+    title: str
     profile: str
-    measured: dict[str, str]
-    n: int | None
-    seeds: int | None
     verdict: str
-    why: str
-    difference: str
+    number: str = ""
+    holding: str = ""
+    farthest: str = ""
+    why: str = ""
+    n: int | None = None
+    is_lacking: bool = False
+
+    @property
+    def letter(self) -> str:
+        """The part's letter."""
+        return self.id.removeprefix(self.claim)
+
+    @property
+    def measured(self) -> str:
+        """All that was measured; of a family how many hold, and the farthest by name."""
+        return f"{self.holding} hold; {self.farthest} {self.number}" if self.holding else self.number
 
 
-class Undecided(Exception):
-    """A quantity that a rule needs is not there."""
+class _Lacking(Exception):
+    """A record without the rows that a rule asks for."""
 
 
-def load(path: Path = DATA / "claims.yaml") -> dict[str, Record]:
-    """The claims, checked.
-
-    Raises:
-        ValueError: a claim without one of ``KEYS``, ``needs`` without one of ``NEEDS``, a rule of another name than
-            ``RULES``, a condition that is none, or one on a quantity that is not measured.
-    """
-    claims = {name: claim for name, claim in records.claims(path).items() if name != "setting"}
-    for name, claim in claims.items():
-        if set(claim.get("needs", NEEDS)) != NEEDS:
-            raise ValueError(f"claim {name} needs {sorted(claim['needs'])}; it must say {sorted(NEEDS)}")
-        if missing := sorted(KEYS - set(claim)):
-            raise ValueError(f"claim {name} has no {missing}; needed are {sorted(KEYS)}")
-        if set(claim["rule"]) != set(RULES):
-            raise ValueError(f"claim {name} has rules {list(claim['rule'])}; needed are {list(RULES)}")
-        for text in sum(claim["rule"].values(), []):
-            parsed = condition(text)
-            for quantity, _ in filter(None, (parsed.left, parsed.right)):
-                if quantity not in claim["measured"]:
-                    measured = list(claim["measured"])
-                    raise ValueError(f"claim {name}: {text!r} speaks of {quantity!r}; measured are {measured}")
-    return claims
-
-
-def condition(text: str) -> Condition:
-    """``quantity.low > 0``, ``quantity.low > other.high`` or ``quantity.value <= 0.1 * other.value``, parsed.
-
-    Raises:
-        ValueError: another form.
-    """
-    match = CONDITION.match(text)
-    if not match:
-        forms = "'quantity.low > 0', 'a.low > b.high' or 'a.value <= 0.1 * b.value'"
-        raise ValueError(f"{text!r} is no condition; the form is {forms}")
-    left, field, sign, number, *right = match.groups()
-    other = tuple(part for part in right if part) or None
-    return Condition((left, field), sign, 1.0 if number is None else float(number), other)
-
-
-def quantity(record: Record, filters: dict[str, Any]) -> dict[str, Any]:
-    """The row of a record's headline that a quantity's filters match.
-
-    Raises:
-        Undecided: none matches, or its value is null.
-        ValueError: several match and ``reduce`` is not given, or unknown.
-    """
-    filters = dict(filters)
-    reduce = filters.pop("reduce", None)
-    if reduce not in (None, *REDUCE):
-        raise ValueError(f"unknown reduce {reduce!r}; allowed are {list(REDUCE)}")
-    rows = [row for row in matches(record, filters) if row["value"] is not None]
-    if not rows:
-        raise Undecided(f"no value of {', '.join(f'{name} {value}' for name, value in filters.items())}")
-    if reduce:
-        return rows[REDUCE[reduce](pd.Series([row["value"] for row in rows]))]
-    if len(rows) > 1:
-        raise ValueError(f"{len(rows)} rows of {record['notebook']} match {filters}; one must, or give reduce")
-    return rows[0]
-
-
-def matches(record: Record, filters: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of a record's headline that a quantity's filters allow, those without a value among them."""
-    of_columns = {name: value for name, value in filters.items() if name != "reduce"}
-    allowed = {name: _values(value, record["parameters"]) for name, value in of_columns.items()}
-    return [row for row in record["metrics"] if all(row.get(name) in values for name, values in allowed.items())]
-
-
-def _values(value: Any, parameters: dict[str, Any]) -> list:
-    """The values that a filter allows; ``$name`` stands for the record's own parameter."""
-    value = parameters[value[1:]] if isinstance(value, str) and value.startswith("$") else value
-    return value if isinstance(value, list) else [value]
-
-
-def holds(parsed: Condition, quantities: dict[str, dict]) -> bool:
-    """Whether a condition holds of the quantities.
-
-    Raises:
-        Undecided: the quantity has no interval.
-    """
-
-    def number(name: str, field: str) -> float:
-        value = quantities[name].get(field)
-        if value is None:
-            raise Undecided(f"{name} has no interval")
-        return value
-
-    right = parsed.factor * (number(*parsed.right) if parsed.right else 1.0)
-    return bool(OPERATORS[parsed.holds](number(*parsed.left), right))
-
-
-def unmet(claim: Record, of_profile: dict[str, Record]) -> str:
+def unmet(claim: Claim, of_profile: dict[str, Record]) -> str:
     """Why a profile's setting cannot show a claim, empty if it can: the claim's ``needs`` name a record, a metric of
     its headline that must be 1, and the reason where it is not."""
-    needs = claim.get("needs")
+    needs = claim.needs
     if not needs or needs["record"] not in of_profile:
         return ""
     rows = of_profile[needs["record"]]["metrics"]
     return "" if any(row["metric"] == needs["metric"] and row["value"] == 1 for row in rows) else needs["why"]
 
 
-def decide(claim: Record, record: Record, why_not: str = "") -> tuple[str, str, dict[str, dict]]:
-    """Verdict, why, and the claim's quantities as rows of the record; ``why_not`` as from :func:`unmet`."""
-    quantities: dict[str, dict] = {}
-    failed: dict[str, list[str]] = {}
-    if why_not:
-        return NOT_APPLICABLE, why_not, quantities
-    try:
-        for name, filters in claim["measured"].items():
-            quantities[name] = quantity(record, filters)
-        for rule in RULES:
-            failed[rule] = [text for text in claim["rule"][rule] if not holds(condition(text), quantities)]
-    except Undecided as missing:
-        return NOT_APPLICABLE, str(missing), quantities
-    verdict = next((rule for rule in RULES if not failed[rule]), NOT_REPRODUCED)
-    return verdict, "; ".join(f"not {text}" for text in failed[REPRODUCED]), quantities
+def _values(value: Any, part: Part, of_profile: dict[str, Record]) -> list:
+    """The values that a filter allows; ``$name`` stands for a parameter, which means the same in every notebook."""
+    if isinstance(value, str) and value.startswith("$"):
+        holders = [record for record in of_profile.values() if value[1:] in record["parameters"]]
+        if not holders:
+            raise _Lacking(f"no record has a parameter {value[1:]}")
+        holder = of_profile[part.record] if of_profile[part.record] in holders else holders[0]
+        value = holder["parameters"][value[1:]]
+    return value if isinstance(value, list) else [value]
 
 
-def evaluate(claims: dict[str, Record], of_profile: dict[str, Record], profile: str) -> list[Row]:
-    """A row per claim from the records of one profile (by notebook)."""
-    rows = []
-    for name, claim in claims.items():
-        record = of_profile.get(claim["record"])
-        if record:
-            verdict, why, quantities = decide(claim, record, unmet(claim, of_profile))
-        else:
-            verdict, why, quantities = NOT_RUN, f"no record of {claim['record']}", {}
-        sizes = [int(match["n"]) for match in quantities.values() if match.get("n") is not None]
-        row = Row(
-            id=name,
-            title=claim["title"],
-            claim=claim["claim"],
-            where=claim["where"],
-            paper=_paper(claim["paper"]),
-            profile=profile,
-            measured={quantity: _text(match) for quantity, match in quantities.items()},
-            n=sizes[0] if sizes else None,
-            seeds=_seeds(claim, of_profile),
-            verdict=verdict,
-            why=why,
-            difference=claim["difference"],
-        )
-        rows.append(row)
+def _needed(part: Part, of_profile: dict[str, Record]) -> list[dict[str, Any]]:
+    """The rows of its record's headline that a part is judged by, those without a value among them.
+
+    Raises:
+        _Lacking: none, several of which no family is made, or some without Holm's level.
+    """
+    record = of_profile[part.record]
+    allowed = {name: _values(value, part, of_profile) for name, value in part.quantity.items()}
+    rows = [row for row in record["metrics"] if all(row.get(name) in values for name, values in allowed.items())]
+    if not rows:
+        of_metric = sum(row["metric"] == part.quantity["metric"] for row in record["metrics"])
+        raise _Lacking(f"none of its {of_metric} rows of this metric matches" if of_metric else "it has no such row")
+    if len(rows) > 1 and not part.family:
+        raise _Lacking(f"{len(rows)} rows match, and one must")
+    if part.family and any(row["value"] is not None and row.get("alpha") is None for row in rows):
+        raise _Lacking("intervals of several comparisons must be at Holm's levels, and a row has no alpha")
     return rows
 
 
-def every(claims: dict[str, Record], by_profile: dict[str, dict[str, Record]]) -> list[Row]:
+def _judge(part: Part, of_profile: dict[str, Record], row: Row) -> Row:
+    """A part's row with the verdict: not applicable without a value, inconclusive without an interval."""
+    try:
+        rows = _needed(part, of_profile)
+    except _Lacking as lacking:
+        sentence = f"{part.id} needs {part.quantity_text()} of {part.record}: {lacking}"
+        return row._replace(why=sentence, is_lacking=True)
+    with_value = [match for match in rows if match["value"] is not None]
+    if not with_value:
+        reasons = dict.fromkeys(match.get("why") or f"no value of {part.quantity_text()}" for match in rows)
+        return row._replace(why="; ".join(reasons))
+    members = [_member(part, match) for match in rows]
+    farthest = min(with_value, key=lambda match: SPEAKS_FOR[part.says](match["value"] - (part.against or 0.0)))
+    row = row._replace(
+        number=tables.text(Estimate(*(farthest.get(name) for name in Estimate._fields))),
+        why="no interval" if any(_has_no_interval(match) for match in with_value) else "",
+        n=None if farthest.get("n") is None else int(farthest["n"]),
+    )
+    if not part.family:
+        return row._replace(verdict=members[0])
+    holding = f"{members.count(verdicts.REPRODUCED)} of {len(members)}"
+    return row._replace(verdict=verdicts.of_family(members), holding=holding, farthest=_name(farthest, rows))
+
+
+def _has_no_interval(row: dict[str, Any]) -> bool:
+    return row.get("low") is None or row.get("high") is None
+
+
+def _member(part: Part, row: dict[str, Any]) -> str:
+    """The verdict by one row; without a value or an interval it can show nothing."""
+    if row["value"] is None or _has_no_interval(row):
+        return verdicts.INCONCLUSIVE
+    against = part.against or 0.0
+    interval = verdicts.Interval(row["low"] - against, row["high"] - against)
+    return verdicts.decide(part.says, interval, part.margin.value)
+
+
+def _name(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """The values of a row in the columns that tell the rows apart."""
+    apart = [name for name in row if name not in STATISTICS and len({str(other.get(name)) for other in rows}) > 1]
+    return ", ".join(str(row[name]) for name in apart if row[name] is not None)
+
+
+def evaluate(rules: Rules, of_profile: dict[str, Record], profile: str) -> list[Row]:
+    """A row per part of every claim, from the records of one profile (by notebook)."""
+    rows = []
+    for claim in rules.claims.values():
+        why_not = unmet(claim, of_profile)
+        for part in claim.parts:
+            row = Row(part.id, claim.id, part.title, profile, verdicts.NOT_APPLICABLE, why=why_not)
+            if part.record not in of_profile:
+                row = row._replace(verdict=NOT_RUN, why=f"no record of {part.record}")
+            elif not why_not:
+                row = _judge(part, of_profile, row)
+            rows.append(row)
+    return rows
+
+
+def every(rules: Rules, by_profile: dict[str, dict[str, Record]]) -> list[Row]:
     """The rows of all profiles."""
-    return [row for profile, of_profile in by_profile.items() for row in evaluate(claims, of_profile, profile)]
-
-
-def _text(row: dict[str, Any]) -> str:
-    """Value and interval; one digit is enough for counts."""
-    return tables.text(pd.Series({"low": None, "high": None} | row), 1 if abs(row["value"]) >= 10 else 3)
-
-
-def _paper(value: Any) -> str:
-    """The paper's numbers as text."""
-    if not isinstance(value, dict):
-        return "plot only" if value is None else str(value)
-    parts = []
-    for name, part in value.items():
-        separator = ": " if isinstance(part, dict) else " "
-        parts.append(name.replace("_", " ") + separator + _paper(part))
-    return "; ".join(parts)
-
-
-def _seeds(claim: Record, of_profile: dict[str, Record]) -> int | None:
-    notebook, _, name = claim.get("seeds", "").partition(".")
-    return len(of_profile[notebook]["parameters"][name]) if notebook in of_profile else None
+    return [row for profile, of_profile in by_profile.items() for row in evaluate(rules, of_profile, profile)]
 
 
 def committed(folder: Path = DATA / "records") -> dict[str, dict[str, Record]]:
@@ -245,82 +183,117 @@ def committed(folder: Path = DATA / "records") -> dict[str, dict[str, Record]]:
     return by_profile
 
 
-def table(rows: list[Row]) -> pd.DataFrame:
-    """The rows as a table, quantities as one text."""
+def table(rows: list[Row], rules: Rules) -> pd.DataFrame:
+    """The rows as a table, with the title of each claim."""
     frame = pd.DataFrame(rows, columns=Row._fields)
-    measured = [shown(row, len(row.measured)) for row in rows]
-    return frame.assign(measured=measured, seeds=frame["seeds"].astype("Int64"), n=frame["n"].astype("Int64"))
-
-
-def rules(claims: dict[str, Record]) -> pd.DataFrame:
-    """The conditions of each claim's rules, a row per claim, and when they were written."""
-    rows = []
-    for name, claim in claims.items():
-        conditions = {rule: " and ".join(claim["rule"][rule]) for rule in RULES}
-        rows.append({"claim": name, **conditions, "rule written": claim["rule_written"]})
-    return pd.DataFrame(rows, columns=["claim", *RULES, "rule written"]).set_index("claim")
+    titles = frame["claim"].map({name: claim.title for name, claim in rules.claims.items()})
+    measured = [row.measured for row in rows]
+    return frame.assign(claim_title=titles, measured=measured, n=frame["n"].astype("Int64"))
 
 
 def counts(rows: list[Row]) -> pd.DataFrame:
-    """Number of claims by profile and verdict."""
-    frame = pd.DataFrame(rows, columns=Row._fields)
-    return frame.groupby(["profile", "verdict"], sort=False).size().rename("value").reset_index()
+    """Number of parts by profile and verdict, in the order of the verdicts."""
+    frame = pd.DataFrame(rows, columns=Row._fields).assign(place=lambda t: t["verdict"].map(VERDICTS.index))
+    numbers = frame.groupby(["profile", "place", "verdict"], sort=False).size().rename("value").reset_index()
+    order = {profile: place for place, profile in enumerate(dict.fromkeys(frame["profile"]))}
+    in_order = numbers.assign(first=numbers["profile"].map(order)).sort_values(["first", "place"])
+    return in_order[["profile", "verdict", "value"]].reset_index(drop=True)
+
+
+def count_text(rows: Iterable[Row]) -> str:
+    """The numbers of verdicts of one profile: ``3 reproduced, 1 inconclusive``."""
+    return ", ".join(f"{row.value} {row.verdict}" for row in counts(list(rows)).itertuples())
 
 
 def summary(rows: list[Row]) -> str:
-    """A list of the verdicts' counts by profile, and the claims on which the profiles agree, as Markdown."""
-    verdicts: dict[str, list[str]] = {}
-    for row in rows:
-        verdicts.setdefault(row.id, []).append(row.verdict)
-    lines = [f"Of {len(verdicts)} claims:", ""]
-    for profile, part in counts(rows).groupby("profile", sort=False):
-        number = dict(zip(part["verdict"], part["value"], strict=True))
-        in_order = [f"{number[verdict]} {verdict}" for verdict in VERDICTS if verdict in number]
-        lines.append(f"- {profile}: {', '.join(in_order)}")
-    if len({row.profile for row in rows}) > 1:
-        agreed = [name for name, of_claim in verdicts.items() if len(set(of_claim)) == 1]
-        lines += ["", f"The profiles agree on {', '.join(agreed) or 'none'}."]
+    """Verdicts by profile, and the parts that hold, or are contradicted, in every profile that decides, as Markdown."""
+    of_part = _by(rows, "id")
+    lines = [f"Of {len(of_part)} parts of {len(_by(rows, 'claim'))} claims:", ""]
+    for profile, of_profile in _by(rows, "profile").items():
+        lines.append(f"- {profile}: {count_text(of_profile)}")
+        for verdict in (verdicts.REPRODUCED, verdicts.OPPOSITE):
+            ids = [row.id for row in of_profile if row.verdict == verdict]
+            lines += [f"    - {verdict}: {', '.join(ids)}"] if ids else []
+    if len(_by(rows, "profile")) > 1:
+        for verdict in (verdicts.REPRODUCED, verdicts.OPPOSITE):
+            ids = [name for name, of_id in of_part.items() if {row.verdict for row in of_id} == {verdict}]
+            lines += ["", f"{verdict.capitalize()} in every profile: {', '.join(ids) or 'none'}."]
     return "\n".join(lines)
 
 
-def shown(row: Row, most: int) -> str:
-    """The first ``most`` quantities as text; without any, why there is none."""
-    return "; ".join(f"{name} {text}" for name, text in list(row.measured.items())[:most]) or row.why
+def in_short(rows: Iterable[Row]) -> str:
+    """The verdicts on a claim's parts in one profile: ``reproduced a, d · opposite b``, or the one that all have."""
+    of_verdict = _by(rows, "verdict")
+    if len(of_verdict) == 1:
+        return next(iter(of_verdict))
+    in_order = sorted(of_verdict.items(), key=lambda item: VERDICTS.index(item[0]))
+    return " · ".join(f"{verdict} {', '.join(row.letter for row in of)}" for verdict, of in in_order)
 
 
-def verdict_table(rows: list[Row]) -> str:
-    """Claims by profile, in Markdown: id, title and a column of verdicts for each profile."""
+def _by(rows: Iterable[Row], field: str) -> dict[str, list[Row]]:
+    """The rows by one of their fields, in order."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(getattr(row, field), []).append(row)
+    return groups
+
+
+# The pages
+
+
+def short_table(rows: list[Row], rules: Rules) -> str:
+    """A row per claim, in Markdown: its title, which leads to its parts, and the verdicts in short by profile."""
+    profiles = _by(rows, "profile")
     lines = []
-    for of_claim in _by_claim(rows):
-        first = next(iter(of_claim.values()))
-        lines.append([first.id, first.title, *(row.verdict for row in of_claim.values())])
-    return _markdown(["", "claim", *_profiles(rows)], lines)
+    for name, of_claim in _by(rows, "claim").items():
+        cells = [in_short(row for row in of_claim if row.profile == profile) for profile in profiles]
+        lines.append([f"[{name}](docs/scorecard.md#{name.lower()})", rules.claims[name].title, *cells])
+    return _markdown(["", "claim", *profiles], lines)
 
 
-def value_table(rows: list[Row]) -> str:
-    """Claims by profile, in Markdown: the paper's value, then for each profile the verdict and the quantities."""
+def part_tables(rows: list[Row], rules: Rules) -> str:
+    """A section per claim, in Markdown: a row per part with its rule, and by profile the verdict and the value."""
+    sections = []
+    profiles = _by(rows, "profile")
+    for name, of_claim in _by(rows, "claim").items():
+        claim = rules.claims[name]
+        lines, said_before = [], set()
+        for part in claim.parts:
+            cells = [_cell(row, said_before) for row in of_claim if row.id == part.id]
+            rule = f"{part.quantity_text()} of {part.record}: {part.rule_text()}"
+            mends = ", ".join(map(str, part.faults))
+            lines.append([part.id.removeprefix(name), part.title, rule, *cells, part.seen, mends])
+        about = f"{claim.claim} The paper ({claim.where}): {claim.paper}. Here: {claim.difference}."
+        head = ["", "part", "holds if", *profiles, "seen", "mends"]
+        sections.append(f"### {name}\n\n{_escape(about)}\n\n{_markdown(head, lines)}")
+    return "\n\n".join(sections)
+
+
+def _cell(row: Row, said_before: set[tuple[str, str]]) -> str:
+    """The verdict and what it rests on; a reason that a part before it in this profile has had is not repeated."""
+    why = "as above" if (row.profile, row.why) in said_before and len(row.why) > len("as above") else row.why
+    said_before.add((row.profile, row.why))
+    said = "; ".join(filter(None, (row.measured, why)))
+    return f"**{row.verdict}**" + (f": {said}" if said else "")
+
+
+def comparison_table(rows: list[Row], rules: Rules) -> str:
+    """Each claim's verdict by the earlier rules beside those on its parts, by profile, in Markdown."""
+    profiles = _by(rows, "profile")
     lines = []
-    for of_claim in _by_claim(rows):
-        first = next(iter(of_claim.values()))
-        cells = [f"**{row.verdict}**: {shown(row, len(row.measured))}" for row in of_claim.values()]
-        lines.append([first.id, first.claim, first.paper, *cells])
-    return _markdown(["", "claim", "the paper", *_profiles(rows)], lines)
+    for name, of_claim in _by(rows, "claim").items():
+        claim, cells = rules.claims[name], []
+        for profile in profiles:
+            cells.append(claim.old_verdict.get(profile, NOT_RUN))
+            cells.append(in_short(row for row in of_claim if row.profile == profile))
+        lines.append([name, claim.title, *cells])
+    head = [text for profile in profiles for text in (f"{profile}, earlier", f"{profile}, now")]
+    return _markdown(["", "claim", *head], lines)
 
 
-def rule_table(claims: dict[str, Record]) -> str:
-    """When each claim counts as reproduced, and how the setting differs from the paper's, in Markdown."""
-    lines = [[*row, claims[row[0]]["difference"]] for row in rules(claims).itertuples(name=None)]
-    return _markdown(["", *RULES, "rule written", "difference from the paper"], lines)
-
-
-def _profiles(rows: list[Row]) -> list[str]:
-    return list(dict.fromkeys(row.profile for row in rows))
-
-
-def _by_claim(rows: list[Row]) -> list[dict[str, Row]]:
-    """For each claim its row by profile."""
-    names = dict.fromkeys(row.id for row in rows)
-    return [{row.profile: row for row in rows if row.id == name} for name in names]
+def _frame(frame: pd.DataFrame) -> str:
+    """A table with its index, in Markdown."""
+    return _markdown([frame.index.name, *frame.columns], frame.reset_index().astype(str).to_numpy().tolist())
 
 
 def _markdown(head: list[str], lines: list[list[str]]) -> str:
@@ -349,21 +322,39 @@ def render(text: str, block: str, name: str = "README.md") -> str:
     return f"{before}{opening}\n{block}\n{closing}{after}"
 
 
-def pages(claims: dict[str, Record], by_profile: dict[str, dict[str, Record]]) -> dict[str, str]:
+def pages(rules: Rules, by_profile: dict[str, dict[str, Record]]) -> dict[str, str]:
     """What stands between the markers of each page that shows the scorecard, by the page's path."""
-    rows = every(claims, by_profile)
-    long = f"{value_table(rows)}\n\n{LEGEND}\n\n## Rules\n\n{rule_table(claims)}"
-    return {"README.md": verdict_table(rows), "docs/scorecard.md": long}
+    rows = every(rules, by_profile)
+    in_numbers = [f"- {profile}: {count_text(of_profile)}" for profile, of_profile in _by(rows, "profile").items()]
+    sections = {
+        f"{len(rules.parts())} parts of {len(rules.claims)} claims": "\n".join(in_numbers),
+        "Claims": f"{LEGEND} *Seen*: whether an earlier run had shown the quantity when the rule was written. *Mends*: "
+        f"what was wrong with the earlier rules, by number.\n\n{part_tables(rows, rules)}",
+        "Margins": f"The smallest difference that matters.\n\n{_frame(claims.margin_table(rules))}",
+        "When the rules were written": claims.known(rules),
+        "What was wrong with the earlier rules": _frame(claims.fault_table(rules)),
+        "Earlier verdicts": f"By the earlier rules, on the records of that time.\n\n{comparison_table(rows, rules)}",
+    }
+    long = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items())
+    return {"README.md": short_table(rows, rules), "docs/scorecard.md": long}
+
+
+def lacking(rows: Iterable[Row]) -> list[str]:
+    """What records lack that rules ask for, a sentence per part and profile."""
+    return [f"{row.profile}: {row.why}" for row in rows if row.is_lacking]
 
 
 def main() -> None:
-    """Write the scorecard into README.md and docs/scorecard.md."""
+    """Write the scorecard into README.md and docs/scorecard.md, and name what the records lack."""
     try:
-        for name, block in pages(load(), committed()).items():
+        rules, by_profile = claims.load(), committed()
+        for name, block in pages(rules, by_profile).items():
             page = ROOT / name
             write_text(page, render(page.read_text(encoding="utf-8"), block, name), only_if_changed=True)
     except ValueError as error:
         sys.exit(f"error: {error}")
+    for sentence in lacking(every(rules, by_profile)):
+        print(f"warning: {sentence}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def estimate(profile: dict[str, Any], flops: float | None = None) -> pd.DataFram
         ValueError: a model that cannot be had.
     """
     values = profiles.complete(profile)
-    shape = _shape(values["model"], values["base_sae"])
+    shape = _shape(values["model"], next(iter(values["base_saes"]), ""))
     speed = SHARE_OF_PEAK * (flops or peak_flops(values["device"], values["dtype"]))
     table = pd.DataFrame(_steps(values, shape))
     return pd.DataFrame(
@@ -93,18 +93,24 @@ def _steps(v: dict[str, Any], shape: dict[str, Any]) -> list[Step]:
     # SAEs: how many, how wide, and operations per token and latent of a training step.
     n_compared = _architectures(v)
     compared_trials = TRIALS * sum(v[name] == CHOSEN for name in ("lr", "comparator_lr"))
-    n_finetuned = (len(v["resample_shares"]) + len(v["prompt_repeats"]) + 3) * len(v["finetune_seeds"])
+    # Of each base SAE: finetuned on chat, on pretraining text, resampled, with prompts, and one from scratch with its
+    # seed; where it is trained here also from an earlier checkpoint. The IT-formatted SAE is finetuned once.
+    n_bases = len(v["base_saes"] or v["base_seeds"])
+    n_ways = len(v["resample_shares"]) + len(v["prompt_repeats"]) + 3 + (not v["base_saes"])
+    n_finetuned = n_bases * n_ways + 1
     finetuned_trials = TRIALS * sum(v[name] == CHOSEN for name in ("finetune_lr", "scratch_lr"))
-    base_d_sae = v["base_d_sae"] if not v["base_sae"] else shape["d_sae"] or v["base_d_sae"]
+    base_d_sae = v["base_d_sae"] if not v["base_saes"] else shape["d_sae"] or v["base_d_sae"]
     per_latent = 10 * d_model
     compared_tokens = (n_compared + compared_trials) * v["train_tokens"]
     finetuned_tokens = (n_finetuned + finetuned_trials) * max(v["finetune_tokens"], v["scratch_tokens"])
-    n_base = (not v["base_sae"]) * (1 + TRIALS * (v["base_lr"] == CHOSEN))
-    finetuned_tokens += n_base * v["base_train_tokens"]
-    harvested = v["pretraining_tokens"] + v["chat_tokens"]
+    # A base SAE that is trained here takes two trainings, as its earlier checkpoint is nearly as long.
+    n_trained = (not v["base_saes"]) * 2 * n_bases + (not v["prompts_sae"])
+    n_trained += TRIALS * (n_trained > 0 and v["base_lr"] == CHOSEN)
+    finetuned_tokens += n_trained * v["base_train_tokens"]
+    harvested = v["pretraining_tokens"] * (1 if v["prompts_sae"] else 2) + v["chat_tokens"]
     passes = n_finetuned if v["store"] == "stream" else 1
     encode = 2 * d_model * base_d_sae  # operations of encoding a token with one SAE
-    read_saes = (n_finetuned + 3) * encode
+    read_saes = (n_finetuned + n_bases + 1) * encode
     return [
         Step("01", "weights of the model", disk=shape["download"]),
         Step("01", "responses to jailbreaks", response_tokens, responses * 2e3, weights, response_tokens * whole),
@@ -131,7 +137,7 @@ def _steps(v: dict[str, Any], shape: dict[str, Any]) -> list[Step]:
             "04",
             "SAE training",
             finetuned_tokens,
-            (n_finetuned + 2) * _bytes(shape, base_d_sae),
+            (n_finetuned + n_trained) * _bytes(shape, base_d_sae),
             _training(shape, base_d_sae, 2048),
             finetuned_tokens * per_latent * base_d_sae,
         ),
@@ -220,7 +226,7 @@ def _prompts(v: dict[str, Any]) -> int:
     """
     harmful = v["n_harmful"] * 7 + v["n_ood_harmful"] * 5
     harmless = v["n_harmless"] + v["n_ood_toxic_looking"] + v["n_ood_chat"]
-    return round(harmful + harmless * (1 + v["benign_jailbreak_share"]))
+    return round(harmful + harmless * (1 + v["benign_jailbreak_share"] + v["innocuous_share"]))
 
 
 def _architectures(v: dict[str, Any]) -> int:

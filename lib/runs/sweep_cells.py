@@ -163,7 +163,8 @@ def plan(sweep: Sweep) -> tuple[dict[str, Cell], list[Wanted]]:
         own = profiles.select(path, values)
         own.pop("profile", None)
         # A text that names a file or folder (a user's CSV, an SAE) stands for its content.
-        paths = [ROOT / value for value in own.values() if isinstance(value, str) and value]
+        texts = [entry for value in own.values() for entry in (value if isinstance(value, list) else [value])]
+        paths = [ROOT / text for text in texts if isinstance(text, str) and text]
         contents = [hashed(path) for path in paths if path.exists()]
         name = f"{notebook}-{value_hash([own, contents, code[notebook], needs])}"
         cells.setdefault(name, Cell(name, notebook, sweep.profile, own, needs, code[notebook]))

@@ -1,4 +1,4 @@
-"""Chat SAEs: one recipe, many ways to begin it, and what finetuning changes."""
+"""Chat SAEs and their placebo: one recipe, many ways to begin it, several base SAEs, and what finetuning changes."""
 
 import dataclasses
 from pathlib import Path
@@ -22,64 +22,106 @@ MOVED = 0.9  # a latent has moved if the cosine of its decoder row before and af
 METRICS = ("fvu", "l0", "dead", "high_frequency")  # of :func:`lib.sae.folders.evaluate`
 
 
-class Variant(NamedTuple):
-    """How a chat SAE comes about: from which SAE (None: from scratch), with which changes of the recipe, and how many
-    copies of the probe's training prompts are mixed into the chat tokens."""
+BASE, IT_FORMATTED, EARLIER = "pretraining SAE", "IT-formatted SAE", "earlier checkpoint"
+PLACEBO = "finetuned on pretraining text"
 
-    start: Path | str | None
+Place = Path | str
+Starts = dict[str, dict[int, Place]]  # kind -> seed of the base SAE -> where the SAE lies
+
+
+class Variant(NamedTuple):
+    """How an SAE comes about: from which SAE for each seed (None: from scratch), with which changes of the recipe, how
+    many copies of the probe's training prompts are mixed into the chat tokens, and whether pretraining text takes the
+    place of chat."""
+
+    starts: dict[int, Place | None]
     changes: dict
     repeats: int = 0
+    is_placebo: bool = False
 
 
 class Tokens(NamedTuple):
-    """What chat SAEs are trained and measured on. ``prompts`` are the probe's training prompts, None where no variant
+    """What SAEs are trained and measured on. ``prompts`` are the probe's training prompts, None where no variant
     repeats them."""
 
     chat: Stores
+    pretraining: Stores
     prompts: Source | None
 
 
+def shipped(base_saes: list[str], prompts_sae: str) -> Starts:
+    """The SAEs to begin with that are given: the seed of a base SAE is its place in the list, that of the IT-formatted
+    one 0. A kind that is not given is not there."""
+    starts: Starts = {}
+    if base_saes:
+        starts[BASE] = {seed: folders.locate(place) for seed, place in enumerate(base_saes)}
+    if prompts_sae:
+        starts[IT_FORMATTED] = {0: folders.locate(prompts_sae)}
+    return starts
+
+
+def train_bases(recipe: Recipe, seeds: list[int], stores: Stores, parent: Path, **options: Any) -> Starts:
+    """A base SAE for each seed, and the same training stopped at ``recipe.stop_tokens``, as the earlier checkpoint."""
+    whole = dataclasses.replace(recipe, stop_tokens=0)
+    return {
+        kind: {
+            seed: train(dataclasses.replace(begun, seed=seed), stores.training, stores.held_out, parent, **options)
+            for seed in sorted(seeds)
+        }
+        for kind, begun in ((BASE, whole), (EARLIER, recipe))
+    }
+
+
 def variants(
-    starts: dict[str, Path | str], scratch: dict, resample_shares: list[float], prompt_repeats: list[int]
+    starts: Starts, scratch: dict, resample_shares: list[float], prompt_repeats: list[int]
 ) -> dict[str, Variant]:
-    """The paper's ways to a chat SAE: finetuned from each of ``starts`` (the first is the base SAE, which the other
-    changes begin from), with latents resampled, with probe prompts in the mixture, and from scratch."""
-    base = next(iter(starts.values()))
-    ways = {f"finetuned from {name}": Variant(path, {}) for name, path in starts.items()}
-    ways |= {f"resampled {share:.0%}": Variant(base, {"resample": share}) for share in resample_shares}
-    ways |= {f"prompts ×{n}": Variant(base, {}, n) for n in prompt_repeats}
-    return ways | {"from scratch": Variant(None, scratch)}
+    """The paper's ways to a chat SAE: finetuned from each kind of ``starts``; from the base SAEs also with latents
+    resampled, or with probe prompts in the mixture; and from scratch, with the seeds of the base SAEs.
+
+    The placebo is the first of them with as much pretraining text in the place of chat: what it changes as well is no
+    effect of chat.
+    """
+    bases = starts[BASE]
+    ways = {f"finetuned from {BASE}": Variant(bases, {}), PLACEBO: Variant(bases, {}, is_placebo=True)}
+    ways |= {f"finetuned from {kind}": Variant(by_seed, {}) for kind, by_seed in starts.items() if kind != BASE}
+    ways |= {f"resampled {share:.0%}": Variant(bases, {"resample": share}) for share in resample_shares}
+    ways |= {f"prompts ×{n}": Variant(bases, {}, n) for n in prompt_repeats}
+    return ways | {"from scratch": Variant(dict.fromkeys(bases), scratch)}
 
 
-def untrained(starts: dict[str, Path | str]) -> pd.DataFrame:
-    """The rows of :func:`train_variants` for the SAEs to begin with: they have no seed and no start."""
+def untrained(starts: Starts) -> pd.DataFrame:
+    """The rows of :func:`train_variants` for the SAEs to begin with, base SAEs first; they began at none."""
     rows = [
-        {"variant": name, "seed": None, "start": None, "folder": relative(place)} for name, place in starts.items()
+        {"variant": kind, "seed": seed, "start": None, "folder": relative(place)}
+        for kind in (BASE, IT_FORMATTED, EARLIER)
+        for seed, place in starts.get(kind, {}).items()
     ]
     return pd.DataFrame(rows)
 
 
 def train_variants(
-    ways: dict[str, Variant], recipe: Recipe, seeds: list[int], tokens: Tokens, parent: Path, **options: Any
+    ways: dict[str, Variant], recipe: Recipe, tokens: Tokens, parent: Path, **options: Any
 ) -> pd.DataFrame:
-    """Train (or find) every variant with every seed, with ``options`` of ``train``.
+    """Train (or find) every variant from each of its starts, with ``options`` of ``train``.
 
-    A learning rate that is to be chosen (``lib.sae.learning_rates``) is chosen once for finetuning and once for
-    training from scratch, with the first variant of the kind and the first seed. Columns variant, seed, start (folder
-    or None), lr, folder.
+    The seed of a base SAE is also that of its finetunings, so that these see their tokens in one order. A learning rate
+    that is to be chosen (``lib.sae.learning_rates``) is chosen once for finetuning and once for training from scratch,
+    with the first variant of the kind and its first seed, on chat; the placebo takes that of finetuning. Columns
+    variant, seed, start (folder or None), lr, folder.
     """
     rows = []
     lrs: dict[bool, float] = {}  # by whether a training begins from scratch
     for name, variant in ways.items():
-        stores, start = [tokens.chat.training] + [tokens.prompts] * variant.repeats, variant.start
-        for seed in sorted(seeds):
+        text = tokens.pretraining if variant.is_placebo else tokens.chat
+        stores = [text.training] + [tokens.prompts] * variant.repeats
+        for seed, start in sorted(variant.starts.items()):
             changed = dataclasses.replace(recipe, **variant.changes, seed=seed)
             is_scratch = start is None
             if is_scratch not in lrs:
                 settled = learning_rates.settled(changed, tokens.chat, parent, start=start, **options)
                 lrs[is_scratch] = settled.lr
             changed = dataclasses.replace(changed, lr=lrs[is_scratch])
-            folder = train(changed, stores, tokens.chat.held_out, parent, start, **options)
+            folder = train(changed, stores, text.held_out, parent, start, **options)
             row = {"variant": name, "seed": seed, "start": start and relative(start), "lr": changed.lr}
             rows.append(row | {"folder": relative(folder)})
     return pd.DataFrame(rows)

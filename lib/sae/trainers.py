@@ -15,10 +15,14 @@ QUANTILE_ROWS = 8192  # latents at a time: 131,072 of them on 8,192 tokens would
 
 
 def fresh(recipe: Recipe, x: Float[Tensor, "tokens d_model"], generator: torch.Generator) -> Parameters:
-    """Random unit decoder rows, tied encoder, thresholds at the quantile that gives the wanted firing rate."""
-    dec = torch.randn(recipe.d_sae, x.shape[1], generator=generator).to(x)
-    dec /= dec.norm(dim=1, keepdim=True)
-    return Parameters(dec.clone(), dec, x.new_zeros(recipe.d_sae), x.new_zeros(x.shape[1]), _quantile(recipe, dec, x))
+    """:func:`tied` with random decoder rows."""
+    return tied(recipe, x, torch.randn(recipe.d_sae, x.shape[1], generator=generator).to(x))
+
+
+def tied(recipe: Recipe, x: Float[Tensor, "tokens d_model"], rows: Float[Tensor, "d_sae d_model"]) -> Parameters:
+    """Decoder rows of unit norm, tied encoder, thresholds at the quantile that gives the wanted firing rate."""
+    dec = rows / rows.norm(dim=1, keepdim=True)
+    return Parameters(dec.clone(), dec, x.new_zeros(len(dec)), x.new_zeros(x.shape[1]), _quantile(recipe, dec, x))
 
 
 def _quantile(recipe: Recipe, dec: Tensor, x: Tensor) -> Tensor:

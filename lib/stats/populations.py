@@ -97,6 +97,55 @@ def estimate(
     return Estimate(float(value), low, high, len(scores), len(scores))
 
 
+def resampled(
+    scored: Int[np.ndarray, " n"], sample_stratum: Int[np.ndarray, " d_sae"], replicates: int, rng: np.random.Generator
+) -> Float[np.ndarray, "replicates_plus_1 n"]:
+    """How many latents each scored one stands for: in the sample (first row), and in replicates of a bootstrap.
+
+    With n_h of the N_h latents of stratum h scored, and k of n_h − 1 drawn with replacement from them,
+
+        w_i = N_h / n_h · (1 − λ + λ k_i n_h / (n_h − 1)),   λ = √(1 − n_h / N_h)
+
+    (Rao and Wu 1988, doi 10.1080/01621459.1988.10478591), so that Σ w_i y_i has the mean and the variance that
+    :func:`estimate` has; a plain bootstrap of few latents a stratum would be too narrow. Strata are joined as there.
+    Scores that share the weights are compared latent by latent.
+    """
+    stratum = _joined(sample_stratum, scored)
+    weights = np.empty((1 + replicates, len(scored)))
+    for h in np.unique(stratum[stratum >= 0]):
+        size, inside = (stratum == h).sum(), np.flatnonzero(stratum[scored] == h)
+        n = len(inside)
+        weights[:, inside] = size / n
+        if 1 < n < size:
+            step = np.sqrt(1 - n / size)
+            drawn = rng.multinomial(n - 1, np.full(n, 1 / n), size=replicates)
+            weights[1:, inside] *= 1 - step + step * drawn * n / (n - 1)
+    return weights
+
+
+def partners(
+    latents: Int[np.ndarray, " n"],
+    frequency: Float[np.ndarray, " d_sae"],
+    each: int,
+    rng: np.random.Generator,
+    size: int = 5,
+) -> dict[int, list[int]]:
+    """For each of the latents ``each`` others of about its frequency, at random, every one as often as the others.
+
+    The latents are cut by their frequency into bins of about ``size``, at least two; of the others in its bin a latent
+    has at most all. A single latent has none, and is left out.
+    """
+    ordered = latents[np.argsort(frequency[latents], kind="stable")]
+    n_bins = max(1, len(ordered) // max(size, 2))
+    partners_of = {}
+    for members in np.array_split(ordered, n_bins):
+        shuffled = rng.permutation(members)
+        others = [np.roll(shuffled, step).tolist() for step in range(1, min(each, len(members) - 1) + 1)]
+        if others:
+            partners_of |= dict(zip(shuffled.tolist(), map(list, zip(*others, strict=True)), strict=True))
+    return partners_of
+
+
 def _joined(stratum: Int[np.ndarray, " d_sae"], scored: Int[np.ndarray, " n"]) -> Int[np.ndarray, " d_sae"]:
     """Strata renumbered so that each holds two scored latents, or all that it has: a short one joins the one below."""
     counts = np.bincount(stratum[scored], minlength=stratum.max() + 1)

@@ -12,7 +12,7 @@ the margin is chosen; where d = m, it shows *no difference* in at most 2.5 of 10
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -83,6 +83,21 @@ def decide(says: str, interval: Interval, margin: float) -> str:
     return rule(interval, margin)
 
 
+def of_family(members: Sequence[str]) -> str:
+    """The verdict on a claim of several differences at once, from theirs: every one must hold.
+
+    *Opposite* if any is; else *reproduced*, or *no difference*, if all are; else *inconclusive*.
+
+    Raises:
+        ValueError: a family without members.
+    """
+    if not members:
+        raise ValueError("a family of comparisons without one has no verdict")
+    if OPPOSITE in members:
+        return OPPOSITE
+    return members[0] if len(set(members)) == 1 else INCONCLUSIVE
+
+
 def p_values(replicates: Float[np.ndarray, "comparisons replicates"]) -> Float[np.ndarray, " comparisons"]:
     """Two-sided bootstrap p-values of each difference being zero, 2 min(P(d* ≤ 0), P(d* ≥ 0)), at most 1.
 
@@ -109,9 +124,7 @@ def holm_levels(p: Float[np.ndarray, " comparisons"], alpha: float = ALPHA) -> F
     return levels
 
 
-def holm_intervals(
-    replicates: Float[np.ndarray, "comparisons replicates"], alpha: float = ALPHA
-) -> list[Interval]:
+def holm_intervals(replicates: Float[np.ndarray, "comparisons replicates"], alpha: float = ALPHA) -> list[Interval]:
     """Percentile intervals of several differences, each at 1 − its level (:func:`holm_levels`)."""
     levels = holm_levels(p_values(replicates), alpha)
     ends = [np.quantile(row, [level / 2, 1 - level / 2]) for row, level in zip(replicates, levels, strict=True)]

@@ -6,6 +6,7 @@ Variants of one base prompt never cross splits.
 
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,14 +15,19 @@ from jaxtyping import Float
 
 from lib.base.files import DATA, write_table
 from lib.base.registry import lookup
+from lib.stats import metrics
 from lib.texts.sources import DATASETS
 
+LENGTH_BINS = 10  # quantiles of the harmful prompts' lengths, whose shares a matched draw follows
 COLUMNS = ["prompt_id", "text", "label", "split", "source", "transform", "base_id"]
 SPLITS = ("train", "val", "ood")
 QUESTION = re.compile(
     r"^(?:who|what|what's|when|where|which|why|how|is|are|was|were|do|does|did|can|could|should|would|will|may|has|have)\b",
     re.IGNORECASE,
 )
+FIRST_PERSON = re.compile(
+    r"\b(?:[Ii]|[Ii]mma|im|[Mm](?:e|y|ine|yself)|[Ww]e|us|[Oo]urs?|[Oo]urselves)\b(?!\.e\.)"
+)  # "US" is a country, "i.e." no person, and "Im" would be most often a name; "I'm" and "we're" begin with a whole word
 TAIL = re.compile(r"\s*(?:\([^()]*\)|\[[^\[\]]*\]|[.?!:;,…])$")
 STRAIGHT = str.maketrans({"“": '"', "”": '"', "‘": "'", "’": "'", "–": "-", "—": "-"})
 
@@ -29,6 +35,11 @@ STRAIGHT = str.maketrans({"“": '"', "”": '"', "‘": "'", "’": "'", "–":
 def is_question(text: str) -> bool:
     """Whether a request has the form of a question: by its last mark or by its first word."""
     return text.rstrip().endswith("?") or bool(QUESTION.match(text.strip()))
+
+
+def first_person(text: str) -> bool:
+    """Whether somebody speaks of themselves in a text (I, my, me, we, our, …): the register of a message."""
+    return bool(FIRST_PERSON.search(text))
 
 
 def normalise(text: str) -> str:
@@ -60,31 +71,70 @@ def surface_form(texts: list[str]) -> pd.DataFrame:
     }).astype(float)
 
 
-def draw(base: pd.DataFrame, limits: dict[str, int], match_questions: bool, rng: np.random.Generator) -> pd.DataFrame:
+def register(base: pd.DataFrame, replicates: int, seed: int) -> pd.DataFrame:
+    """Share of base prompts in the first person (:func:`first_person`) by pool, source and label, with its interval.
+
+    Metric ``first_person_share``; the intervals are from ``replicates`` bootstrap draws of base prompts.
+    """
+    rows = []
+    for (pool, source, label), part in base.groupby(["pool", "source", "label"], sort=False):
+        ids = part["base_id"].to_numpy()
+        weights = metrics.bootstrap_weights(ids, replicates, seed)
+        share = metrics.rate(part["text"].map(first_person).to_numpy(dtype=np.float64), ids, weights)
+        rows.append(metrics.row("first_person_share", share, pool=pool, source=source, label=int(label)))
+    return pd.DataFrame(rows)
+
+
+def draw(
+    base: pd.DataFrame,
+    limits: dict[str, int],
+    match_questions: bool,
+    rng: np.random.Generator,
+    *,
+    length_matched: bool = False,
+) -> pd.DataFrame:
     """At most ``limits[source]`` base prompts of each source, without exact duplicates.
 
-    With ``match_questions`` the in-distribution harmless prompts are drawn with the harmful class's share of
-    questions, so that the form of a question does not tell the label (in the paper, only Alpaca had questions).
+    The in-distribution harmless prompts are drawn with the harmful class's share of questions (``match_questions``;
+    in the paper, only Alpaca had questions) and its histogram of lengths (``length_matched``: its shares in the
+    deciles of the harmful prompts' words once normalised, and nothing longer or shorter), so that neither tells the
+    label in training. A cell of both takes the harmful class's share of the limit, or all that there is: a scarce
+    cell makes the draw smaller and leaves the others as they are.
     """
     base = base.drop_duplicates("text")
-    harmful = base[(base["pool"] == "id") & (base["label"] == 1)]
-    share = harmful["text"].map(is_question).mean()
     parts = []
     for source, rows in base.groupby("source", sort=False):
         limit = min(limits.get(source, len(rows)), len(rows))
         harmless = (rows["pool"] == "id").all() and (rows["label"] == 0).all()
         order = rows.iloc[rng.permutation(len(rows))]
-        parts.append(_with_share(order, limit, share) if match_questions and harmless else order.iloc[:limit])
+        if harmless and (match_questions or length_matched):
+            harmful = base.loc[(base["pool"] == "id") & (base["label"] == 1), "text"]
+            parts.append(_like(order, harmful, limit, match_questions, length_matched))
+        else:
+            parts.append(order.iloc[:limit])
     return pd.concat(parts).sort_index()
 
 
-def _with_share(rows: pd.DataFrame, limit: int, share: float) -> pd.DataFrame:
-    """The first rows of which a fraction ``share`` are questions, at most ``limit``."""
-    asks = rows["text"].map(is_question)
-    available = [asks.sum() / share if share > 0 else np.inf, (~asks).sum() / (1 - share) if share < 1 else np.inf]
-    n = int(min(limit, *available))
-    n_asks = round(share * n)
-    return pd.concat([rows[asks].iloc[:n_asks], rows[~asks].iloc[: n - n_asks]])
+def _like(rows: pd.DataFrame, texts: pd.Series, limit: int, questions: bool, lengths: bool) -> pd.DataFrame:
+    """The first rows of every cell of question form and length, in the shares that the cells have in ``texts``."""
+    edges = texts.map(_length).quantile(np.linspace(0, 1, LENGTH_BINS + 1)).to_numpy() if lengths else np.array([])
+
+    def cells(column: pd.Series) -> np.ndarray:
+        asks = column.map(is_question) if questions else False
+        return (LENGTH_BINS + 2) * np.asarray(asks) + np.searchsorted(edges, column.map(_length))
+
+    shares = pd.Series(cells(texts)).value_counts(normalize=True)
+    cell = pd.Series(cells(rows["text"]), index=rows.index)
+    if not lengths:  # Two cells, neither of which is short of prompts for long: the share of questions is kept exactly.
+        available = cell.value_counts().reindex(shares.index, fill_value=0)
+        limit = int(min([limit, *(available / shares)]))
+    wanted = cell.map((shares * limit).round()).fillna(0)
+    return rows[cell.groupby(cell).cumcount() < wanted].iloc[:limit]  # Rounded cells may add up to a few more.
+
+
+def _length(text: str) -> int:
+    """Words, not characters: of the surface form it is the number of words that a probe is shown to read."""
+    return len(normalise(text).split())
 
 
 def split_base(base: pd.DataFrame, val_share: float, rng: np.random.Generator) -> pd.DataFrame:
@@ -133,18 +183,27 @@ def apply_template(wrapper: str, text: str, templates: dict, rng: np.random.Gene
     return re.sub(r"\{(prompt|suffix|number|items)\}", lambda match: values[match[1]], wrapper)
 
 
-def augment(base: pd.DataFrame, templates: dict, jailbreak_share: float, rng: np.random.Generator) -> pd.DataFrame:
+def augment(
+    base: pd.DataFrame,
+    templates: dict,
+    jailbreak_share: float,
+    rng: np.random.Generator,
+    *,
+    innocuous_share: float = 0.0,
+) -> pd.DataFrame:
     """Every base prompt as it is and in its split's wrappers.
 
-    A harmful prompt appears in all jailbreaks (label 1) and all innocuous transformations (label 0); a fraction
-    ``jailbreak_share`` of the harmless prompts also appears in one jailbreak drawn at random (label 0), so that
-    the wrapper is not the label.
+    A harmful prompt appears in all jailbreaks (label 1) and all innocuous transformations (label 0). Of the harmless
+    prompts (label 0 in every wrapper) a fraction ``jailbreak_share`` also appears in one jailbreak drawn at random, so
+    that a jailbreak is not the label, and a fraction ``innocuous_share`` in one innocuous transformation, so that
+    such a wrapper does not say that its content is harmful. That the label is 0 there, it says by definition.
 
     Raises:
-        ValueError: ``jailbreak_share`` outside 0-1.
+        ValueError: a share outside 0-1.
     """
-    if not 0 <= jailbreak_share <= 1:
-        raise ValueError(f"benign_jailbreak_share {jailbreak_share} must lie between 0 and 1")
+    for name, share in {"benign_jailbreak_share": jailbreak_share, "innocuous_share": innocuous_share}.items():
+        if not 0 <= share <= 1:
+            raise ValueError(f"{name} {share} must lie between 0 and 1")
     rows = []
     for prompt, number in zip(base.itertuples(), _numbers(base), strict=True):
         pool = "ood" if prompt.split == "ood" else "train"
@@ -153,9 +212,11 @@ def augment(base: pd.DataFrame, templates: dict, jailbreak_share: float, rng: np
         if prompt.label == 1:
             variants += [(name, wrapper, 1) for name, wrapper in jailbreaks.items()]
             variants += [(name, wrapper, 0) for name, wrapper in innocuous.items()]
-        elif rng.random() < jailbreak_share:
-            name = str(rng.choice(list(jailbreaks)))
-            variants.append((name, jailbreaks[name], 0))
+        else:
+            for share, wrappers in ((jailbreak_share, jailbreaks), (innocuous_share, innocuous)):
+                if rng.random() < share:
+                    name = str(rng.choice(list(wrappers)))
+                    variants.append((name, wrappers[name], 0))
         for name, wrapper, label in variants:
             text = apply_template(wrapper, prompt.text, templates, rng)
             prompt_id = f"{prompt.base_id}:{name}{number}"
@@ -173,14 +234,49 @@ def chat_texts(prompts: pd.DataFrame, split: str, templates: dict, rng: np.rando
     return [apply_template(wrapper, text, templates, rng) for text in plain_prompts for wrapper in wrappers]
 
 
+class Wrapper(NamedTuple):
+    """A wrapper of ``templates.yaml``: its name, ``jailbreak`` or ``innocuous``, and the pool (train | ood)."""
+
+    name: str
+    kind: str
+    pool: str
+
+
+def wrappers() -> list[Wrapper]:
+    """The ten wrappers, in the order of ``templates.yaml``: six jailbreaks, four innocuous transformations.
+
+    A data set's own jailbreaks stand in the place of those of the same name, so this holds for every data set.
+    """
+    templates = yaml.safe_load((DATA / "prompts" / "templates.yaml").read_text(encoding="utf-8"))
+    return [
+        Wrapper(name, kind_of_group, pool)
+        for group, kind_of_group in (("jailbreaks", "jailbreak"), ("innocuous", "innocuous"))
+        for pool, texts in templates[group].items()
+        for name in texts
+    ]
+
+
 def kind(prompts: pd.DataFrame) -> pd.Series:
     """``plain``, ``jailbreak`` or ``innocuous``, from the transform's name."""
-    wrappers = yaml.safe_load((DATA / "prompts" / "templates.yaml").read_text(encoding="utf-8"))
-    names = {}
-    for group, kind_of_group in (("jailbreaks", "jailbreak"), ("innocuous", "innocuous")):
-        for pool in wrappers[group].values():
-            names |= dict.fromkeys(pool, kind_of_group)
-    return prompts["transform"].map(names).fillna("plain")
+    return prompts["transform"].map({wrapper.name: wrapper.kind for wrapper in wrappers()}).fillna("plain")
+
+
+def content(prompts: pd.DataFrame) -> pd.Series:
+    """1 where the base prompt is harmful (its plain form has label 1), whatever the wrapper makes of it."""
+    plain_prompts = prompts[prompts["transform"] == "plain"]
+    return prompts["base_id"].map(plain_prompts.groupby("base_id")["label"].max())
+
+
+def wrapper_scores(prompts: pd.DataFrame, target: pd.Series) -> Float[np.ndarray, " prompts"]:
+    """What the wrapper alone says of ``target`` (0/1 for each prompt), as a score.
+
+    It is the mean of ``target`` over the training prompts in the same wrapper, which is what logistic regression on
+    the one-hot wrapper fits; a wrapper that training does not have gets the mean of its kind.
+    """
+    train, kinds = prompts["split"] == "train", kind(prompts)
+    of_wrapper = target[train].groupby(prompts["transform"][train]).mean()
+    of_kind = target[train].groupby(kinds[train]).mean()
+    return prompts["transform"].map(of_wrapper).fillna(kinds.map(of_kind)).fillna(target[train].mean()).to_numpy()
 
 
 def plain(base: pd.DataFrame) -> pd.DataFrame:

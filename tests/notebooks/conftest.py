@@ -15,23 +15,23 @@ from tests import stubs
 
 SMALL = """
 layers: [1, 2]
+c_grid: [0.01, 1.0]
 n_bootstrap: 50
-max_tokens: 25000
+max_tokens: 12000
 held_out_tokens: 4000
 train_tokens: 20000
 d_sae: 256
-target_l0s: [4, 8, 16]
+target_l0s: [4, 16]
 f0s: [0.1]
 comparators: []
 seeds: [0]
 pretraining_tokens: 5000
-chat_tokens: 20000
-finetune_tokens: 20000
-scratch_tokens: 20000
+chat_tokens: 12000
+finetune_tokens: 12000
+scratch_tokens: 12000
 resample_shares: []
 prompt_repeats: []
-finetune_seeds: [0]
-ks: [1, 2, 5]
+ks: [1, 5]
 show_k: 5
 grid_bootstrap: 50
 train_sizes: [40, 0]
@@ -39,6 +39,10 @@ noise_shares: [0.2]
 stress_draws: 2
 plant_shares: [0.5]
 plant_seeds: [0, 1]
+n_planted: 80
+interp_tokens: 4000
+n_latents: 10
+n_cards: 2
 """
 
 
@@ -65,16 +69,21 @@ def profile(tmp_path_factory):
 
 
 def execute_all(warm, values, cold=(), left_out=()):
-    """Run all notebooks in one warm kernel, which imports everything once; ``cold`` ones run in their own."""
-    for notebook in build_graph.notebooks():
-        if notebook.stem in left_out:
-            continue
-        if notebook.stem in cold:
-            runner.execute(notebook, values)
-        else:
-            with warm.hold() as manager:
-                options = {"engine_name": warm_kernel.ENGINE, "km": manager, "progress_bar": False}
-                runner.execute(notebook, values, **options)
+    """Run all notebooks in one warm kernel, which imports everything once; ``cold`` ones run in their own.
+
+    As there are no other processes, kernels have no other threads: small fits are done before these have begun.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        for notebook in build_graph.notebooks():
+            if notebook.stem in left_out:
+                continue
+            if notebook.stem in cold:
+                runner.execute(notebook, values)
+            else:
+                with warm.hold() as manager:
+                    options = {"engine_name": warm_kernel.ENGINE, "km": manager, "progress_bar": False}
+                    runner.execute(notebook, values, **options)
 
 
 @pytest.fixture(scope="session")
@@ -83,17 +92,6 @@ def run_all():
     warm = warm_kernel.WarmKernel()
     yield functools.partial(execute_all, warm)
     warm.kill()
-
-
-@pytest.fixture(scope="module")
-def run_all_alone():
-    """:func:`execute_all` in a kernel without other processes and threads: small fits are done before these begin."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("LOKY_MAX_CPU_COUNT", "OMP_NUM_THREADS"):
-            patch.setenv(name, "1")
-        warm = warm_kernel.WarmKernel()
-        yield functools.partial(execute_all, warm)
-        warm.kill()
 
 
 @pytest.fixture(scope="session")
@@ -105,6 +103,21 @@ def small_run(profile, run_all):
     values = profiles.read_profile(profile)
     run_all(values, cold=("03_sae_training",))
     return values
+
+
+@pytest.fixture(scope="session")
+def beside(small_run):
+    """Make a profile that reads what the small run made; what it writes itself leaves that run's own results alone."""
+    made = []
+
+    def make(profile):
+        made.append(run_dir(profile))
+        shutil.copytree(run_dir(small_run["profile"]) / "results", made[-1] / "results", dirs_exist_ok=True)
+        return small_run | {"profile": profile}
+
+    yield make
+    for folder in made:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture

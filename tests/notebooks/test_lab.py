@@ -13,7 +13,6 @@ import jupytext
 import pytest
 
 from lib.base import build_graph
-from lib.base.files import run_dir
 from lib.runs import profiles
 
 pytestmark = pytest.mark.slow
@@ -87,18 +86,11 @@ def parameters(values, note):
     return "\n".join([*(f"{name} = {value!r}" for name, value in chosen.items()), f"# {note}"])
 
 
-def beside(values):
-    """A profile that reads what the small run made; what it writes itself leaves that run's own results alone."""
-    profile = f"{values['profile']}/cells/lab"
-    shutil.copytree(run_dir(values["profile"]) / "results", run_dir(profile) / "results", dirs_exist_ok=True)
-    return profile
-
-
-def test_both_forms_open_run_and_stay_in_step(browser, lab, small_run):
+def test_both_forms_open_run_and_stay_in_step(browser, lab, beside):
     address, folder = lab
     browser.get(f"{address}/lab?token=test")
     _until(lambda: browser.execute_script("return !!window.jupyterapp"), 60)
-    values = small_run | {"profile": beside(small_run)}
+    values = beside("own-data-test/cells/lab")
     n_code = sum(cell.cell_type == "code" for cell in jupytext.read(NOTEBOOK).cells)
     for suffix, factory in ((".ipynb", "Notebook"), (".py", "Jupytext Notebook")):
         note = f"edited in the {suffix}"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ import pytest
 
 from lib.base import build_graph
 from lib.runs import profiles, runner
+from tests import stubs
 from tests.stubs import HEAD, write
 
 
@@ -36,45 +38,69 @@ def settle(project):
             os.utime(path, ns=(stat.st_atime_ns - 10**11, stat.st_mtime_ns - 10**11))
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The stub project after its first make reproduce."""
+    folder = stubs.project(tmp_path_factory.mktemp("finished"))
+    assert make(folder, "reproduce")[0] == ["01_first", "02_second"]
+    settle(folder)
+    return folder
+
+
+@pytest.fixture
+def reproduced(finished, tmp_path):
+    """A copy of the finished project for one test, with its time stamps."""
+    return shutil.copytree(finished, tmp_path / "project", symlinks=True)
+
+
+PRETENDS = """#!/bin/sh
+case "$*" in
+  "-m lib.runs.runner 0"*) exec touch "data/runs/embedded/notebooks/$3.ipynb" ;;
+  *) exec .venv/bin/python "$@" ;;
+esac
+"""
+
+
 @pytest.mark.slow
-def test_the_make_graph(project):
-    assert make(project, "reproduce")[0] == ["01_first", "02_second"]
-    record = json.loads((project / "data/runs/embedded/results/01_first.json").read_text())
+def test_the_make_graph(reproduced):
+    """Where nothing depends on how a notebook ends, a Python that only pretends to run it is enough."""
+    record = json.loads((reproduced / "data/runs/embedded/results/01_first.json").read_text())
     assert record["parameters"] == {"profile": "embedded", "layer": 3, "share": 0.5}
     assert record["outputs"]["product"]["path"] == "data/runs/embedded/results/01_first.txt"
-    assert make(project, "reproduce")[0] == [], "a second run has nothing to do"
+    assert make(reproduced, "reproduce")[0] == [], "a second run has nothing to do"
 
-    settle(project)
-    touch(project / "lib" / "results" / "figures.py")
-    assert make(project, "reproduce")[0] == ["02_second"], "only the notebook that draws"
+    pretends = reproduced / "pretends"
+    pretends.write_text(PRETENDS)
+    pretends.chmod(0o755)
+    for changed, expected, why in (
+        ("lib/results/figures.py", ["02_second"], "only the notebook that draws"),
+        ("notebooks/profiles/embedded.yaml", ["01_first", "02_second"], "all read the profile"),
+    ):
+        touch(reproduced / changed)
+        assert make(reproduced, "reproduce", f"PYTHON={pretends}")[0] == expected, why
+        os.utime(reproduced / changed, (0, 0))
 
-    settle(project)
-    touch(project / "notebooks" / "01_first.py")
-    assert make(project, "reproduce")[0] == ["01_first"], "its product is the same, so 02 need not run"
+    settle(reproduced)
+    touch(reproduced / "notebooks" / "01_first.py")
+    assert make(reproduced, "reproduce")[0] == ["01_first"], "its product is the same, so 02 need not run"
 
-    settle(project)
-    write(project, "01_first", "changed")
-    assert make(project, "reproduce", "-j2")[0] == ["01_first", "02_second"]
-
-    settle(project)
-    touch(project / "notebooks" / "profiles" / "embedded.yaml")
-    assert make(project, "reproduce")[0] == ["01_first", "02_second"]
+    settle(reproduced)
+    write(reproduced, "01_first", "changed")
+    assert make(reproduced, "reproduce", "-j2")[0] == ["01_first", "02_second"]
 
 
-def test_a_failed_notebook_leaves_nothing_under_its_final_name(project):
-    make(project, "reproduce")
-    settle(project)
+def test_a_failed_notebook_leaves_nothing_under_its_final_name(reproduced):
     drawing = "from lib.results import figures"
-    write(project, "02_second", "b", extra_import=drawing, body='records.read(run, "01_first"); 1 / 0')
-    ran, done = make(project, "reproduce", check=False)
+    write(reproduced, "02_second", "b", extra_import=drawing, body='records.read(run, "01_first"); 1 / 0')
+    ran, done = make(reproduced, "reproduce", check=False)
     assert ran == ["02_second"] and done.returncode != 0
     assert "error in 02_second, cell 3: ZeroDivisionError: division by zero" in done.stderr
-    folder = project / "data/runs/embedded/notebooks"
+    folder = reproduced / "data/runs/embedded/notebooks"
     assert sorted(path.name for path in folder.iterdir()) == ["01_first.ipynb", "02_second.failed.ipynb"]
     failed = (folder / "02_second.failed.ipynb").read_text()
-    assert "ZeroDivisionError" in failed and str(project) not in failed
-    write(project, "02_second", "b", extra_import=drawing, body='records.read(run, "01_first")')
-    assert make(project, "reproduce")[0] == ["02_second"]
+    assert "ZeroDivisionError" in failed and str(reproduced) not in failed
+    write(reproduced, "02_second", "b", extra_import=drawing, body='records.read(run, "01_first")')
+    assert make(reproduced, "reproduce")[0] == ["02_second"]
     assert not (folder / "02_second.failed.ipynb").exists()
 
 
@@ -88,9 +114,10 @@ def test_unknown_profile_and_parameter_are_one_sentence(project):
 
 
 def test_a_profile_reaches_the_notebooks(project):
+    (project / "notebooks/02_second.py").unlink()
     (project / "notebooks/profiles/mine.yaml").write_text("layer: 5\n")
     make(project, "reproduce", "PROFILE=mine")
-    record = json.loads((project / "data/runs/mine/results/02_second.json").read_text())
+    record = json.loads((project / "data/runs/mine/results/01_first.json").read_text())
     assert record["parameters"]["layer"] == 5 and record["profile"] == "mine"
 
 

@@ -9,7 +9,8 @@ from lib.interp.examples import Encoded, Explanation, Plan, Sequences
 from lib.interp.judges import Judge
 from lib.interp.llm import BudgetSpent
 from lib.interp.ngram import NgramJudge
-from lib.stats.metrics import Estimate
+from lib.stats import populations
+from lib.stats.draws import Draws
 
 N, WIDTH, WORDS = 1500, 20, 40
 
@@ -34,11 +35,20 @@ def pathological(text, n_bigrams=120, n_dense=3):
     return Encoded(text, scipy.sparse.csc_matrix(latents))
 
 
+def means(*scored, **columns):
+    """The rows of both means of SAEs without kin, by mean, with their own explanations."""
+    names = [f"sae{i}" for i in range(len(scored))]
+    about = {"notebook": "03", "variant": names, "sparsity": 8, "seed": 0, "folder": names} | columns
+    table = summaries.means_of_saes(summaries.mean_draws(pd.DataFrame(about), list(scored), 0), list(scored))
+    return table[table["score"] == "score"].set_index("mean")
+
+
 def test_the_pathological_sae_scores_well_uniformly_and_badly_weighted(text):
     scored = autointerp.score_sae(NgramJudge(), pathological(text), Trial(100, seed=0))
-    means = summaries.means(scored.table)
-    assert means["uniform"].value > 0.7 and means["weighted"].value < 0.3
-    assert means["weighted"].high < means["uniform"].low
+    of_both = means(scored)
+    assert of_both.loc["uniform", "value"] > 0.7 and of_both.loc["weighted", "value"] < 0.3
+    assert of_both.loc["weighted", "high"] < of_both.loc["uniform", "low"]
+    assert scored.table["shuffled"].notna().sum() == 100 and scored.table["shuffled"].mean() < 0.3
     thirds = summaries.by_frequency(scored.table, 3)
     assert set(thirds["by"]) == {"latents", "firing mass"}
     by_mass = thirds[thirds["by"] == "firing mass"].set_index("quantile")["value"]
@@ -105,7 +115,7 @@ def test_a_budget_that_is_spent_keeps_what_was_judged(text):
     assert partial.stopped == "2 of 2 requests are used" and whole.stopped == ""
     assert partial.table["status"].tolist()[:10] == ["scored"] * 6 + ["budget spent"] * 4
     np.testing.assert_array_equal(partial.table["score"][:6], whole.table["score"][:6])
-    assert np.isfinite(summaries.means(partial.table)["weighted"].value)
+    assert np.isfinite(means(partial).loc["weighted", "value"])
 
 
 def test_answers_that_cannot_be_read_are_counted(text):
@@ -168,30 +178,148 @@ def test_fuzzing_marks_active_or_silent_tokens(text):
     assert judged.score == 1.0 and set(seen) == {True, False}
 
 
-def five_latents(score):
+def five_latents(score, shuffled=0.0, frequency=(0.1, 0.15, 0.2, 0.25, 0.3)):
     """An SAE of five latents, all scored, the rarest one first."""
-    frequency = [0.1, 0.15, 0.2, 0.25, 0.3]
     columns = {"latent": range(5), "frequency": frequency, "stratum": 0, "status": "scored", "score": score}
-    return Scored(pd.DataFrame(columns))
+    return Scored(pd.DataFrame(columns | {"shuffled": shuffled}))
 
 
-def test_means_and_ranking_of_saes_by_hand():
-    columns = ["notebook", "variant", "sparsity", "seed"]
-    of_03 = [("03", "JumpReLU", 8, 0), ("03", "topk", 8, 0), ("03", "topk", 4, 0), ("03", "topk", 8, 1)]
-    saes = pd.DataFrame([*of_03, ("04", "a way", 8, 0)], columns=columns)
-    scored = [five_latents(np.array([5, 4, 3, 2, 1]) * step) for step in (0.2, 0.1, 0.05, 0.02, 0.01)]
-    table = summaries.means_of_saes(saes, scored)
-    assert table["mean"].tolist() == ["uniform", "weighted"] * 5
-    assert table["sae"].tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
-    assert table["value"][:2].tolist() == pytest.approx([0.6, 0.5])
-    assert table["l0"].tolist() == pytest.approx([1.0] * 10)
-    checks = summaries.ranking(table[table["notebook"] == "03"], scored, 0, "JumpReLU", "topk").set_index("metric")
-    falls = np.array([0.2, 0.1, 0.05, 0.02]) * 4  # each fifth holds one latent
-    assert checks.loc["autointerp_fall", "value"] == pytest.approx(falls.mean())
-    assert checks.loc["rank_correlation", "value"] == 1
-    lead = checks.loc["autointerp_lead"].set_index("mean")
-    assert lead["value"].to_dict() == pytest.approx({"uniform": 0.3, "weighted": 0.25})
-    assert set(lead["against"]) == {"topk"} and set(lead["variant"]) == {"JumpReLU"}
+STEPS = np.array([5, 4, 3, 2, 1])
+
+
+def test_means_and_falls_of_saes_by_hand():
+    columns = ["notebook", "variant", "sparsity", "seed", "folder"]
+    rows = [("03", "JumpReLU", 8, 0), ("03", "topk", 8, 0), ("04", "a way", 8, None)]
+    saes = pd.DataFrame([(*row, f"f{i}") for i, row in enumerate(rows)], columns=columns)
+    scored = [five_latents(STEPS * step, STEPS * 0.01) for step in (0.2, 0.1, 0.05)]
+    table = summaries.means_of_saes(summaries.mean_draws(saes, scored, 0), scored)
+    own = table[table["score"] == "score"]
+    assert own["mean"].tolist() == ["uniform", "weighted"] * 3 and own["sae"].tolist() == [0, 0, 1, 1, 2, 2]
+    assert own["value"].tolist() == pytest.approx([0.6, 0.5, 0.3, 0.25, 0.15, 0.125])
+    assert own["low"].tolist() == pytest.approx(own["high"].tolist()), "all latents are known"
+    assert own["l0"].tolist() == pytest.approx([1.0] * 6) and (own["n"] == 5).all()
+    assert summaries.rank_correlation(table).loc[0, "value"] == pytest.approx(1)
+    falls = summaries.falls(scored[:2], 0).table().set_index("score")["value"]  # each fifth holds one latent
+    assert falls.to_dict() == pytest.approx({"score": 0.6, "shuffled": 0.04, "over_shuffled": 0.56})
+    assert summaries.fall_rows(scored[:2], 0)["n"].tolist() == [4] * 3
+    assert summaries.fall_rows([], 0)["value"].isna().all()
+
+
+def sample_of(rng, n=400, judged=100):
+    """A population of latents with frequencies over three decades, and a sample as it is drawn."""
+    frequency = 10 ** rng.uniform(-4, -1, n)
+    sample = populations.draw(frequency, np.ones(n, bool), judged, rng)
+    return frequency, sample
+
+
+def scored_sample(frequency, sample, score, shuffled=0.0):
+    """The outcome of a sample: the scores of latents that were not drawn are not known."""
+    table = pd.DataFrame({"latent": np.arange(len(frequency)), "frequency": frequency, "stratum": sample.stratum})
+    is_drawn = np.isin(table["latent"], sample.latents)
+    return Scored(table.assign(score=np.where(is_drawn, score, np.nan), shuffled=np.where(is_drawn, shuffled, np.nan)))
+
+
+@pytest.mark.parametrize("restricted", [True, False])
+def test_a_fall_that_a_shuffled_explanation_has_as_well_is_no_fall_over_shuffled(restricted, monkeypatch):
+    """In the restricted world frequency takes as much from any explanation as from the right one."""
+    monkeypatch.setattr(summaries, "REPLICATES", 999)
+    covered, shown, n = 0, 0, 200
+    for seed in range(n):
+        rng = np.random.default_rng(seed)
+        frequency, sample = sample_of(rng)
+        rank = frequency.argsort().argsort() / len(frequency)
+        shuffled = 0.3 - 0.3 * rank * restricted + rng.normal(0, 0.15, len(frequency))
+        score = 0.8 - 0.3 * rank + rng.normal(0, 0.15, len(frequency))
+        is_fifth = [rank < 0.2, rank >= 0.8]
+        truth = np.subtract(*((score - shuffled)[which].mean() for which in is_fifth))
+        rows = summaries.fall_rows([scored_sample(frequency, sample, score, shuffled)], seed)
+        row = rows.set_index("metric").loc["autointerp_fall_over_shuffled"]
+        covered += row["low"] <= truth <= row["high"]
+        shown += row["low"] > 0
+    assert covered / n >= 0.93
+    assert shown / n < 0.1 if restricted else shown / n > 0.8
+
+
+def test_kin_are_compared_latent_by_latent_which_is_more_exact():
+    """A finetuned SAE whose latents each score 0.1 more: as pairs that is seen, as two samples it is not."""
+    rng = np.random.default_rng(0)
+    frequency, sample = sample_of(rng)
+    score = rng.uniform(0, 0.9, len(frequency))
+    scored = [scored_sample(frequency, sample, score + gain + rng.normal(0, 0.02, len(score))) for gain in (0, 0.1)]
+    columns = {"notebook": "04", "variant": ["base", "finetuned"], "sparsity": None, "seed": [None, 0]}
+    widths = {}
+    for name, start in (("pairs", "b"), ("samples", None)):
+        saes = pd.DataFrame(columns | {"folder": ["b", "f"], "start": [None, start]})
+        assert summaries.kin(saes) == ([["b", "f"]] if start else [["b"], ["f"]])
+        rows = summaries.behind(summaries.differences(summaries.mean_draws(saes, scored, 0), "finetuned"))
+        (weighted,) = rows[rows["mean"] == "weighted"].itertuples()
+        assert weighted.variant == "base" and weighted.against == "finetuned" and weighted.alpha == 0.05
+        assert weighted.low < 0.1 < weighted.high and weighted.value == pytest.approx(0.1, abs=0.02)
+        widths[name] = weighted.high - weighted.low
+    assert widths["pairs"] < 0.25 * widths["samples"]
+
+
+def test_kin_are_judged_by_the_same_latents_and_each_by_its_own_population(text):
+    before = one_word(text)
+    columns = before.latents.toarray()
+    columns[:, 0] = 0  # a latent that died
+    after = Encoded(text, scipy.sparse.csc_matrix(columns))
+    first, second = autointerp.score_kin(Scripted(), [before, after], Trial(6, seed=0))
+    drawn = [set(scores.table.index[scores.table["status"] == "scored"]) for scores in (first, second)]
+    assert drawn[1] == drawn[0] - {0} and len(drawn[0]) == 6
+    assert second.table.loc[0, "status"] == NEVER_FIRES and second.table.loc[0, "stratum"] == -1
+    saes = pd.DataFrame({"notebook": "04", "variant": ["a", "b"], "sparsity": None, "seed": 0, "folder": ["a", "b"]})
+    whole = autointerp.score_kin(Scripted(), [before, after], Trial(50, seed=0))
+    draws = summaries.mean_draws(saes.assign(start=[None, "a"]), whole, 0)
+    values = draws.where(mean="uniform", score="score").table()["value"]
+    assert values.tolist() == pytest.approx([scores.table["score"].mean() for scores in whole])
+
+
+def curve(values, rng):
+    """Draws of two architectures at two L0s each: value by variant, L0 and mean, with noise of 0.01."""
+    rows = [
+        {"sae": i, "variant": variant, "sparsity": round(l0), "seed": 0, "l0": l0, "mean": mean, "score": "score"}
+        for i, (variant, l0, mean) in enumerate(values)
+    ]
+    known = np.array(list(values.values()))[:, None]
+    return Draws(pd.DataFrame(rows), np.hstack([known, known + rng.normal(0, 0.01, (len(rows), 2000))]))
+
+
+def test_architectures_are_compared_at_equal_l0_where_pooling_would_mislead():
+    """JumpReLU gains nothing by weighting at equal L0; its SAEs are denser, where weighting costs all of them more."""
+    lines = {"topk": (8.0, 32.0), "JumpReLU": (16.0, 64.0), "far": (90.0, 95.0)}
+    values = {}
+    for variant, l0s in lines.items():
+        for l0 in l0s:
+            values[variant, l0, "uniform"] = 0.5
+            values[variant, l0, "weighted"] = 0.5 - 0.1 * np.log2(l0 / 8)
+    matched = summaries.at_matched_l0(curve(values, np.random.default_rng(0)), "topk", 0)
+    rows = summaries.weighting(matched, "JumpReLU", "topk")
+    drop = rows[rows["metric"] == "autointerp_drop"].set_index(["variant", "l0"])["value"]
+    assert drop.to_dict() == pytest.approx({("topk", 8): 0.0, ("topk", 32): 0.2, ("JumpReLU", 32): 0.2})
+    (gained,) = rows[rows["metric"] == "autointerp_lead_gained"].itertuples()
+    assert (gained.variant, gained.against, gained.l0) == ("JumpReLU", "topk", 32)
+    assert gained.value == pytest.approx(0) and gained.low < 0 < gained.high and gained.high < 0.05
+    assert "At L0 32, JumpReLU is ahead of topk by" in summaries.in_words(rows, "JumpReLU", "topk")
+    shown = summaries.sorted_means(matched)
+    assert shown["panel"].tolist() == ["L0 8"] * 2 + ["L0 32"] * 4 and set(shown["mean"]) == {"uniform", "weighted"}
+
+
+def test_an_architecture_that_gains_by_weighting_is_called_so_and_one_alone_is_compared_with_none():
+    values = {("topk", 16.0, "uniform"): 0.5, ("topk", 16.0, "weighted"): 0.3}
+    values |= {("JumpReLU", 15.8, "uniform"): 0.45, ("JumpReLU", 15.8, "weighted"): 0.4}
+    draws = curve(values, np.random.default_rng(0))
+    rows = summaries.weighting(summaries.at_matched_l0(draws, "topk", 0), "JumpReLU", "topk")
+    (gained,) = rows[rows["metric"] == "autointerp_lead_gained"].itertuples()
+    assert gained.value == pytest.approx(0.15) and gained.low > 0.05
+    lead = rows[rows["metric"] == "autointerp_lead"].set_index("mean")["value"]
+    assert lead.to_dict() == pytest.approx({"uniform": -0.05, "weighted": 0.1})
+    alone = summaries.at_matched_l0(draws.where(variant="topk"), "topk", 0)
+    rows = summaries.weighting(alone, "JumpReLU", "topk")
+    assert rows["metric"].tolist() == ["autointerp_drop"]
+    assert "no other variant" in summaries.in_words(rows, "JumpReLU", "topk")
+    saes = pd.DataFrame({"notebook": ["03"], "variant": ["JumpReLU"]})
+    assert summaries.reference(saes, "03", "topk") == summaries.reference(saes, "03", "JumpReLU") == "JumpReLU"
 
 
 def test_saes_are_compared_at_a_seed_that_all_notebooks_have():
@@ -212,16 +340,6 @@ def test_frequency_is_compared_between_saes_of_the_same_rank_of_sparsity():
     fifths = summaries.by_frequency_of_saes(same, scored)
     rarest = fifths[(fifths["by"] == "latents") & (fifths["quantile"] == 1)].set_index("sae")
     assert rarest["value"].to_dict() == pytest.approx({1: 0.5, 2: 0.25}) and rarest["variant"].tolist() == ["a", "b"]
-
-
-def test_differences_are_against_the_reference_and_may_be_none():
-    estimates = {"first": Estimate(0.5, 0.2, 0.8, 10, 10), "other": Estimate(0.1, -0.3, 0.5, 20, 20)}
-    rows = [(variant, "uniform", *estimate) for variant, estimate in estimates.items()]
-    points = pd.DataFrame(rows, columns=["variant", "mean", *Estimate._fields])
-    (row,) = summaries.differences(points, "first").itertuples()
-    assert (row.variant, row.against, row.mean, row.n) == ("other", "first", "uniform", 30)
-    assert (row.value, row.low, row.high) == pytest.approx((-0.4, -0.9, 0.1))
-    assert summaries.differences(points[:1], "first").empty
 
 
 def test_coverage_over_saes_by_hand():

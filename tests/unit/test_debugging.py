@@ -79,19 +79,6 @@ def test_each_part_of_the_rule_is_needed():
     assert rule(five) == [False] and rule(six) == [True]  # more than half of ten
 
 
-def test_a_draw_plants_the_share_of_each_class_and_the_placebo_tells_nothing():
-    y = np.r_[np.ones(100, dtype=int), np.zeros(300, dtype=int)]
-    in_one = debugging.draw(y, 0.25, np.random.default_rng(0))
-    assert len(in_one.rows) == 320 and not in_one.planted[in_one.y == 0].any()
-    assert in_one.planted.sum() == round(0.25 * (in_one.y == 1).sum()) and np.array_equal(in_one.y, y[in_one.rows])
-    in_both = debugging.draw(y, 0.25, np.random.default_rng(0), (0, 1))
-    assert np.array_equal(in_both.rows, in_one.rows)
-    for label in (0, 1):
-        assert in_both.planted[in_both.y == label].mean() == pytest.approx(0.25, abs=0.01)
-    with pytest.raises(ValueError, match="share 1.5 must lie"):
-        debugging.draw(y, 1.5, np.random.default_rng(0))
-
-
 def test_standardised_difference_against_numpy_dense_and_sparse():
     rng = np.random.default_rng(0)
     x = np.maximum(rng.normal(size=(50, 7)), 0)
@@ -123,24 +110,6 @@ def test_a_term_counts_only_inside_the_change_and_when_new():
     assert not debugging._more("What", "What now", "What now?")
     assert debugging._more("now ?", "What now", "What now?")
     assert not debugging._more("?", "What ? now", "What ? now!")
-
-
-def test_ranks_and_recall_by_hand():
-    pair, y = task(120)
-    ranks = debugging.benchmark(pair, y, [1.0], [0, 1])
-    assert len(ranks) == 2 * 2 * 4
-    of_units = ranks[ranks["method"] == COORDINATES].set_index("control")["rank"]
-    assert (of_units["planted"] == 1).all() and not (of_units["placebo"] == 1).any()
-    columns = {"method": "m", "control": "planted", "seed": [0, 0, 1, 1], "artefact": ["a", "b"] * 2}
-    table = pd.DataFrame(columns | {"rank": [1.0, np.nan, 2.0, 7.0]})
-    recall = debugging.recall(table, ["method"]).iloc[0]
-    assert recall["value"] == 0.75 and recall["low"] == 0.0 and recall["high"] == 1.0 and recall["n"] == 2
-    assert debugging.never_exposed(table, "m") == [] and debugging.never_exposed(table[:2], "m") == ["b"]
-    assert debugging.never_exposed(table, "another") == []
-    medians = debugging.median_ranks(ranks.assign(artefact="please"), 1.0)
-    assert medians.columns.tolist() == list(METHODS) and medians.loc["please", COORDINATES] == 1
-    with pytest.raises(ValueError, match="unknown method 'x'; allowed are SAE latents, residual coordinates"):
-        debugging.exposing(pair, "x", Dataset(np.arange(120), y, y == 1))
 
 
 def test_latents_that_work_in_distribution_only_are_flagged():
@@ -250,3 +219,16 @@ def test_cleaning_helps_where_formatting_told_the_label():
     drawn = debugging.cleaning(raw, clean, sae, prompts, 2, metrics.split_weights(prompts, 50, 0))
     value = drawn.where(split="ood").estimates().set_index(["probe", "trained", "tested"])["value"]
     assert value["dense", "raw", "raw"] < 0.4 < 0.6 < value["dense", "clean", "clean"]
+    gains = debugging.gains_by_cleaning(drawn)
+    ood = gains[gains["split"] == "ood"].set_index(["probe", "tested"])
+    assert ood.loc[("dense", "raw"), "low"] > 0 and ood["alpha"].min() == pytest.approx(0.05 / len(ood))
+    said = debugging.gains_in_words(gains)
+    assert said.startswith("it helped: dense tested on raw") and debugging.gains_in_words(gains, "x") == "no split x"
+
+
+def test_cleaning_that_hurt_is_said_so():
+    rows = [("dense", "raw", 0.1, 0.2), ("k", "raw", -0.2, -0.1), ("k", "clean", -0.1, 0.1)]
+    gains = pd.DataFrame(rows, columns=["probe", "tested", "low", "high"]).assign(value=0.0, split="ood")
+    helped, hurt, either = debugging.gains_in_words(gains).split("; ")
+    assert helped.startswith("it helped: dense tested on raw") and hurt.startswith("it hurt: k tested on raw")
+    assert either.startswith("it may have done either: k tested on clean")

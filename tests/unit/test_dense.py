@@ -109,18 +109,31 @@ def test_one_entry_makes_a_dense_probe(monkeypatch):
     texts = [f"{'yes' if label else 'no'} text {i % 7}" for i, label in enumerate(y)]
     inputs = dense_probes.Inputs(x, texts, Task(y, np.arange(len(y)) < 300, groups))
     scores = dense_probes.all_scores(inputs, known={"dense": x[:, 0]})
-    assert list(scores) == ["dense", "mean difference", "TF-IDF", "norm"]
+    assert list(scores) == ["dense", "mean difference", "TF-IDF", "surface form", "norm"]
     np.testing.assert_array_equal(scores["norm"], np.linalg.norm(x, axis=1))
     assert scores["dense"] is not None and score(y[300:], scores["TF-IDF"][300:]) > 0.99
 
 
-def test_the_probes_of_all_cells_are_each_the_plain_one_and_come_back_from_disk(tmp_path):
+def test_the_surface_form_is_read_from_training_prompts_and_no_words_are():
+    """Positives have a comma each; the words are the same in both classes, so TF-IDF has nothing to read."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2, 400)
+    texts = [f"Write about {'one,' if label else 'one'} {rng.integers(50)}" for label in y]
+    inputs = dense_probes.Inputs(np.zeros((400, 1)), texts, Task(y, np.arange(400) < 200, np.arange(400)))
+    of = {name: dense_probes.PROBES[name].scores(inputs) for name in ("surface form", "TF-IDF")}
+    assert score(y[200:], of["surface form"][200:]) == 1.0 and score(y[200:], of["TF-IDF"][200:]) < 0.6
+
+
+def test_the_probes_of_all_cells_are_each_the_plain_one_and_come_back_from_disk(monkeypatch, tmp_path):
+    """The cells' probes are fitted in two processes, the plain ones here."""
     rng = np.random.default_rng(0)
     y, ids = np.arange(200) % 2, np.arange(200) // 2
     cells = [(layer, name) for layer in (1, 2) for name in ("max", "position -1")]
     pooled = {cell: rng.standard_normal((200, 5)) + y[:, None] * cell[0] for cell in cells}
     task = Task(y, np.arange(200) < 150, ids)
-    probes = dense_probes.of_cells(pooled, task)
+    with monkeypatch.context() as patch:
+        patch.setenv("LOKY_MAX_CPU_COUNT", "2")
+        probes = dense_probes.of_cells(pooled, task)
     for cell, x in pooled.items():
         alone = dense_probes.fit_logistic(x[:150], y[:150], ids[:150])
         np.testing.assert_allclose(probes[cell].scores, alone.decision_function(x))

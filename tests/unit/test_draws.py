@@ -6,7 +6,7 @@ import pytest
 
 from lib.probing.controls import directions_in_dictionary, logit_parts
 from lib.probing.tasks import Probe
-from lib.results.probe_tables import auroc_lost, behind_dense, differences, gaps_closed
+from lib.results.probe_tables import auroc_lost, behind_dense, gaps_closed, selection_differences, way_differences
 from lib.stats import draws, metrics
 from lib.stats.draws import Draws
 
@@ -87,6 +87,52 @@ def test_seeds_widen_the_interval_to_students_and_leave_the_mean():
     assert np.ptp(single.values) == 0
 
 
+def of_seeds(values: np.ndarray, replicates: int = 999) -> Draws:
+    """A row per world (``k``), variant and seed of (worlds, variants, seeds) values; base prompts add no noise."""
+    names = [(k, f"v{variant}", seed) for k, variant, seed in np.ndindex(values.shape)]
+    dimensions = pd.DataFrame(names, columns=["k", "variant", "seed"], dtype=object)
+    return Draws(dimensions, np.repeat(values.reshape(-1, 1), replicates + 1, axis=1))
+
+
+def test_the_spread_of_a_kind_by_hand():
+    apart = [{0: 0.0, 1: 1.0, 2: 2.0}, {0: 1.0, 1: 3.0, 2: 1.0}]  # residuals −1, 0, 1 and −2/3, 4/3, −2/3: orthogonal
+    spread = draws.pooled_spread(apart)
+    total = 2 + 24 / 9
+    assert spread.deviation == pytest.approx((total / 4) ** 0.5)
+    assert spread.degrees == pytest.approx(2 * total**2 / (2**2 + (24 / 9) ** 2))
+    together = draws.pooled_spread([apart[0], {seed: value + 5 for seed, value in apart[0].items()}])
+    assert together == pytest.approx((1.0, 2.0)), "a second group that moves with the first tells nothing new"
+    lent = draws.pooled_spread([apart[0], {0: 0.4}, {}])
+    assert lent == pytest.approx((1.0, 2.0)), "one seed has no spread of its own"
+    assert draws.pooled_spread([{0: 0.4}, {1: 0.5}]) == (0.0, 0.0)
+
+
+def test_variants_of_a_kind_lend_each_other_their_spread_and_others_do_not():
+    values = np.array([[[0.5, 0.5, 0.5], [0.4, 0.5, 0.6], [0.1, 0.5, 0.9]]])
+    widths = of_seeds(values).over_seeds(0, (-5.0, 5.0), apart=["v2"]).estimates().set_index("variant")
+    width = widths["high"] - widths["low"]
+    own = metrics.t_interval(values[0, 2])
+    assert width["v0"] == pytest.approx(width["v1"]) and width["v0"] > 0
+    assert width["v2"] == pytest.approx(own.high - own.low, rel=0.05)
+    assert width["v1"] < 0.3 * width["v2"]
+
+
+@pytest.mark.parametrize("shared", [0.0, 0.6, 1.0])
+def test_intervals_over_seeds_cover_and_vary_less_than_each_row_by_itself(shared):
+    """Five variants of three base seeds, whose values have the correlation ``shared``; the truth is 0."""
+    rng, shape = np.random.default_rng(0), (300, 5, 3)
+    values = shared**0.5 * rng.standard_normal((300, 1, 3)) + (1 - shared) ** 0.5 * rng.standard_normal(shape)
+    drawn, every = of_seeds(values, 199), [f"v{i}" for i in range(5)]
+    pooled, by_itself = (drawn.over_seeds(0, (-99.0, 99.0), apart).estimates() for apart in ([], every))
+    assert ((pooled["low"] <= 0) & (pooled["high"] >= 0)).mean() >= 0.93
+    widths = (pooled["high"] - pooled["low"], by_itself["high"] - by_itself["low"])
+    varies, varied = (width.std() / width.mean() for width in widths)
+    if shared == 1.0:
+        assert varies == pytest.approx(varied, rel=0.05), "there is nothing to pool"
+    else:
+        assert varies < 0.85 * varied
+
+
 def test_differences_are_paired_and_undefined_replicates_give_no_interval():
     rows = {("a", 1): [0.5, 0.4, 0.6], ("a", 2): [0.6, 0.6, 0.6]}
     rows |= {("b", 1): [0.7, 0.6, 0.8], ("b", 2): [0.5, 0.5, np.nan]}
@@ -102,37 +148,55 @@ def test_differences_are_paired_and_undefined_replicates_give_no_interval():
         drawn.minus(reference, ["way"])
 
 
+def sparse(variant, seed, k=5, pooling="max", selection="s"):
+    return Probe("k-sparse", pooling, variant, seed, selection, k)
+
+
+DENSE = of_probes({Probe("dense", "mean", "dense"): [0.9, 0.9, 0.9]})
+
+
 def test_shares_of_a_gap_by_hand():
-    share = draws.gap_closed(np.array([0.8, 0.7, 0.9]), np.array([0.7, 0.8, 0.9]), np.array([0.9, 0.9, 0.9]))
-    np.testing.assert_allclose(share, [0.5, -1.0, np.nan])
-
-    def sparse(variant, seed):
-        return Probe("k-sparse", "max", variant, seed, "s", 5)
-
-    saes = {sparse("base", None): [0.6, 0.5], sparse("chat", 0): [0.75, 0.6], sparse("chat", 1): [0.75, 0.8]}
-    k_sparse, dense = of_probes(saes), of_probes({Probe("dense", "mean", "dense"): [0.9, 0.9]})
-    closed = gaps_closed(k_sparse, dense, "base", 0).iloc[0]
-    assert closed["variant"] == "chat" and closed["value"] == pytest.approx(0.15 / 0.3)
-    assert closed["low"] == pytest.approx(0.2 / 0.4)
-    behind = behind_dense(k_sparse, dense, 0).set_index("variant")["value"]
+    saes = {sparse("base", 0): [0.6, 0.5, 0.5], sparse("chat", 0): [0.75, 0.7, 0.6]}
+    closed = gaps_closed(of_probes(saes), DENSE, "base", 0).iloc[0]
+    assert closed["variant"] == "chat" and closed["value"] == pytest.approx(0.15 / 0.3) and closed["why"] is None
+    assert [closed["low"], closed["high"]] == pytest.approx([0.25, 0.5], abs=0.01)
+    behind = behind_dense(of_probes(saes), DENSE, 0).set_index("variant")["value"]
     assert behind["base"] == pytest.approx(0.3) and behind["chat"] == pytest.approx(0.15)
-    linear = of_probes({Probe("reconstruction", "mean", "base"): [0.85, 0.8]})
-    assert auroc_lost(linear, dense, 0).iloc[0]["value"] == pytest.approx(0.05)
-    with pytest.raises(ValueError, match="one row; there are 3"):
-        gaps_closed(k_sparse, k_sparse, "base", 0)
+    linear = of_probes({Probe("reconstruction", "mean", "base"): [0.85, 0.8, 0.8]})
+    assert auroc_lost(linear, DENSE.where(split="ood"), 0).estimates().iloc[0]["value"] == pytest.approx(0.05)
+    with pytest.raises(ValueError, match="one row; there are 2"):
+        gaps_closed(of_probes(saes), of_probes(saes), "base", 0)
+
+
+def test_a_gap_that_may_be_none_has_no_share_and_says_why():
+    saes = {sparse("base", 0): [0.8, 0.7, 0.95], sparse("chat", 0): [0.85, 0.8, 0.9]}
+    closed = gaps_closed(of_probes(saes), DENSE, "base", 0).iloc[0]
+    assert np.isnan(closed["value"]) and np.isnan(closed["low"]) and closed["why"].startswith("the gap is 0.100 [-0.04")
+
+
+def test_a_mean_over_k_is_over_those_that_all_have():
+    rows = {
+        ("a", 1): [0.2, 0.4],
+        ("a", 5): [0.4, 0.4],
+        ("a", 20): [0.9, 0.9],
+        ("b", 1): [0.5, 0.5],
+        ("b", 5): [0.7, 0.9],
+    }
+    mean = of_rows(rows, ["variant", "k"]).averaged("k", "mean")
+    assert mean.where(variant="a", k="mean").values[0].tolist() == pytest.approx([0.3, 0.4])
+    assert mean.where(variant="b").values[0].tolist() == pytest.approx([0.6, 0.7])
+    both = of_rows(rows, ["variant", "k"]).joined(mean)
+    assert len(both.where(variant="b").values) == 3 and both.where(k="mean").values.shape == (2, 2)
 
 
 def test_differences_name_what_differs():
-    def sparse(variant, seed, pooling, selection):
-        return Probe("k-sparse", pooling, variant, seed, selection, 5)
-
-    rows = {sparse(variant, None, pooling, selection): [0.5 + 0.1 * (variant == "chat") + 0.02 * (pooling == "max")] * 2
-            for variant in ("base", "chat") for pooling in ("max", "mean") for selection in ("s", "t")}  # fmt: skip
-    table = differences(of_probes(rows), {"variant": "chat", "selection": "s", "pooling": "max"}, 0)
-    value = table.groupby(["level", "against"])["value"].agg(["min", "max"])
-    assert value.loc[("variant", "chat")].tolist() == pytest.approx([-0.1, -0.1])
-    assert value.loc[("selection", "s")].tolist() == pytest.approx([0, 0])
-    assert value.loc[("pooling", "max")].tolist() == pytest.approx([-0.02, -0.02])
+    rows = {sparse(variant, 0, 5, "max", selection): [0.5 + 0.1 * (variant == "chat") + 0.02 * (selection == "t")] * 2
+            for variant in ("base", "chat", "other") for selection in ("s", "t")}  # fmt: skip
+    by_selection = selection_differences(of_probes(rows), "s", 0)
+    assert by_selection["value"].tolist() == pytest.approx([0.02] * 3) and set(by_selection["against"]) == {"s"}
+    between = way_differences(of_probes(rows).where(selection="s"), "chat", ["base"], 0)
+    assert between["variant"].tolist() == ["base"] and between["value"].tolist() == pytest.approx([-0.1])
+    assert between["alpha"].tolist() == [0.05], "one comparison is no family"
 
 
 def test_matching_pursuit_finds_the_rows_of_a_planted_direction():
@@ -149,9 +213,3 @@ def test_the_parts_of_a_logit_add_up():
     parts = {"reconstruction": rng.standard_normal((400, 5)), "error": 0.1 * rng.standard_normal((400, 5))}
     rows = pd.DataFrame(logit_parts(np.ones(5), parts, table)).set_index(["split", "part"])["variance_share"]
     assert rows["ood", "reconstruction"] + rows["ood", "error"] == pytest.approx(1) and rows["ood", "error"] < 0.1
-
-
-def test_a_single_pooling_has_no_difference_to_another():
-    rows = {Probe("k-sparse", "max", variant, None, "s", 5): [0.5, 0.6] for variant in ("base", "chat")}
-    table = differences(of_probes(rows), {"variant": "chat", "selection": "s", "pooling": "max"}, 0)
-    assert table["level"].tolist() == ["variant"] and table["value"].tolist() == [0.0]

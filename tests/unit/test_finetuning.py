@@ -54,20 +54,49 @@ def test_finetuning_adapts_to_the_new_data_and_keeps_the_rest(base, tmp_path):
     for folder, n, seed in ((chat, 20_000, 2), (chat_held, 3_000, 3)):
         x = activations(n, seed) + shifted
         shards.build(folder, about | {"n": n, "seed": seed}, 1, lambda i, x=x: {"activations": x}, "shard")
-    recipe = dataclasses.replace(RECIPE, tokens=20_000, lr=5e-3)
-    ways = finetuning.variants({"base": start}, {"tokens": 20_000}, [0.5], [2])
-    tokens = finetuning.Tokens(Stores(chat, chat_held, None), train)
-    table = finetuning.train_variants(ways, recipe, [0, 1], tokens, tmp_path / "saes")
-    assert table["variant"].unique().tolist() == ["finetuned from base", "resampled 50%", "prompts ×2", "from scratch"]
+    recipe = dataclasses.replace(RECIPE, tokens=12_000, lr=5e-3)
+    other = dataclasses.replace(RECIPE, seed=1)
+    other = training.train(other, train, held, tmp_path / "saes", progress=False)
+    starts = {finetuning.BASE: {0: start, 1: other}, finetuning.IT_FORMATTED: {0: start}}
+    ways = finetuning.variants(starts, {"tokens": 4_000}, [0.5], [2])
+    tokens = finetuning.Tokens(Stores(chat, chat_held, None), Stores(train, held, None), train)
+    table = finetuning.train_variants(ways, recipe, tokens, tmp_path / "saes", progress=False)
+    names = ["finetuned from pretraining SAE", finetuning.PLACEBO, "finetuned from IT-formatted SAE"]
+    assert table["variant"].unique().tolist() == [*names, "resampled 50%", "prompts ×2", "from scratch"]
+    by_way = table.groupby("variant", sort=False)
+    assert by_way["seed"].agg(list).map(len).tolist() == [2, 2, 1, 2, 2, 2]
+    bases = finetuning.untrained(starts)
+    began = bases[bases["variant"] == finetuning.BASE].set_index("seed")["folder"]
+    for name in (*names[:2], "resampled 50%", "prompts ×2"):
+        assert by_way.get_group(name).set_index("seed")["start"].equals(began.rename("start")), "each from its own base"
+    assert by_way.get_group("from scratch")["start"].isna().all() and table["lr"].eq(5e-3).all()
     measured = finetuning.measure(table, {"chat": chat_held})
-    mean = measured.groupby(["variant", "metric"])["value"].mean()
+    mean = measured[measured["seed"] == 0].set_index(["variant", "metric"])["value"]
     before = folders.evaluate(folders.load(start), activations(3_000, 3) + shifted)["fvu"]
-    assert mean["finetuned from base", "fvu"] < 0.5 * before
-    assert mean["resampled 50%", "moved"] >= 0.45 > mean["finetuned from base", "moved"]
+    assert mean[names[0], "fvu"] < 0.75 * before
+    assert mean[finetuning.PLACEBO, "fvu"] > 0.9 * before, "the placebo saw no chat"
+    assert mean["resampled 50%", "moved"] >= 0.45 > mean[names[0], "moved"]
     assert ("from scratch", "cosine") not in mean
     summary = finetuning.over_seeds(measured).set_index(["variant", "metric"])
     low, value, high = summary.loc[("resampled 50%", "fvu"), ["low", "value", "high"]]
-    assert low < value < high
+    assert low < value < high and np.isnan(summary.loc[(names[2], "fvu"), "low"]), "one SAE has no interval"
+
+
+def test_base_saes_are_trained_where_none_is_given(base, tmp_path):
+    _, train, held, _ = base
+    recipe = dataclasses.replace(RECIPE, tokens=4_000, stop_tokens=2_000)
+    starts = finetuning.train_bases(recipe, [5, 2], Stores(train, held, None), tmp_path, progress=False)
+    assert {kind: list(by_seed) for kind, by_seed in starts.items()} == {
+        "pretraining SAE": [2, 5],
+        "earlier checkpoint": [2, 5],
+    }
+    seen = {kind: folders.training_record(by_seed[5])["curve"][-1]["tokens"] for kind, by_seed in starts.items()}
+    assert seen == {"pretraining SAE": 4_000, "earlier checkpoint": 2_000}
+    assert folders.training_record(starts["pretraining SAE"][2])["recipe"]["seed"] == 2
+    given = finetuning.shipped(["a", "b"], "")
+    assert (
+        list(given) == [finetuning.BASE] and list(given[finetuning.BASE]) == [0, 1] and not finetuning.shipped([], "")
+    )
 
 
 def test_resampling_replaces_the_latents_that_fire_least(base):

@@ -98,3 +98,23 @@ def test_dead_latents_are_never_chosen_and_k_is_bounded():
             ksparse.select(x, y, [12], selection)
     with pytest.raises(ValueError, match="unknown selection 'best'"):
         ksparse.select(x, y, [2], "best")
+
+
+@pytest.mark.parametrize("selection", ksparse.SELECTIONS)
+def test_columns_are_nested_in_k_and_begin_with_the_best_one(selection):
+    x, rng = columns(600, 30)
+    y = (np.asarray(x[:, :4].sum(1)).ravel() + 2 * rng.standard_normal(600) > 2).astype(int)
+    chosen = ksparse.select(x, y, [1, 2, 5, 12], selection)
+    for fewer, more in ((1, 2), (2, 5), (5, 12)):
+        assert chosen[more][:fewer].tolist() == chosen[fewer].tolist() and len(set(chosen[more])) == more
+    assert chosen[1][0] == ksparse.best_column(x, y)
+
+
+def test_the_standardised_gap_does_not_depend_on_a_columns_scale():
+    y = np.array([0, 0, 1, 1])
+    x = np.array([[0.0, 0.0, 7.0], [2.0, 0.1, 7.0], [3.0, 0.3, 7.0], [5.0, 0.4, 7.0]])
+    # Gaps 3, 0.3 and 0; variances within the classes 1, 0.0025 and 0: standardised gaps 3, 6 and 0.
+    assert ksparse.by_standardised_gap(x, y, 3).tolist() == [1, 0, 2]
+    assert ksparse.by_mean_difference(x, y, 3).tolist() == [0, 1, 2]
+    sparse = scipy.sparse.csr_matrix(x * [1.0, 1000.0, 1.0])
+    assert ksparse.by_standardised_gap(sparse, y, 2).tolist() == [1, 0]

@@ -4,7 +4,7 @@ import torch
 
 from lib.model.activations import PromptTokens
 from lib.model.poolings import POOLINGS, Tokens, pooling
-from lib.probing.controls import untrained
+from lib.probing import controls
 from lib.probing.tasks import Task
 from lib.sae import folders, latents
 from lib.sae.jumprelu import Parameters
@@ -106,13 +106,34 @@ def test_an_sae_of_another_width_is_named():
         latents.pool_latents(sae, PromptTokens(tokens.activations[:, :10], tokens.starts))
 
 
-def test_the_untrained_sae_has_the_wanted_l0():
+@pytest.mark.parametrize("name", controls.DICTIONARIES)
+def test_a_control_dictionary_has_the_wanted_l0(name):
     g = torch.Generator().manual_seed(1)
     x = torch.randn(6000, 12, generator=g)
     x[5000:] *= 50  # not of a training prompt
     tokens = PromptTokens(x, torch.tensor([0, 5000, 6000]))
     task = Task(np.array([0, 1]), np.array([True, False]), np.arange(2))
     trained = example()[0]
-    control = untrained(trained, tokens, task, seed=0)
+    control, other = (controls.DICTIONARIES[name](controls.Inputs({}, tokens, task, trained), draw) for draw in (0, 1))
     wanted, l0 = ((sae.encode(x[:5000]) > 0).float().sum(1).mean().item() for sae in (trained, control))
     assert l0 == pytest.approx(wanted, rel=0.05)
+    assert not torch.allclose(control.W_dec, other.W_dec), "draws differ"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_equal_tokens_are_found(dtype):
+    rows = torch.randn(50, 7, generator=torch.Generator().manual_seed(0)).to(dtype)
+    order = torch.randint(0, 50, (300,), generator=torch.Generator().manual_seed(1))
+    first_of, same_as = latents.distinct_rows(rows[order])
+    assert len(first_of) == len(order.unique())
+    torch.testing.assert_close(rows[order][first_of][same_as], rows[order], rtol=0, atol=0)
+
+
+def test_prompts_that_begin_alike_have_the_latents_of_their_own_tokens():
+    sae, tokens = example()
+    shared = tokens.activations.clone()
+    shared[4:7] = shared[0:3]  # the third prompt begins with the whole of the first
+    pooled = latents.pool_latents(sae, tokens._replace(activations=shared))
+    of_third = sae.encode(shared[4:11].float()).detach().numpy()
+    np.testing.assert_allclose(pooled["max"][2].toarray()[0], of_third.max(0), atol=1e-6)
+    np.testing.assert_allclose(pooled["mean"][2].toarray()[0], of_third.mean(0), atol=1e-6)

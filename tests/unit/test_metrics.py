@@ -1,7 +1,9 @@
 import numpy as np
 import pandas as pd
+import pytest
 from sklearn.metrics import roc_auc_score, roc_curve
 
+from lib.results import probe_tables
 from lib.stats import metrics
 
 
@@ -71,9 +73,64 @@ def test_paired_difference_agrees_with_delong_on_independent_rows():
     assert abs((difference.high - difference.low) / 2 / half - 1) < 0.1
 
 
+def test_auroc_within_strata_by_hand():
+    """Two strata: 2 × 1 pairs, of which 1.5 are won, and 1 × 3 pairs, of which 2 are won; pairs across do not count."""
+    y = np.array([1, 1, 0, 1, 0, 0, 0, 1])
+    scores = np.array([5.0, 3.0, 3.0, 12.0, 10.0, 11.0, 13.0, 99.0])
+    strata = np.array([0, 0, 0, 1, 1, 1, 1, 2])
+    assert metrics.within_strata(y, scores, np.ones((1, 8)), strata) == pytest.approx([3.5 / 5])
+    twice = np.ones((2, 8))
+    twice[1, 2] = 2  # the only negative of the first stratum: its pairs, and what is won of them, count twice
+    twice[1, 7] = 50  # a stratum of one class has no pairs
+    assert metrics.within_strata(y, scores, twice, strata) == pytest.approx([3.5 / 5, 5 / 7])
+    one = np.zeros(8, dtype=int)
+    np.testing.assert_allclose(metrics.within_strata(y, scores, twice, one), metrics.auroc(y, scores, twice))
+    assert np.isnan(metrics.within_strata(y, scores, np.ones((1, 8)), np.arange(8)))
+
+
+def test_a_score_that_is_the_stratum_is_at_chance_within_strata():
+    rng = np.random.default_rng(0)
+    strata = rng.integers(0, 5, 4000)
+    y = (rng.random(4000) < strata / 5).astype(int)
+    ones = np.ones((1, 4000))
+    assert metrics.auroc(y, strata.astype(float), ones)[0] > 0.7
+    assert metrics.within_strata(y, strata.astype(float), ones, strata)[0] == 0.5
+
+
+def test_strata_are_of_the_base_prompt_in_its_split_and_have_rows():
+    """Ten base prompts of 1 to 10 characters and one wrapper much longer; out of distribution, ten of 101 to 110."""
+    n = [*range(1, 11), *range(101, 111)]
+    base = pd.DataFrame({
+        "base_id": [f"b{i}" for i in n], "text": ["x" * i for i in n], "split": ["train"] * 10 + ["ood"] * 10,
+        "transform": "plain", "label": [0, 1] * 10,
+    })  # fmt: skip
+    wrapped = base.assign(transform="aim", text="w" * 500 + base["text"])
+    prompts = pd.concat([wrapped, base], ignore_index=True)
+    strata = probe_tables.length_strata(prompts, 5)
+    assert strata.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4] * 4
+    scores = {"length": prompts["text"].str.len().to_numpy(dtype=float), "label": prompts["label"].to_numpy(float)}
+    table = probe_tables.within_length(prompts, scores, metrics.split_weights(prompts, 10, 0))
+    values = table.set_index(["probe", "split"])["value"].to_dict()
+    # Within a stratum of two base prompts the positive is the longer one; half of the pairs are of two wrappers.
+    assert values == {("length", s): 0.75 for s in ("train", "ood")} | {("label", s): 1.0 for s in ("train", "ood")}
+    assert set(table["metric"]) == {"auroc_within_length"} and (table["n_groups"] == 10).all()
+
+
+def test_an_innocuous_transformation_is_compared_by_harmful_base_prompts_only():
+    prompts = pd.DataFrame({
+        "label": [1, 0, 0, 0], "split": "val", "base_id": list("abab"),
+        "transform": ["plain", "plain", "count", "count"],
+    })  # fmt: skip
+    kinds = pd.Series(["plain", "plain", "innocuous", "innocuous"])
+    weights = metrics.split_weights(prompts, 10, 0)
+    rows = metrics.by_transform(prompts, kinds, np.array([1.0, 0.0, 0.5, 2.0]), weights)
+    (of_count,) = [r for r in rows if r["transform"] == "count"]
+    assert of_count["value"] == 1.0 and of_count["n"] == 2, "the harmless prompt in the wrapper scores 2.0"
+
+
 def test_undefined_is_null_and_tables_are_by_split_and_transform():
     prompts = pd.DataFrame({
-        "label": [1, 0, 1, 0, 1, 1], "split": ["train"] * 4 + ["val"] * 2, "base_id": list("abcdef"),
+        "label": [1, 0, 1, 0, 1, 1], "split": ["train"] * 4 + ["val"] * 2, "base_id": list("abcaef"),
         "transform": ["plain", "plain", "aim", "count", "plain", "plain"],
     })  # fmt: skip
     kinds = pd.Series(["plain", "plain", "jailbreak", "innocuous", "plain", "plain"])
@@ -84,6 +141,33 @@ def test_undefined_is_null_and_tables_are_by_split_and_transform():
     rows = metrics.by_transform(prompts, kinds, scores, weights)
     values = {(r["split"], r["transform"]): r["value"] for r in rows}
     assert values == {("train", "plain"): 1.0, ("train", "aim"): None, ("train", "count"): 1.0, ("val", "plain"): None}
+
+
+def test_the_mean_within_wrappers_by_hand():
+    labels, scores = np.array([1, 0, 1, 0, 0]), np.array([2.0, 1.0, 10.0, 20.0, 5.0])
+    a, b = np.array([1, 1, 0, 0, 0], dtype=bool), np.array([0, 0, 1, 1, 1], dtype=bool)
+    within = metrics.within({"a": [a], "b": [b], "one class": [np.array([1, 0, 0, 0, 0], dtype=bool)]}, seed=0)
+    values = within(labels, scores, np.ones((500, 5)))
+    assert values[0] == pytest.approx((1 + 0.5) / 2)
+    assert set(np.unique(values)) == {0.5, 0.75, 1.0}, "wrappers are drawn with replacement"
+    folds = metrics.within({"b": [np.array([0, 0, 1, 1, 0], dtype=bool), np.array([0, 0, 1, 0, 1], dtype=bool)]}, 0)
+    assert folds(labels, scores, np.ones((1, 5))) == pytest.approx([0.5]), "0 in one fold, 1 in the other"
+    with pytest.raises(ValueError, match=r"none of the wrappers \['a'\] has prompts of both classes"):
+        metrics.within({"a": [labels == 1]}, 0)(labels, scores, np.ones((1, 5)))
+
+
+def test_a_threshold_of_validation_is_carried_over():
+    negatives = np.arange(100.0)
+    weights = np.ones((2, 100))
+    weights[1, 99] = 0  # then the second largest may stay below
+    thresholds = metrics.threshold_at_fpr(negatives, weights, fpr=0.01)
+    assert thresholds.tolist() == [98.0, 98.0]
+    assert (metrics.threshold_at_fpr(negatives, weights, fpr=0.0) == [99.0, 98.0]).all()
+    scores = np.array([97.0, 98.0, 99.0, 200.0])
+    recall = metrics.share_above(scores, np.array([[1.0, 1, 1, 1], [1, 1, 3, 1]]), thresholds)
+    assert recall == pytest.approx([2 / 4, 4 / 6]), "a score at the threshold does not pass it"
+    for_all = metrics.share_above(negatives, np.ones((1, 100)), metrics.threshold_at_fpr(negatives, np.ones((1, 100))))
+    assert for_all[0] <= 0.01
 
 
 def test_pairs_interval_by_hand():

@@ -5,10 +5,11 @@ import torch
 
 from lib.model.activations import PromptTokens
 from lib.model.poolings import pool
-from lib.probing import controls, ksparse, on_saes
+from lib.probing import controls, ksparse, on_saes, stress
 from lib.probing.tasks import Probe, Task
 from lib.sae import folders, latents
 from lib.sae.jumprelu import Parameters
+from lib.stats.metrics import auroc
 
 HOOK = "blocks.2.hook_resid_post"
 
@@ -59,9 +60,10 @@ def test_fitted_scores_do_not_see_other_rows(world):
     grid = on_saes.Grid([2], ["max"], [0.01, 1.0])
     scores = on_saes.probe_saes(table, on_saes.Inputs(tokens, resid, task), grid).scores
     changed = tokens.activations.clone()
-    changed[240:] = torch.randn(480, 16, generator=torch.Generator().manual_seed(5))
-    other = task._replace(y=np.where(task.train, task.y, 1 - task.y))
-    shifted = {"mean": np.where(task.train[:, None], resid["mean"], 7.0).astype(np.float32)}
+    changed[480:] = torch.randn(240, 16, generator=torch.Generator().manual_seed(5))
+    is_fitted = task.train | task.val  # C is chosen on validation
+    other = task._replace(y=np.where(is_fitted, task.y, 1 - task.y))
+    shifted = {"mean": np.where(is_fitted[:, None], resid["mean"], 7.0).astype(np.float32)}
     elsewhere = on_saes.Inputs(tokens._replace(activations=changed), shifted, other)
     again = on_saes.probe_saes(table, elsewhere, grid).scores
     for probe, values in scores.items():
@@ -79,7 +81,8 @@ def test_saes_of_another_layer_or_model_are_named(world):
         on_saes.probe_saes(table, inputs, grid._replace(ks=[50]))
     with pytest.raises(ValueError, match="unknown pooling 'median'; allowed are max, mean, fixed"):
         on_saes.probe_saes(table, inputs, grid._replace(poolings=["median"]))
-    with pytest.raises(ValueError, match="unknown selection 'best'; allowed are mean difference, L1 path"):
+    allowed = "mean difference, standardised gap, L1 path"
+    with pytest.raises(ValueError, match=f"unknown selection 'best'; allowed are {allowed}"):
         on_saes.probe_saes(table, inputs, grid._replace(selections=("best",)))
 
 
@@ -94,15 +97,78 @@ def test_chosen_latents_are_marked_among_all(world):
     assert 0.3 < latents_table.loc[4, "frequency"] < 0.7
 
 
-def test_controls_have_the_data_of_their_names(world):
-    _, tokens, resid, prompts = world
-    task = Task.of(prompts)
-    bases = controls.bases(controls.Inputs(resid["mean"], task, 30, 0))
-    assert bases["random directions"].shape == (240, 30) and bases["coordinates"] is resid["mean"]
-    components = bases["principal components"][task.train]
-    correlation = np.corrcoef(components.T)
+def test_controls_are_drawn_and_have_the_data_of_their_names(world, tmp_path):
+    table, tokens, resid, prompts = world
+    task, sae = Task.of(prompts), folders.load(table["folder"][0])
+    components, random, again = (
+        controls.BASES[name].columns(resid["mean"], task, 30, draw)
+        for name, draw in (("principal components", 0), ("random directions", 0), ("random directions", 1))
+    )
+    correlation = np.corrcoef(components[task.train].T)
     np.testing.assert_allclose(correlation, np.eye(16), atol=1e-3)
-    assert (np.diff(components.var(0)) <= 1e-6).all()
+    assert (np.diff(components[task.train].var(0)) <= 1e-6).all()
+    assert random.shape == (240, 30) and not np.allclose(random, again)
+    inputs, selections = controls.Inputs(resid, tokens, task, sae), ("mean difference", "standardised gap")
+    grid = on_saes.Grid([1, 2], ["mean"], [], selections)
+    scores = controls.of_bases(inputs, grid, 2, draws=2) | controls.of_dictionaries(inputs, grid, 2, 2, tmp_path)
+    names = {(probe.variant, probe.seed) for probe in scores}
+    drawn = ("principal components", "random directions", "untrained SAE", "training tokens")
+    assert names == {(name, draw) for name in drawn for draw in (0, 1)} | {("coordinates", 0)}
+    assert {probe[:2] for probe in scores} == {("control", on_saes.BEST)}
+    assert len(scores) == 2 * len(names), "a probe for each k"
+
+
+def test_probes_on_shuffled_labels_know_nothing(world):
+    table, tokens, resid, prompts = world
+    task = Task.of(prompts)
+    columns = latents.pool_latents(folders.load(table["folder"][0]), tokens)["max"]
+    scores = controls.of_shuffled_labels(stress.Contender(columns, k=2), task, draws=30)
+    y = task.y[task.val]
+    areas = [auroc(y, of_draw[task.val], np.ones((1, len(y))))[0] for of_draw in scores.values()]
+    assert len(areas) == 30 and abs(np.mean(areas) - 0.5) < 0.25, "the sign of the one latent that tells is chance"
+    rows = np.flatnonzero(task.train)
+    right = stress.fit_scores(stress.Contender(columns, k=2), rows, task.y[rows])
+    assert auroc(y, right[task.val], np.ones((1, len(y))))[0] > 0.95
+
+
+def test_the_best_form_is_chosen_on_validation_for_each_sae():
+    y = np.tile([0, 1], 20)
+    task = Task(y, np.arange(40) < 10, np.arange(40), val=(np.arange(40) >= 10) & (np.arange(40) < 20))
+    good = np.where(task.val, y, 1 - y).astype(float)  # right in validation only
+    bad = np.where(task.val, 1 - y, y).astype(float)
+
+    def key(variant, pooling, selection, k):
+        return Probe("k-sparse", pooling, variant, None, selection, k)
+
+    scores = {key("a", "max", "s", 5): good, key("a", "mean", "s", 5): bad, key("a", "mean", "t", 5): bad}
+    scores |= {key("a", "mean", "s", 9): good, key("b", "max", "s", 2): bad, key("b", "mean", "t", 2): good}
+    forms = on_saes.best_forms(scores, task, 5, ["s", "t"])
+    assert forms == {("a", None): ("max", "s"), ("b", None): ("mean", "t")}
+    best = on_saes.in_best_form(scores, forms)
+    assert {(probe.variant, probe.k) for probe in best} == {("a", 5), ("b", 2)}
+    assert all((of_probe == good).all() for of_probe in best.values())
+    own = on_saes.in_own_pooling(scores | {key("a", "max", "t", 5): bad}, forms, ["a"], 5)
+    assert {(probe.pooling, probe.selection) for probe in own} == {(on_saes.BEST, "s"), (on_saes.BEST, "t")}
+    with pytest.raises(ValueError, match=r"no probe at k ≤ 1 has one of the selections \['s'\]"):
+        on_saes.best_forms(scores, task, 1, ["s"])
+
+
+def test_c_is_chosen_on_validation_and_not_on_training():
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2, 300)
+    x = rng.standard_normal((300, 200)).astype(np.float32)
+    x[:, 0] += 1.5 * y
+    task = Task(y, np.arange(300) < 100, np.arange(300), val=(np.arange(300) >= 100) & (np.arange(300) < 200))
+    tested = np.arange(300) >= 200
+
+    def area(scores, rows):
+        return auroc(y[rows], scores[rows], np.ones((1, rows.sum())))[0]
+
+    tuned = on_saes.tuned_linear(x, task, [1e3, 1e-3])
+    strong, weak = (on_saes.tuned_linear(x, task, [c]) for c in (1e-3, 1e3))
+    assert area(strong, task.val) > area(weak, task.val) and area(tuned, tested) == area(strong, tested)
+    with pytest.raises(ValueError, match="C is chosen on 0 validation prompts; they must hold both classes"):
+        on_saes.tuned_linear(x, task._replace(val=None), [1.0])
 
 
 def test_fvu_of_a_pooled_reconstruction(world):
@@ -118,9 +184,8 @@ def test_one_entry_makes_a_probe_on_saes_or_a_selection(world, monkeypatch):
     """The errands of docs/architecture.md: a linear probe on both parts of an activation, and latents by variance."""
     table, tokens, resid, prompts = world
 
-    def by_variance(x, y, ks):
-        order = np.argsort(-x.toarray().var(0), kind="stable")
-        return {k: order[:k] for k in ks}
+    def by_variance(x, y, most):
+        return np.argsort(-x.toarray().var(0), kind="stable")[:most]
 
     def both_parts(encoded):
         return np.hstack([encoded.reconstruction, encoded.resid - encoded.reconstruction])
@@ -132,4 +197,4 @@ def test_one_entry_makes_a_probe_on_saes_or_a_selection(world, monkeypatch):
     assert Probe("both parts", "mean", "base") in probed.scores
     chosen = probed.chosen[Probe("k-sparse", "max", "base", None, "variance", 2)]
     training = probed.latents["base"]["max"][:80].toarray()
-    assert training[:, chosen].var(0).min() >= np.delete(training.var(0), chosen).max()
+    assert chosen[0] == 4 and chosen[1] in np.argsort(-training.var(0))[:2]

@@ -1,6 +1,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 
 from lib.stats import populations
 from lib.stats.metrics import Estimate
@@ -92,3 +93,53 @@ def test_difference_of_independent_means():
     difference = populations.difference(Estimate(0.5, 0.2, 0.8, 10, 10), Estimate(0.1, -0.3, 0.5, 20, 20))
     assert (difference.value, difference.low, difference.high) == pytest.approx((0.4, -0.1, 0.9))
     assert populations.difference(Estimate(0.5, None, None, 1, 1), Estimate(0.1, 0, 1, 2, 2)).low is None
+
+
+def drop(frequency, score, sample, rng):
+    """The uniform minus the weighted mean, and replicates of it."""
+    stand_for = populations.resampled(sample.latents, sample.stratum, 999, rng)
+    shares = 1 / len(frequency) - frequency[sample.latents] / frequency.sum()
+    return stand_for @ (shares * score[sample.latents])
+
+
+def test_replicates_cover_as_often_as_they_say():
+    frequency, score = population()
+    truth = score.mean() - np.average(score, weights=frequency)
+    covered, values = 0, []
+    for seed in range(400):
+        rng = np.random.default_rng(seed)
+        drawn = drop(frequency, score, populations.draw(frequency, np.ones(3000, bool), 100, rng), rng)
+        low, high = np.quantile(drawn[1:], [0.025, 0.975])
+        covered += low <= truth <= high
+        values.append(drawn[0])
+    assert 0.93 <= covered / 400 <= 0.98
+    assert abs(np.mean(values) - truth) < 3.5 * np.std(values) / 20
+
+
+def test_replicates_have_the_mean_and_the_variance_of_the_estimate():
+    frequency, score = population(300)
+    sample = populations.draw(frequency, np.ones(300, bool), 60, np.random.default_rng(0))
+    known = estimate(frequency, score, sample, False)
+    drawn = populations.resampled(sample.latents, sample.stratum, 20_000, np.random.default_rng(1))
+    values = drawn @ score[sample.latents] / 300
+    degrees = 60 - len(np.unique(sample.stratum))
+    assert values[0] == pytest.approx(known.value) == pytest.approx(values[1:].mean(), abs=1e-3)
+    spread = (known.high - known.low) / 2 / scipy.stats.t.ppf(0.975, degrees)
+    assert values[1:].std() == pytest.approx(spread, rel=0.03)
+    whole = populations.resampled(np.arange(300), sample.stratum, 5, np.random.default_rng(1))
+    np.testing.assert_array_equal(whole, 1.0)  # all are known, so that nothing is left to chance
+
+
+def test_partners_are_others_of_about_the_same_frequency():
+    frequency = np.random.default_rng(0).permutation(100) / 100
+    latents = np.arange(0, 100, 2)
+    partners = populations.partners(latents, frequency, 2, np.random.default_rng(1))
+    others = [other for of_latent in partners.values() for other in of_latent]
+    assert sorted(partners) == latents.tolist() and sorted(others) == np.repeat(latents, 2).tolist()
+    assert all(len({latent, *of_latent}) == 3 for latent, of_latent in partners.items())
+    places = np.argsort(np.argsort(frequency[latents]))
+    place_of = dict(zip(latents.tolist(), places.tolist(), strict=True))
+    for latent, of_latent in partners.items():
+        assert {place_of[other] // 5 for other in of_latent} == {place_of[latent] // 5}
+    assert populations.partners(latents[:2], frequency, 4, np.random.default_rng(1)) == {0: [2], 2: [0]}
+    assert populations.partners(latents[:1], frequency, 4, np.random.default_rng(1)) == {}

@@ -27,10 +27,27 @@ def test_work_grows_with_tokens_and_width():
     hours = []
     for n in (1000, 4000):
         tokens = {name: n * 100 for name in ("finetune_tokens", "scratch_tokens", "base_train_tokens")}
-        hours.append(estimate(base_sae="", base_d_sae=n, **tokens).loc[("04", "SAE training"), "hours"])
+        hours.append(estimate(base_saes=[], base_d_sae=n, **tokens).loc[("04", "SAE training"), "hours"])
     assert hours[1] / hours[0] == pytest.approx(16)
     assert sizing._width("gemma-scope-9b-it-res:layer_20/width_131k/average_l0_81") == 131_072
     assert sizing._width("data/pretrained/all-MiniLM-L6-v2-layer-2-base") == 1536
+
+
+def test_trainings_are_counted_by_hand():
+    tokens = {"finetune_tokens": 100, "scratch_tokens": 100, "base_train_tokens": 1000, "base_lr": 0.1}
+    ways = {"resample_shares": [0.25], "prompt_repeats": [], "finetune_lr": 0.1, "scratch_lr": 0.1}
+    sae = "data/pretrained/SmolLM2-135M-Instruct-layer-21-base"
+
+    def trained(**values):
+        return estimate(**tokens, **ways, **values).loc[("04", "SAE training"), "tokens"]
+
+    # Chat, placebo, resampled and scratch of each base SAE; the IT-formatted SAE finetuned once.
+    assert trained(base_saes=[sae], prompts_sae=sae) == (4 + 1) * 100
+    assert trained(base_saes=[sae, f"{sae}-1", f"{sae}-2"], prompts_sae=sae) == (3 * 4 + 1) * 100
+    # Trained here: two base SAEs with their earlier checkpoints, from which a chat SAE begins as well, and the IT one.
+    assert trained(base_saes=[], base_seeds=[0, 1], prompts_sae="") == (2 * 5 + 1) * 100 + (2 * 2 + 1) * 1000
+    harvest = [estimate(prompts_sae=place).loc[("04", "harvest"), "tokens"] for place in (sae, "")]
+    assert harvest[1] - harvest[0] == profiles.complete({})["pretraining_tokens"], "wrapped as prompts once more"
 
 
 def test_too_little_disk_is_an_error_before_anything_is_fetched(monkeypatch, tmp_path, capsys):
@@ -54,8 +71,7 @@ def test_the_shipped_profiles_set_known_parameters_of_the_right_type(profile):
     values = profiles.read_profile(profiles.profile_path(profile))
     for notebook in build_graph.notebooks():
         profiles.select(notebook, values)
-    for name in ("base_sae", "prompts_sae"):
-        place = values.get(name, "")
+    for place in [*values["base_saes"], values.get("prompts_sae", "")]:
         if ":" in place:
             from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 

@@ -1,5 +1,6 @@
 """A sweep's file, its cells and what they share, and what becomes of their tables."""
 
+import functools
 import json
 
 import numpy as np
@@ -11,6 +12,15 @@ from lib.base import build_graph, files
 from lib.runs import sizing, sweep_cells, sweeps
 
 SHIPPED = sorted(sweeps.SWEEPS.glob("*.yaml"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def read_once():
+    """No test here changes a source, so each is parsed once for all of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("imported", "upstream", "parameters"):
+            patch.setattr(build_graph, name, functools.cache(getattr(build_graph, name)))
+        yield
 
 
 @pytest.fixture
@@ -67,7 +77,7 @@ def test_a_changed_sae_is_another_cell(sweep, tmp_path):
     for weights in (b"a", b"b"):
         (tmp_path / "sae").mkdir(exist_ok=True)
         (tmp_path / "sae" / "sae_weights.safetensors").write_bytes(weights)
-        names.append(set(sweep_cells.plan(sweep_cells.read(sweep(fixed={"base_sae": str(tmp_path / "sae")})))[0]))
+        names.append(set(sweep_cells.plan(sweep_cells.read(sweep(fixed={"base_saes": [str(tmp_path / "sae")]})))[0]))
     assert {name.split("-")[0] for name in names[0] & names[1]} == {"01_datasets", "02_activations"}
 
 

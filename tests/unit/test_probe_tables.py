@@ -1,0 +1,93 @@
+"""What finetuning gains, on planted draws whose differences are known."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lib.probing.tasks import Probe
+from lib.results import probe_tables
+from lib.results.probe_tables import Finetuning, gained, gained_by_seed
+from lib.stats import metrics
+from lib.stats.draws import Draws
+
+NAMES = Finetuning("base", "chat", "placebo")
+# By variant: AUROC at k = 1 and k = 5 of the base SAEs 0, 1 and 2, which differ by far more than finetuning changes.
+AUROCS = {
+    "base": [(0.5, 0.5), (0.6, 0.6), (0.7, 0.7)],
+    "chat": [(0.52, 0.58), (0.61, 0.69), (0.73, 0.77)],
+    "placebo": [(0.5, 0.51), (0.6, 0.61), (0.7, 0.71)],
+}
+
+
+def planted(aurocs=AUROCS, seeds=(0, 1, 2), replicates=999) -> Draws:
+    rows = {
+        Probe("k-sparse", "max", variant, seed, "s", k): pair[place]
+        for variant, pairs in aurocs.items()
+        for seed, pair in zip(seeds, pairs, strict=False)
+        for place, k in enumerate((1, 5))
+    }
+    dimensions = pd.DataFrame([probe.columns() | {"split": "ood"} for probe in rows], dtype=object)
+    return Draws(dimensions, np.repeat(np.array(list(rows.values()))[:, None], replicates + 1, axis=1))
+
+
+def test_gains_are_paired_by_base_seed():
+    table = gained(planted(), NAMES, 0).set_index(["metric", "k"])
+    value = table["value"]
+    assert value["auroc_gained_by_finetuning", 1] == pytest.approx(0.02)
+    assert value["auroc_gained_by_finetuning", 5] == pytest.approx((0.08 + 0.09 + 0.07) / 3)
+    assert value["auroc_gained_by_finetuning", "mean"] == pytest.approx((0.02 + 0.08) / 2)
+    assert value["auroc_gained_by_placebo", "mean"] == pytest.approx(0.005)
+    assert value["auroc_gained_over_placebo", "mean"] == pytest.approx(0.045)
+    assert set(table["against"]) == {"base", "placebo"} and len(table) == 9
+    # The base SAEs' own differences of 0.1 are in no interval: the widest is that of three paired differences.
+    apart = metrics.t_interval(np.array([0.02, 0.01, 0.03]))
+    assert table.loc[("auroc_gained_over_placebo", 1), "low"] == pytest.approx(apart.low, abs=1e-3)
+    assert table.loc[("auroc_gained_over_placebo", 1), "high"] == pytest.approx(apart.high, abs=1e-3)
+    assert table.loc[("auroc_gained_by_placebo", 1), "high"] < 0.02
+
+
+def test_other_ways_from_the_same_bases_lend_their_seed_variance():
+    alone = gained(planted(), NAMES, 0).set_index(["metric", "k"]).loc[("auroc_gained_over_placebo", 1)]
+    calm = AUROCS | {"resampled": [(0.51, 0.5), (0.61, 0.6), (0.71, 0.7)]}
+    lent = gained(planted(calm), NAMES._replace(others=("resampled",)), 0)
+    lent = lent.set_index(["metric", "k"]).loc[("auroc_gained_over_placebo", 1)]
+    assert lent["value"] == alone["value"] and lent["high"] - lent["low"] < 0.8 * (alone["high"] - alone["low"])
+
+
+def test_one_base_sae_has_no_noise_of_seeds_and_an_unpaired_one_no_difference():
+    table = gained(planted(seeds=(0,)), NAMES, 0)
+    assert (table["low"] == table["high"]).all() and len(table) == 9
+    lacking = AUROCS | {"chat": AUROCS["chat"][:2]}
+    value = gained(planted(lacking), NAMES, 0).set_index(["metric", "k"])["value"]
+    assert value["auroc_gained_by_finetuning", 1] == pytest.approx(0.015), "of the two seeds that have both"
+
+
+def test_single_bases_are_told_apart():
+    points = gained_by_seed(planted(), NAMES).set_index(["variant", "seed", "k"])["value"]
+    assert points["chat", 2, 1] == pytest.approx(0.03) and points["placebo", 0, 5] == pytest.approx(0.01)
+    assert len(points) == 2 * 3 * 2
+
+
+def test_the_others_are_read_off_a_table_of_saes():
+    rows = [("base", None, "b0"), ("IT", None, "p0"), ("chat", "b0", "x"), ("from IT", "p0", "y")]
+    rows += [("placebo", "b0", "z"), ("resampled", "b0", "r"), ("from scratch", None, "s")]
+    saes = pd.DataFrame(rows, columns=["variant", "start", "folder"])
+    assert Finetuning.of(saes, "base", "chat", "placebo").others == ("resampled",)
+
+
+def test_a_mean_over_k_is_a_text_in_json_and_none_in_parquet(tmp_path):
+    table = gained(planted(), NAMES, 0)
+    assert {row["k"] for row in json.loads(table.to_json(orient="records"))} == {1, 5, "mean"}
+    numeric = probe_tables.with_numeric_k(table)
+    numeric.to_parquet(tmp_path / "x.parquet")
+    again = pd.read_parquet(tmp_path / "x.parquet")
+    assert again["k"].isna().sum() == 3 and (again.loc[again["k"].isna(), "over"] == "k").all()
+
+
+def test_rough_estimates_give_way_to_those_of_the_same_probe():
+    rough = probe_tables.over_seeds(planted(), 0).estimates()
+    exact = probe_tables.over_seeds(planted().where(variant="chat"), 0).estimates().assign(value=9.0)
+    table = probe_tables.replaced(rough, exact)
+    assert len(table) == len(rough) and (table["value"] == 9).equals(table["variant"] == "chat")

@@ -1,0 +1,69 @@
+"""Wrappers held out in turn: no probe has seen what it is tested on, and a wrapper's share of the loss is found."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lib.probing import rotation, stress
+from lib.probing.tasks import Probe
+from lib.stats import metrics
+
+JAILBREAKS, OOD_JAILBREAKS = ("aim", "dan"), ("evil",)
+KINDS = {"plain": "plain", "count": "innocuous"} | dict.fromkeys((*JAILBREAKS, *OOD_JAILBREAKS), "jailbreak")
+
+
+def prompt_table(n_base=60):
+    """Base prompts of both classes in the wrappers of their split; harmful text in an innocuous one has label 0."""
+    rows = []
+    for i in range(n_base):
+        split, label = ("train", "val", "ood")[i % 3], i // 3 % 2
+        wrappers = ["plain", *(OOD_JAILBREAKS if split == "ood" else JAILBREAKS)]
+        rows += [(f"b{i}", split, name, label) for name in wrappers]
+        rows += [(f"b{i}", split, "count", 0)] if label and split != "ood" else []
+    prompts = pd.DataFrame(rows, columns=["base_id", "split", "transform", "label"])
+    return prompts.assign(source=prompts["label"].astype(str)), prompts["transform"].map(KINDS)
+
+
+def test_no_fold_trains_on_its_wrapper_or_on_a_base_prompt_that_it_tests():
+    prompts, kinds = prompt_table()
+    folds = rotation.folds(prompts, kinds, seed=0)
+    assert [fold.wrapper for fold in folds] == ["aim"] * 2 + ["dan"] * 2 + ["evil"] + ["count"] * 2
+    for fold in folds:
+        train, test = prompts[fold.train], prompts[fold.test]
+        assert fold.wrapper not in set(train["transform"]) and "ood" not in set(train["split"])
+        assert not set(train["base_id"]) & set(test["base_id"])
+        assert set(train["label"]) == set(test["label"]) == {0, 1}
+    for wrapper in (*JAILBREAKS, "count"):
+        tested = np.sum([fold.test for fold in folds if fold.wrapper == wrapper], axis=0)
+        assert set(tested) == {0, 1}, "every prompt of a wrapper is tested once"
+        seen = prompts["split"] != "ood"
+        assert tested.sum() == metrics.wrapper_rows(prompts[seen], kinds[seen])[wrapper].sum()
+
+
+def test_the_mean_within_wrappers_has_a_planted_loss_and_its_interval_covers_wrappers():
+    prompts, kinds = prompt_table(150)
+    rng = np.random.default_rng(0)
+    label = prompts["label"].to_numpy()
+    truth, shortcut = label + 0.5 * rng.standard_normal(len(label)), (prompts["transform"] == "aim") * 50.0
+    is_lost = prompts["transform"].isin(["dan", "evil"])  # the second column tells nothing there
+    fails = np.where(is_lost, 0.0, label) + 0.5 * rng.standard_normal(len(label))
+    contenders = {
+        Probe("holds"): stress.Contender(np.c_[truth, shortcut].astype(np.float32), c=1.0),
+        Probe("fails"): stress.Contender(np.c_[fails, shortcut].astype(np.float32), c=1.0),
+    }
+    rotated = rotation.rotate(prompts, rotation.folds(prompts, kinds, 0), contenders)
+    by_wrapper = rotated.by_wrapper(50, 0).set_index(["probe", "wrapper"])["value"]
+    assert (by_wrapper["holds"] > 0.85).all(), "a shift of all scores of a wrapper does not count within it"
+    assert by_wrapper["fails", "dan"] < 0.6 and by_wrapper["fails", "aim"] > 0.85
+    estimates = rotated.draws(400, 0).estimates().set_index("probe")
+    assert estimates.loc["fails", "value"] == pytest.approx(by_wrapper["fails"].mean())
+    width = estimates["high"] - estimates["low"]
+    assert width["fails"] > 3 * width["holds"], "wrappers that differ make the mean over them uncertain"
+
+
+def test_without_wrappers_there_is_no_rotation():
+    prompts, _ = prompt_table()
+    plain = prompts[prompts["transform"] == "plain"].reset_index(drop=True)
+    assert rotation.folds(plain, plain["transform"], 0) == []
+    with pytest.raises(ValueError, match="no prompt stands in a wrapper"):
+        rotation.rotate(plain, [], {})
