@@ -67,8 +67,8 @@ comparators = ["topk", "gated"]  # of SAELens: topk | batchtopk | matryoshka | g
 lr = 8e-3  # of JumpReLU, chosen on a calibration split of the text, once; 0: again
 comparator_lr = 8e-3  # of those with a target L0, chosen in the same way, once; 0: again
 gated_lr = 4e-3  # of those with a coefficient, of 2e-3 to 8e-3 by FVU at like L0
-lm_loss_tokens = 3_000  # held-out tokens, for the loss of a causal model; 0: not measured
-n_bootstrap = 1000  # replicates over sequences, for the language-model loss
+lm_loss_tokens = 2_000  # held-out tokens, for the loss of a causal model; 0: not measured
+n_bootstrap = 2000  # replicates over sequences, for the language-model loss
 split_seed = 1  # division of the passages into training and held-out ones
 seeds = [0, 1, 2]
 

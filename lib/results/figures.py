@@ -1,6 +1,7 @@
 """Every figure of the notebooks: labelled axes with units, intervals, and a caption with profile and n."""
 
 import itertools
+import textwrap
 from pathlib import Path
 
 import matplotlib.pyplot as plt

@@ -195,7 +195,7 @@ def frequency_of(folder: Path) -> Float[np.ndarray, " d_sae"]:
 
 
 def frequencies(shown: pd.DataFrame) -> dict[str, list[Float[np.ndarray, " d_sae"]]]:
-    """:func:`frequency_of` of the SAEs of each variant, for ``figures.frequency_histograms``."""
+    """:func:`frequency_of` of the SAEs of each variant, for ``sae_figures.frequency_histograms``."""
     by_variant = shown.groupby("variant", sort=False)["folder"]
     return {variant: [frequency_of(folder) for folder in of_variant] for variant, of_variant in by_variant}
 
