@@ -136,14 +136,17 @@ def falls(scored: list[Scored], seed: int, parts: int = 5) -> Draws:
 def fall_rows(scored: list[Scored], seed: int, parts: int = 5) -> pd.DataFrame:
     """:func:`falls` as rows ``autointerp_fall``, ``…_shuffled`` and ``…_over_shuffled``, with 95 % intervals.
 
-    ``n`` counts the latents scored in both parts; the intervals are as wide as Student's of so many.
+    ``n`` counts the latents scored in both parts. The intervals are as wide as Student's of so many as the smaller
+    parts hold, as these decide how well a difference is known.
     """
-    n = 0
+    n = n_units = 0
     for table in (scores.table for scores in scored):
-        is_end = np.isin(_parts(table, parts)["latents"], [0, parts - 1])
-        n += int((is_end & table[list(SCORES)].notna().all(axis=1)).sum())
+        part_of_latent = _parts(table, parts)["latents"]
+        has_both = table[list(SCORES)].notna().all(axis=1).to_numpy()
+        of_ends = [int((has_both & (part_of_latent == part)).sum()) for part in (0, parts - 1)]
+        n, n_units = n + sum(of_ends), n_units + min(of_ends)
     names = {"score": "autointerp_fall"} | {name: f"autointerp_fall_{name}" for name in ("shuffled", "over_shuffled")}
-    rows = families.at_levels(falls(scored, seed, parts), n_units=max(n, 2))
+    rows = families.at_levels(falls(scored, seed, parts), n_units=max(n_units, 2))
     return rows.assign(metric=rows["score"].map(names), n=n).drop(columns=["score", "alpha"])
 
 

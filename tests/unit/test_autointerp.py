@@ -237,7 +237,7 @@ def test_a_fall_that_a_shuffled_explanation_has_as_well_is_no_fall_over_shuffled
         covered += row["low"] <= truth <= row["high"]
         shown += row["low"] > 0
     assert covered / n >= 0.93
-    assert shown / n < 0.1 if restricted else shown / n > 0.8
+    assert shown / n < 0.1 if restricted else shown / n > 0.6
 
 
 def test_kin_are_compared_latent_by_latent_which_is_more_exact():
