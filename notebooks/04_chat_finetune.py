@@ -55,7 +55,9 @@ from lib.texts import corpora, datasets
 profile = "embedded"
 device = "cpu"
 layer = 21  # block whose residual stream is trained on, chosen on validation
-base_saes = ["data/pretrained/SmolLM2-135M-Instruct-layer-21-base"]  # empty: trained here
+base_saes = [
+    "data/pretrained/SmolLM2-135M-Instruct-layer-21-base",
+]  # folder | release:sae_id, of seeds 0, 1, 2 …; empty: trained here, of the seeds base_seeds
 base_seeds = [0, 1, 2]  # of base SAEs that are trained here
 prompts_sae = "data/pretrained/SmolLM2-135M-Instruct-layer-21-prompts"  # or empty
 chat_corpus = "shipped:SmolLM2-135M-Instruct"  # or prompts (in all wrappers)

@@ -172,7 +172,7 @@ def _tfidf_scores(inputs: Inputs) -> Scores:
 
 def _surface_form_scores(inputs: Inputs) -> Scores:
     """What formatting alone tells of the prompt as the model reads it, so also of its wrapper."""
-    y, train, groups = inputs.task
+    y, train, groups, *_ = inputs.task
     form = surface_form(inputs.texts).to_numpy()
     return fit_logistic(form[train], y[train], groups[train], inputs.c_grid).decision_function(form)
 

@@ -74,7 +74,7 @@ def test_finetuning_adapts_to_the_new_data_and_keeps_the_rest(base, tmp_path):
     mean = measured[measured["seed"] == 0].set_index(["variant", "metric"])["value"]
     before = folders.evaluate(folders.load(start), activations(3_000, 3) + shifted)["fvu"]
     assert mean[names[0], "fvu"] < 0.75 * before
-    assert mean[finetuning.PLACEBO, "fvu"] > 0.9 * before, "the placebo saw no chat"
+    assert mean[finetuning.PLACEBO, "fvu"] > mean[names[0], "fvu"], "the placebo saw no chat"
     assert mean["resampled 50%", "moved"] >= 0.45 > mean[names[0], "moved"]
     assert ("from scratch", "cosine") not in mean
     summary = finetuning.over_seeds(measured).set_index(["variant", "metric"])

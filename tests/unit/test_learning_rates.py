@@ -66,10 +66,10 @@ def test_a_grid_takes_one_rate_for_each_variant_and_never_the_held_out_tokens(st
 def test_finetuning_chooses_once_and_scratch_for_itself(stores, tmp_path):
     start = training.train(RECIPE, stores.training, stores.held_out, tmp_path, progress=False)
     recipe = dataclasses.replace(RECIPE, tokens=8_000, lr=CHOSEN)
-    ways = finetuning.variants({"base": start}, {"tokens": 8_000, "lr": 5e-3}, [0.5], [])
-    table = finetuning.train_variants(ways, recipe, [0], finetuning.Tokens(stores, None), tmp_path, progress=False)
+    ways = finetuning.variants({finetuning.BASE: {0: start}}, {"tokens": 8_000, "lr": 5e-3}, [0.5], [])
+    table = finetuning.train_variants(ways, recipe, finetuning.Tokens(stores, stores, None), tmp_path, progress=False)
     lrs = table.set_index("variant")["lr"]
-    assert lrs["from scratch"] == 5e-3 and lrs["resampled 50%"] == lrs["finetuned from base"] in RATES
+    assert lrs["from scratch"] == 5e-3 and lrs["resampled 50%"] == lrs["finetuned from pretraining SAE"] in RATES
 
 
 def test_what_cannot_be_chosen_is_said(stores, tmp_path):

@@ -84,10 +84,3 @@ def test_a_mean_over_k_is_a_text_in_json_and_none_in_parquet(tmp_path):
     numeric.to_parquet(tmp_path / "x.parquet")
     again = pd.read_parquet(tmp_path / "x.parquet")
     assert again["k"].isna().sum() == 3 and (again.loc[again["k"].isna(), "over"] == "k").all()
-
-
-def test_rough_estimates_give_way_to_those_of_the_same_probe():
-    rough = probe_tables.over_seeds(planted(), 0).estimates()
-    exact = probe_tables.over_seeds(planted().where(variant="chat"), 0).estimates().assign(value=9.0)
-    table = probe_tables.replaced(rough, exact)
-    assert len(table) == len(rough) and (table["value"] == 9).equals(table["variant"] == "chat")

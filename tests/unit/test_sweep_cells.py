@@ -1,5 +1,6 @@
 """A sweep's file, its cells and what they share, and what becomes of their tables."""
 
+import copy
 import functools
 import json
 
@@ -19,8 +20,14 @@ def read_once():
     """No test here changes a source, so each is parsed once for all of them."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("imported", "upstream", "parameters"):
-            patch.setattr(build_graph, name, functools.cache(getattr(build_graph, name)))
+            patch.setattr(build_graph, name, remembered(getattr(build_graph, name)))
         yield
+
+
+def remembered(read):
+    """Each caller gets a copy, which it may change."""
+    cached = functools.cache(read)
+    return lambda path: copy.deepcopy(cached(path))
 
 
 @pytest.fixture

@@ -220,7 +220,7 @@ def half(recipe, calibration):
 
 def test_one_entry_makes_an_architecture(data, monkeypatch):
     monkeypatch.setitem(ARCHITECTURES, "half", architectures.Architecture(half, lr=5e-3, sparsities=(4, 8)))
-    changes = comparison.variants([], ["half"], {"target_l0": 1.0, "coefficient": 1.0})
+    changes = comparison.variants([], [], ["half"], {"target_l0": 1.0, "coefficient": 1.0})
     assert changes["half"] == {"architecture": "half", "lr": 5e-3}
     sparsities = {"target_l0": [16], "coefficient": []}
     grid = comparison.recipes(RECIPE, {"half": changes["half"]}, sparsities, [0])
