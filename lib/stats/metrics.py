@@ -132,10 +132,9 @@ def threshold_at_fpr(scores: Scores, weights: Weights, fpr: float = 0.01) -> Flo
     """The least threshold at which at most a share ``fpr`` of these (negative) rows scores higher, in each replicate;
     NaN where no row has weight."""
     order = np.argsort(-scores, kind="stable")
-    share = weights[:, order].astype(np.float64).cumsum(1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        is_above = share / share[:, -1:] > fpr + 1e-12
-    return np.where(share[:, -1] > 0, scores[order][is_above.argmax(1)], np.nan)
+    weight = weights[:, order].cumsum(1, dtype=np.float64)
+    too_many = (weight > (fpr + 1e-12) * weight[:, -1:]).argmax(1)
+    return np.where(weight[:, -1] > 0, scores[order][too_many], np.nan)
 
 
 def share_above(
@@ -147,15 +146,7 @@ def share_above(
     weight[:, 1:] = weights[:, order].cumsum(1)
     n_above = np.searchsorted(-scores[order], -thresholds, side="left")
     with np.errstate(invalid="ignore", divide="ignore"):
-        return weight[np.arange(len(weights)), n_above] / weight[:, -1]
-
-
-def _runs(labels: Labels, scores: Scores, weights: Weights) -> tuple[np.ndarray, np.ndarray]:
-    """Positive and negative weight at each distinct score, scores descending: (replicates, distinct)."""
-    order = np.argsort(-scores, kind="stable")
-    starts = np.flatnonzero(np.diff(scores[order], prepend=np.nan) != 0)
-    sorted_weights, positive = weights[:, order].astype(np.float64), labels[order] == 1
-    return tuple(np.add.reduceat(sorted_weights * side, starts, axis=1) for side in (positive, ~positive))
+        return np.where(np.isnan(thresholds), np.nan, weight[np.arange(len(weights)), n_above] / weight[:, -1])
 
 
 def auroc(labels: Labels, scores: Scores, weights: Weights) -> Float[np.ndarray, " replicates"]:
@@ -204,12 +195,8 @@ def recall_at_fpr(
 
     The threshold is set on the rows themselves, as in a ROC curve; NaN where a class has no weight.
     """
-    positive, negative = _runs(labels, scores, weights)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        rates = negative.cumsum(1) / negative.sum(1, keepdims=True)
-        recall = positive.cumsum(1) / positive.sum(1, keepdims=True)
-    best = np.where(rates <= fpr + 1e-12, recall, 0.0).max(1)
-    return np.where((positive.sum(1) > 0) & (negative.sum(1) > 0), best, np.nan)
+    thresholds = threshold_at_fpr(scores[labels == 0], weights[:, labels == 0], fpr)
+    return share_above(scores[labels == 1], weights[:, labels == 1], thresholds)
 
 
 def estimate(labels: Labels, scores: Scores, groups: np.ndarray, metric: Metric, weights: Weights) -> Estimate:
