@@ -303,20 +303,27 @@ at_one_percent = probe_tables.by_split(prompts, beside_dense, weights)
 tables.in_columns(at_one_percent[at_one_percent["metric"] == "recall_at_1pct_fpr"], "probe")
 
 # %% [markdown]
+# And among prompts of like length, so that length cannot help.
+
+# %%
+saes_within_length = probe_tables.within_length(prompts, beside_dense, weights)
+tables.in_columns(saes_within_length, "probe")
+
+# %% [markdown]
 # ## Out of distribution in three numbers, and every wrapper held out in turn
 # The pooled AUROC mixes two things: telling harmful from harmless *within* a wrapper, and a
 # threshold that holds *across* wrappers. Beside it stand the mean AUROC within wrapper, and recall
 # and false-positive rate at the threshold that validation sets for 1 % false positives. There are
 # few OOD wrappers, so every wrapper is also held out of training in turn: probes are fitted anew
 # without it (form and C as above) and tested within it, on other base prompts. Intervals are over
-# base prompts and wrappers. **What to look for:** SAE probes behind the dense one in all three.
-# **What would refute that they lose OOD:** a loss in the pooled number alone.
+# base prompts and wrappers, as wide as Student's for so few of them. **What to look for:** SAE
+# probes behind the dense one in all three. **What would refute that they lose OOD:** a loss in the
+# pooled number alone.
 
 # %%
 every_score = scores | beside_dense
 by_name = {Probe(name): of_all for name, of_all in every_score.items()}
-within_drawn = probe_tables.within_wrappers(prompts, kinds, gap_split, by_name, weights, seed)
-within_wrapper = within_drawn.estimates().assign(metric="auroc_within_wrapper")
+within_wrapper = probe_tables.within_wrappers(prompts, kinds, gap_split, by_name, weights, seed)
 at_threshold = probe_tables.at_validation_threshold(prompts, every_score, weights)
 pooled_rows = probe_tables.by_split(prompts, every_score, {gap_split: weights[gap_split]})
 numbers = pd.concat([pooled_rows, within_wrapper, at_threshold], ignore_index=True)
@@ -343,7 +350,9 @@ rotation_rows = pd.DataFrame(columns=["metric", "probe", "value"])
 if held_out:
     rotated = rotation.rotate(prompts, held_out, contenders)
     turns = rotated.draws(n_bootstrap, seed)
-    rotation_rows = probe_tables.of_rotation(turns, turns.where(probe=at_sae), main[:2])
+    rotation_rows = probe_tables.of_rotation(
+        turns, turns.where(probe=at_sae), main[:2], len(rotated.parts())
+    )
     of_wrappers = probe_tables.named(rotated.by_wrapper(n_bootstrap, seed))
     shown = of_wrappers[of_wrappers["probe"].isin([at_sae, on_saes.K_SPARSE])]
     figure = figures.points(shown, "wrapper", "split", hue="name", xlabel="AUROC within wrapper")
@@ -531,6 +540,7 @@ judged = judged.assign(layer=sae_layer, n=counts, unit="fraction")
 whole_grid = grid_table.assign(metric="auroc", layer=sae_layer, unit="fraction")
 others = at_one_percent[at_one_percent["probe"] != at_sae]
 parts = [grid, methods, transforms, at_threshold, judged, whole_grid, wrappers_of_saes, others]
+parts.append(saes_within_length)
 table = probe_tables.with_numeric_k(pd.concat(parts, ignore_index=True))
 
 # %%

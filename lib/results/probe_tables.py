@@ -83,13 +83,22 @@ def at_validation_threshold(
 
 def within_wrappers(
     prompts: pd.DataFrame, kinds: pd.Series, split: str, scores: dict, weights: SplitWeights, seed: int
-) -> Draws:
-    """Draws of the mean AUROC within the wrappers of a split (:func:`lib.stats.metrics.within`), by the keys of
-    ``scores``."""
+) -> pd.DataFrame:
+    """The mean AUROC within the wrappers of a split (:func:`lib.stats.metrics.within`), by the keys of ``scores``: rows
+    of ``auroc_within_wrapper``, with the interval of :func:`over_wrappers`."""
     here = (prompts["split"] == split).to_numpy()
-    rows = metrics.wrapper_rows(prompts[here], kinds[here])
-    metric = metrics.within({name: [part] for name, part in rows.items()}, seed)
-    return Draws.of(prompts, scores, {split: weights[split]}, metric)
+    rows, y = metrics.wrapper_rows(prompts[here], kinds[here]), prompts["label"].to_numpy()[here]
+    parts = {name: [part] for name, part in rows.items() if len(np.unique(y[part])) == 2}
+    drawn = Draws.of(prompts, scores, {split: weights[split]}, metrics.within(parts, seed))
+    return over_wrappers(drawn, len(parts)).assign(metric="auroc_within_wrapper")
+
+
+def over_wrappers(drawn: Draws, n_wrappers: int) -> pd.DataFrame:
+    """Estimates of draws over base prompts and few wrappers, with the width that Student's distribution has for as many
+    (``lib.stats.families.at_levels``); without an interval for a single wrapper."""
+    if n_wrappers < 2:
+        return drawn.table().assign(low=np.nan, high=np.nan)
+    return families.at_levels(drawn, n_units=n_wrappers).drop(columns="alpha")
 
 
 def ahead_of(by_method: Draws, baseline: str) -> pd.DataFrame:
@@ -98,7 +107,7 @@ def ahead_of(by_method: Draws, baseline: str) -> pd.DataFrame:
     return ahead.assign(metric="auroc_difference", level="method", against=baseline)
 
 
-def of_rotation(rotated: Draws, dense: Draws, finetuning: tuple[str, str]) -> pd.DataFrame:
+def of_rotation(rotated: Draws, dense: Draws, finetuning: tuple[str, str], n_wrappers: int) -> pd.DataFrame:
     """The rows of a rotation of wrappers: mean AUROC within wrapper of every probe, what SAE probes are behind the
     dense ones, and what the second SAE of ``finetuning`` gained over the first.
 
@@ -114,7 +123,8 @@ def of_rotation(rotated: Draws, dense: Draws, finetuning: tuple[str, str]) -> pd
         "auroc_lost": linear.behind(dense, ["pooling", "split"]),
         "auroc_gained_by_finetuning": gained,
     }
-    return pd.concat([part.estimates().assign(metric=metric) for metric, part in parts.items()], ignore_index=True)
+    rows = [over_wrappers(part, n_wrappers).assign(metric=metric) for metric, part in parts.items()]
+    return pd.concat(rows, ignore_index=True)
 
 
 def named(table: pd.DataFrame) -> pd.DataFrame:

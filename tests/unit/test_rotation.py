@@ -3,10 +3,13 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import norm
 
 from lib.probing import rotation, stress
 from lib.probing.tasks import Probe
+from lib.results.probe_tables import over_wrappers
 from lib.stats import metrics
+from lib.stats.draws import Draws
 
 JAILBREAKS, OOD_JAILBREAKS = ("aim", "dan"), ("evil",)
 KINDS = {"plain": "plain", "count": "innocuous"} | dict.fromkeys((*JAILBREAKS, *OOD_JAILBREAKS), "jailbreak")
@@ -67,3 +70,20 @@ def test_without_wrappers_there_is_no_rotation():
     assert rotation.folds(plain, plain["transform"], 0) == []
     with pytest.raises(ValueError, match="no prompt stands in a wrapper"):
         rotation.rotate(plain, [], {})
+
+
+def test_the_interval_over_wrappers_covers_where_wrappers_differ():
+    """Ten wrappers, each with its own AUROC: percentiles of a bootstrap alone would cover too rarely."""
+    rng, covered, plain, n_wrappers, n = np.random.default_rng(0), 0, 0, 10, 40
+    labels = np.tile(np.repeat([0, 1], n // 2), n_wrappers)
+    parts = {str(j): [np.arange(len(labels)) // n == j] for j in range(n_wrappers)}
+    prompts = pd.DataFrame({"split": "ood", "label": labels, "base_id": np.arange(len(labels))})
+    truth = norm.cdf(rng.normal(1, 1, 200_000) / 2**0.5).mean()  # of a shift of d it is Φ(d / √2)
+    for repeat in range(200):
+        score = np.repeat(rng.normal(1, 1, n_wrappers), n) * labels + rng.standard_normal(len(labels))
+        weights = metrics.split_weights(prompts, 300, repeat)
+        drawn = Draws.of(prompts, {Probe("dense"): score}, weights, metrics.within(parts, repeat))
+        for_few, usual = over_wrappers(drawn, n_wrappers).iloc[0], drawn.estimates().iloc[0]
+        covered += for_few["low"] <= truth <= for_few["high"]
+        plain += usual["low"] <= truth <= usual["high"]
+    assert covered >= 186 and covered > plain
