@@ -151,62 +151,61 @@ def test_the_answer_has_three_sentences():
 # Numbers
 
 
+ROTATED = {"metric": "auroc_within_wrapper", "split": "rotation"}
+TRAINED, FINETUNED = (
+    {"probe": "k-sparse", "k": 20, "variant": name} for name in ("pretraining SAE", "finetuned from pretraining SAE")
+)
+POOLED = {"metric": "auroc", "split": "ood", "k": 20}
+COMPONENTS = {"probe": "control", "variant": "principal components"}
+EXPOSED = {"metric": "recall_net", "share": "all"}
+
+
 def dense_at_the_saes(profile):
-    """The OOD row of the dense probe at the SAEs' layer, with the pooling of best validation AUROC."""
+    """The dense probe at the SAEs' layer, of the pooling that validation chose, in held-out wrappers."""
     records = scorecard.committed()[profile]
     layer = records["04_chat_finetune"]["parameters"]["layer"]
-    rows = [row for row in records["02_activations"]["metrics"] if row["metric"] == "auroc" and row["layer"] == layer]
-    best = max((row for row in rows if row["split"] == "val"), key=lambda row: row["value"])
-    return next(row for row in rows if row["split"] == "ood" and row["pooling"] == best["pooling"])
+    filters = ROTATED | {"probe": f"dense, layer {layer}"}
+    rows = [row for row in records["05_probing"]["metrics"] if filters.items() <= row.items()]
+    return rows[0]  # before that of the pooling under which a reconstruction is exact, if this is another one
 
 
-AT_K = {"metric": "auroc", "split": "ood", "k": 20}
-TRAINED = {**AT_K, "variant": "pretraining SAE", "selection": "mean difference"}
-FINETUNED = {**TRAINED, "variant": "finetuned from pretraining SAE"}
-CONTROLS = ["principal components", "random directions", "untrained SAE"]
-EXPOSED = {"metric": "recall_at_10", "control": "planted", "share": 0.5}
+def numbers_of_the_answer():
+    """The rows whose values the answer states, in its order."""
+    rows = []
+    for profile in PROFILES:
+        rows += [metric(profile, **ROTATED, **TRAINED), dense_at_the_saes(profile)]
+    for filters in (ROTATED | FINETUNED, POOLED | COMPONENTS, POOLED | TRAINED):
+        rows += [metric(profile, **filters) for profile in PROFILES]
+    for method in ("SAE latents", "TF-IDF terms"):
+        rows += [metric(profile, **EXPOSED, method=method) for profile in PROFILES]
+    return rows
 
 
 def test_the_numbers_of_the_answer_are_those_of_the_records():
-    expected = []
-    for profile in PROFILES:
-        expected += [metric(profile, **TRAINED), dense_at_the_saes(profile)]
-    for which in [FINETUNED, *({**AT_K, "variant": name} for name in CONTROLS)]:
-        expected += [metric(profile, **which) for profile in PROFILES]
-    for method in ("SAE latents", "TF-IDF terms"):
-        expected += [metric(profile, **EXPOSED, method=method) for profile in PROFILES]
-    assert re.findall(r"\d\.\d+", answer()) == [f"{row['value']:.2f}" for row in expected]
+    assert re.findall(r"\d\.\d+", answer()) == [f"{row['value']:.2f}" for row in numbers_of_the_answer()]
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-def test_the_words_of_the_answer_hold_in_the_records(profile):
-    trained, dense = metric(profile, **TRAINED), dense_at_the_saes(profile)
-    assert all(row["value"] - dense["value"] < MARGIN for row in (trained, metric(profile, **FINETUNED)))  # no better
-    controls = [metric(profile, **AT_K, variant=name) for name in CONTROLS]
-    assert max(row["value"] for row in controls) > trained["value"] - MARGIN  # a basis without training does as well
-    latents, placebo = (
-        metric(profile, **EXPOSED | {"control": control}, method="SAE latents") for control in ("planted", "placebo")
-    )
-    assert latents["low"] > placebo["high"]  # latents show what a probe would cheat on
+def test_finetuning_leaves_the_sae_behind_as_the_answer_says(profile):
+    assert "leaves them behind" in " ".join(answer().split())
+    assert dense_at_the_saes(profile)["value"] - metric(profile, **ROTATED, **FINETUNED)["value"] > MARGIN
 
 
-# Words of the answer, and the verdicts of the scorecard with which they would not be true.
-FALSE_WITH = {
-    "no better than a plain linear probe": {"C3c": ["opposite"]},
-    "no SAE training made does as well": {"C3d": ["reproduced"]},
-    "Latents do show what a probe would cheat on": {"C13a": ["opposite", "no difference"]},
-    "ten TF-IDF terms": {"C13b": ["opposite", "no difference"]},
+# Words of the answer, and the verdicts of the scorecard with which they are true.
+TRUE_WITH = {
+    "less well than a plain linear probe": {"C3e": "reproduced"},
+    "bases that no SAE training made do better": {"C3d": "opposite"},
+    "Latents do show what a probe would cheat on": {"C13a": "reproduced"},
 }
 
 
-@pytest.mark.parametrize("words", FALSE_WITH)
-def test_no_verdict_contradicts_the_words_of_the_answer(words):
+@pytest.mark.parametrize("words", TRUE_WITH)
+def test_the_verdicts_bear_the_words_of_the_answer(words):
     assert words in " ".join(answer().split())
     of_profiles = {profile: scorecard.committed()[profile] for profile in PROFILES}
     verdict_of = {(row.profile, row.id): row.verdict for row in scorecard.every(claims.load(), of_profiles)}
-    for part, false_with in FALSE_WITH[words].items():
-        for profile in PROFILES:
-            assert verdict_of[profile, part] not in false_with, f"{profile}: {part} is {verdict_of[profile, part]}"
+    for part, verdict in TRUE_WITH[words].items():
+        assert [verdict_of[profile, part] for profile in PROFILES] == [verdict] * len(PROFILES)
 
 
 def test_times_and_memory_cover_the_records():
