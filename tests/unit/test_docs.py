@@ -193,9 +193,9 @@ def test_finetuning_leaves_the_sae_behind_as_the_answer_says(profile):
 
 # Words of the answer, and the verdicts of the scorecard with which they are true.
 TRUE_WITH = {
-    "less well than a plain linear probe": {"C3e": "reproduced"},
-    "bases that no SAE training made do better": {"C3d": "opposite"},
-    "Latents do show what a probe would cheat on": {"C13a": "reproduced"},
+    "less well than a plain linear probe": ("C3e", {"reproduced"}),
+    "not shown to be ahead of principal components": ("C3d", {"inconclusive", "no difference", "opposite"}),
+    "Latents do show what a probe would cheat on": ("C13a", {"reproduced"}),
 }
 
 
@@ -204,8 +204,8 @@ def test_the_verdicts_bear_the_words_of_the_answer(words):
     assert words in " ".join(answer().split())
     of_profiles = {profile: scorecard.committed()[profile] for profile in PROFILES}
     verdict_of = {(row.profile, row.id): row.verdict for row in scorecard.every(claims.load(), of_profiles)}
-    for part, verdict in TRUE_WITH[words].items():
-        assert [verdict_of[profile, part] for profile in PROFILES] == [verdict] * len(PROFILES)
+    part, verdicts = TRUE_WITH[words]
+    assert {verdict_of[profile, part] for profile in PROFILES} <= verdicts
 
 
 def test_times_and_memory_cover_the_records():
