@@ -31,7 +31,8 @@ def folds(prompts: pd.DataFrame, kinds: pd.Series, seed: int) -> list[Fold]:
 
     A wrapper of the training and validation prompts is held out with one part of their base prompts: the probe sees the
     other part, in the other wrappers. A wrapper of the OOD prompts is tested by a probe of all training and validation
-    prompts. What a wrapper is tested on says :func:`lib.stats.metrics.wrapper_rows`. Without wrappers there is none.
+    prompts. What a wrapper is tested on says :func:`lib.stats.metrics.wrapper_rows`. A fold that would train or test on
+    one class only is left out, and without wrappers there is none.
     """
     is_ood = (prompts["split"] == "ood").to_numpy()
     part = _parts(prompts, seed)
@@ -45,7 +46,8 @@ def folds(prompts: pd.DataFrame, kinds: pd.Series, seed: int) -> list[Fold]:
             is_held = ~is_ood & (part == held)
             kept = ~is_ood & (part != held) & ~is_wrapped
             made.append(Fold(wrapper, kept, _tested(prompts, kinds, wrapper, is_held)))
-    return made
+    y = prompts["label"].to_numpy()
+    return [fold for fold in made if all(len(np.unique(y[rows])) == 2 for rows in (fold.train, fold.test))]
 
 
 def _parts(prompts: pd.DataFrame, seed: int) -> np.ndarray:

@@ -128,9 +128,12 @@ def of_rotation(rotated: Draws, dense: Draws, finetuning: tuple[str, str], n_wra
 
 
 def named(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with a column ``name``: the probe, and the SAE that it reads if there is one."""
+    """The table with a column ``name``: the probe, the SAE that it reads if there is one, and the pooling where a name
+    alone has several."""
     variant = table["variant"].where(table["variant"].notna(), "")
-    return table.assign(name=table["probe"].where(variant == "", table["probe"] + ", " + variant))
+    name = table["probe"].where(variant == "", table["probe"] + ", " + variant)
+    several = table["pooling"].groupby(name).transform("nunique") > 1
+    return table.assign(name=name.where(~several, name + ", " + table["pooling"].astype(str)))
 
 
 def lost_more(lost: Draws, split: str) -> pd.DataFrame:

@@ -64,6 +64,13 @@ def test_the_mean_within_wrappers_has_a_planted_loss_and_its_interval_covers_wra
     assert width["fails"] > 3 * width["holds"], "wrappers that differ make the mean over them uncertain"
 
 
+def test_a_fold_without_both_classes_is_left_out():
+    prompts, kinds = prompt_table()
+    kept = ~((prompts["transform"] == "evil") & (prompts["label"] == 0))
+    folds = rotation.folds(prompts[kept].reset_index(drop=True), kinds[kept].reset_index(drop=True), seed=0)
+    assert {fold.wrapper for fold in folds} == {"aim", "dan", "count"}
+
+
 def test_without_wrappers_there_is_no_rotation():
     prompts, _ = prompt_table()
     plain = prompts[prompts["transform"] == "plain"].reset_index(drop=True)
