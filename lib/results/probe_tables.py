@@ -219,13 +219,11 @@ def by_wrapper(
     prompts: pd.DataFrame, kinds: pd.Series, scores: dict[str, Scores], weights: SplitWeights
 ) -> pd.DataFrame:
     """AUROC of every probe in every wrapper (:func:`lib.stats.metrics.by_transform`), named by kind and transform."""
-    table = pd.DataFrame(
-        [
-            row
-            for name, of_probe in scores.items()
-            for row in metrics.by_transform(prompts, kinds, of_probe, weights, probe=name)
-        ]
-    )
+    table = pd.DataFrame([
+        row
+        for name, of_probe in scores.items()
+        for row in metrics.by_transform(prompts, kinds, of_probe, weights, probe=name)
+    ])
     wrapper = table["kind"].str.cat(table["transform"], ": ").replace("plain: plain", "plain")
     return table.assign(wrapper=wrapper)
 

@@ -124,13 +124,6 @@ def holm_levels(p: Float[np.ndarray, " comparisons"], alpha: float = ALPHA) -> F
     return levels
 
 
-def holm_intervals(replicates: Float[np.ndarray, "comparisons replicates"], alpha: float = ALPHA) -> list[Interval]:
-    """Percentile intervals of several differences, each at 1 − its level (:func:`holm_levels`)."""
-    levels = holm_levels(p_values(replicates), alpha)
-    ends = [np.quantile(row, [level / 2, 1 - level / 2]) for row, level in zip(replicates, levels, strict=True)]
-    return [Interval(float(low), float(high)) for low, high in ends]
-
-
 def t_p_values(samples: list[Float[np.ndarray, " _"]]) -> Float[np.ndarray, " comparisons"]:
     """Two-sided p-value of the t-test that the mean of each sample is zero; 1 for a single value, which tests
     nothing."""
