@@ -10,6 +10,8 @@ from jaxtyping import install_import_hook
 install_import_hook("lib", "beartype.beartype")
 # Fits of tests are small, and done before joblib's other processes have begun, each of which imports everything.
 os.environ.setdefault("LOKY_MAX_CPU_COUNT", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:  # a worker for each core: more threads would wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from lib.model import models, weights  # noqa: E402, weights(after the hook)
 
@@ -24,6 +26,14 @@ FLAGS = (
     "--disable-sync",
     "--window-size=1400,1000",
 )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Give the tests of a module to one worker, and those that read the small run of all notebooks too."""
+    for item in items:
+        reads_small_run = {"profile", "small_run", "beside"} & set(item.fixturenames)
+        item.add_marker(pytest.mark.xdist_group("small run" if reads_small_run else item.module.__name__))
 
 
 @pytest.fixture(scope="session")
