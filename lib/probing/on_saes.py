@@ -84,9 +84,16 @@ def linear(x: ksparse.Columns, c: float = 1.0) -> Pipeline:
     return make_pipeline(scaler, LogisticRegression(C=c, max_iter=2000))
 
 
-def tuned_linear(x: ksparse.Columns, task: Task, c_grid: list[float]) -> Scores:
-    """Scores of all prompts from the linear probe on training rows whose inverse L2 strength has the best validation
-    AUROC (the smallest of equal ones).
+class Tuned(NamedTuple):
+    """A linear probe: its scores of all prompts, and the inverse L2 strength that was chosen."""
+
+    scores: Scores
+    c: float
+
+
+def tuned_linear(x: ksparse.Columns, task: Task, c_grid: list[float]) -> Tuned:
+    """The linear probe on training rows whose inverse L2 strength has the best validation AUROC (the smallest of equal
+    ones).
 
     The strengths are fitted in rising order, each from the weights of the one before.
 
@@ -104,7 +111,7 @@ def tuned_linear(x: ksparse.Columns, task: Task, c_grid: list[float]) -> Scores:
         scores = model.set_params(C=c).fit(scaled[task.train], task.y[task.train]).decision_function(scaled)
         area = auroc(y_val, scores[task.val], np.ones((1, len(y_val))))[0]
         if area > best_area:
-            best, best_area = scores, area
+            best, best_area = Tuned(scores, c), area
     return best
 
 
@@ -235,7 +242,7 @@ def _probe_sae(job: _Job, mapped: _MappedTokens, inputs: Inputs, grid: Grid) -> 
     for pooling, resid in inputs.resid.items() if grid.has_linear(job.variant) else ():
         for name, columns in views(Encoded(sae, pooled[pooling], resid)).items():
             probe = Probe(name, pooling, job.variant, job.seed)
-            probed.scores[probe] = tuned_linear(columns, inputs.task, grid.c_grid)
+            probed.scores[probe] = tuned_linear(columns, inputs.task, grid.c_grid).scores
     return probed
 
 

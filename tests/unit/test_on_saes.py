@@ -164,8 +164,8 @@ def test_c_is_chosen_on_validation_and_not_on_training():
     def area(scores, rows):
         return auroc(y[rows], scores[rows], np.ones((1, rows.sum())))[0]
 
-    tuned = on_saes.tuned_linear(x, task, [1e3, 1e-3])
-    strong, weak = (on_saes.tuned_linear(x, task, [c]) for c in (1e-3, 1e3))
+    tuned = on_saes.tuned_linear(x, task, [1e3, 1e-3]).scores
+    strong, weak = (on_saes.tuned_linear(x, task, [c]).scores for c in (1e-3, 1e3))
     assert area(strong, task.val) > area(weak, task.val) and area(tuned, tested) == area(strong, tested)
     with pytest.raises(ValueError, match="C is chosen on 0 validation prompts; they must hold both classes"):
         on_saes.tuned_linear(x, task._replace(val=None), [1.0])

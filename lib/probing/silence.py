@@ -1,0 +1,165 @@
+"""Latents that fall silent when a prompt is wrapped, and latents that fire in their place.
+
+The pairs are there: every base prompt stands plain and in wrappers. A latent that fires on the plain prompt and not in
+the wrapper gives a false negative, which the paper saw many of. Feature absorption (Chanin et al. 2024, arXiv
+2409.14507) would show as another latent, of a like decoder row, that fires in its place.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import scipy.sparse
+from jaxtyping import Float, Int
+
+from lib.probing import ksparse
+from lib.stats.draws import Draws
+from lib.stats.metrics import bootstrap_weights
+
+CHOSEN, CONTROL = "chosen", "equal frequency"
+N_CONTROLS = 20  # latents of equal frequency beside each chosen one
+
+
+class Pairs(NamedTuple):
+    """Harmful base prompts that stand plain and in one wrapper: their rows in the prompt table, and their names."""
+
+    plain: Int[np.ndarray, " pairs"]
+    wrapped: Int[np.ndarray, " pairs"]
+    base: np.ndarray
+
+
+def pairs(prompts: pd.DataFrame) -> dict[str, Pairs]:
+    """The pairs of every wrapper in which harmful base prompts stand, in the order of the table."""
+    rows = prompts.reset_index(drop=True)
+    is_request = (rows["transform"] == "plain") & (rows["label"] == 1)
+    plain_row = pd.Series(rows.index[is_request], index=rows.loc[is_request, "base_id"])
+    wrapped = rows[(rows["transform"] != "plain") & rows["base_id"].isin(plain_row.index)]
+    return {
+        wrapper: Pairs(plain_row[of_one["base_id"]].to_numpy(), of_one.index.to_numpy(), of_one["base_id"].to_numpy())
+        for wrapper, of_one in wrapped.groupby("transform", sort=False)
+    }
+
+
+def for_harmful(
+    latents: ksparse.Columns, y: Int[np.ndarray, " prompts"], chosen: Int[np.ndarray, " k"], pairs_of: dict[str, Pairs]
+) -> Int[np.ndarray, " latents"]:
+    """Those of the chosen latents that speak for harm (a larger mean there) and fire on a plain prompt of some pair."""
+    plain = np.unique(np.concatenate([of_one.plain for of_one in pairs_of.values()]))
+    speaks = ksparse.mean_gap(latents[:, chosen], y) > 0
+    fires = np.asarray((latents[plain][:, chosen] > 0).sum(0)).ravel() > 0
+    return chosen[speaks & fires]
+
+
+def controls(
+    latents: ksparse.Columns,
+    plain: Int[np.ndarray, " rows"],
+    chosen: Int[np.ndarray, " latents"],
+    unwanted: Int[np.ndarray, " k"],
+    rng: np.random.Generator,
+) -> Int[np.ndarray, "latents controls"]:
+    """``N_CONTROLS`` latents for each chosen one that fire on about as many of the plain prompts: drawn from the twice
+    as many that are nearest in this, those that the probe reads (``unwanted``) left out.
+
+    Raises:
+        ValueError: fewer latents fire than are to be drawn.
+    """
+    count = np.asarray((latents[plain] > 0).sum(0)).ravel()
+    allowed = np.setdiff1d(np.flatnonzero(count), unwanted)
+    if len(allowed) < N_CONTROLS:
+        raise ValueError(f"{len(allowed)} latents beside the chosen ones fire on plain prompts; {N_CONTROLS} are drawn")
+    order = rng.permutation(allowed)  # so that ties are in no order of the dictionary
+    nearest = [order[np.argsort(np.abs(count[order] - count[j]), kind="stable")[: 2 * N_CONTROLS]] for j in chosen]
+    return np.array([rng.permutation(near)[:N_CONTROLS] for near in nearest])
+
+
+def shares(
+    latents: ksparse.Columns,
+    pairs_of: dict[str, Pairs],
+    chosen: Int[np.ndarray, " latents"],
+    beside: Int[np.ndarray, "latents controls"],
+    replicates: int,
+    seed: int,
+) -> Draws:
+    """How often latents are silent in a wrapper, of the pairs in which they fire on the plain prompt.
+
+    Dimensions ``latents`` (``CHOSEN`` or ``CONTROL``) and ``wrapper``; a mean over the chosen latents that fire in the
+    wrapper's pairs, of which each has its own controls' mean. Replicates draw base prompts. A wrapper in whose pairs no
+    latent and control both fire is left out.
+    """
+    rows, values = [], []
+    fires = scipy.sparse.csc_matrix(latents > 0)
+    for wrapper, of_one in pairs_of.items():
+        weights = np.vstack([np.ones((1, len(of_one.base))), bootstrap_weights(of_one.base, replicates, seed)])
+        own = _silent_share(fires, of_one, chosen, weights)
+        others = _silent_share(fires, of_one, beside.ravel(), weights).reshape(len(weights), *beside.shape)
+        others = _mean(others, 2)
+        both = np.isnan(own) | np.isnan(others)
+        if both[0].all():
+            continue
+        for name, share in ((CHOSEN, own), (CONTROL, others)):
+            rows.append({"latents": name, "wrapper": wrapper})
+            values.append(_mean(np.where(both, np.nan, share), 1))
+    dimensions = pd.DataFrame(rows, dtype=object, columns=["latents", "wrapper"])
+    return Draws(dimensions, np.array(values, dtype=np.float64).reshape(len(rows), 1 + replicates))
+
+
+def by_latent(
+    latents: ksparse.Columns, pairs_of: dict[str, Pairs], chosen: Int[np.ndarray, " latents"]
+) -> pd.DataFrame:
+    """The share of :func:`shares` of each latent (rows) in each wrapper (columns); NaN where it does not fire plain."""
+    fires = scipy.sparse.csc_matrix(latents > 0)
+    table = {
+        wrapper: _silent_share(fires, of_one, chosen, np.ones((1, len(of_one.base))))[0]
+        for wrapper, of_one in pairs_of.items()
+    }
+    return pd.DataFrame(table, index=pd.Index(chosen, name="latent"))
+
+
+def _silent_share(
+    fires: scipy.sparse.csc_matrix, of_one: Pairs, columns: np.ndarray, weights: Float[np.ndarray, "replicates pairs"]
+) -> Float[np.ndarray, "replicates columns"]:
+    plain, wrapped = (fires[rows][:, columns].toarray() for rows in (of_one.plain, of_one.wrapped))
+    with np.errstate(invalid="ignore"):
+        return (weights @ (plain & ~wrapped)) / (weights @ plain)
+
+
+def _mean(values: np.ndarray, axis: int) -> np.ndarray:
+    """The mean of what is defined; NaN where nothing is."""
+    defined = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(defined, values, 0.0).sum(axis) / defined.sum(axis)
+
+
+def in_place(
+    latents: ksparse.Columns,
+    pairs_of: dict[str, Pairs],
+    chosen: Int[np.ndarray, " latents"],
+    decoder: Float[np.ndarray, "d_sae d_model"],
+    least: int = 5,
+) -> pd.DataFrame:
+    """Which latent fires in the place of each chosen one: the one that begins to fire in the wrapper most often where
+    the chosen one falls silent, beyond how often it does where the chosen one goes on, over all pairs.
+
+    Columns ``latent``, ``fires`` (pairs with the chosen latent plain), ``silent`` (share), ``in_place``, ``excess``
+    (that difference of shares) and ``cosine`` of the two decoder rows. Empty where fewer than ``least`` pairs are
+    silent, or go on.
+    """
+    fires = scipy.sparse.csr_matrix(latents > 0)
+    plain, wrapped = (
+        fires[np.concatenate([getattr(of_one, side) for of_one in pairs_of.values()])] for side in ("plain", "wrapped")
+    )
+    begins = (wrapped > plain).astype(np.float64)
+    unit = decoder / np.maximum(np.linalg.norm(decoder, axis=1, keepdims=True), 1e-12)
+    rows = []
+    for latent in chosen.tolist():
+        was, stays = (side[:, [latent]].toarray()[:, 0] for side in (plain, wrapped))
+        silent, goes_on = was & ~stays, was & stays
+        row = {"latent": latent, "fires": int(was.sum()), "silent": silent.sum() / was.sum()}
+        if min(silent.sum(), goes_on.sum()) >= least:
+            excess = np.asarray(begins[silent].mean(0) - begins[goes_on].mean(0)).ravel()
+            best = int(excess.argmax())
+            row |= {"in_place": best, "excess": float(excess[best]), "cosine": float(unit[latent] @ unit[best])}
+        rows.append(row)
+    columns = ["latent", "fires", "silent", "in_place", "excess", "cosine"]
+    return pd.DataFrame(rows, columns=columns).astype({"in_place": "Int64"})
+

@@ -1,0 +1,86 @@
+"""Silent latents: counted by hand, against latents of equal frequency, and with the latent that takes their place."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse
+
+from lib.probing import silence
+
+N = 40  # harmful base prompts
+
+
+@pytest.fixture
+def prompts():
+    rows = [
+        ("ood", transform, label, f"{label} {i}")
+        for label in (0, 1)
+        for i in range(N)
+        for transform in ("plain", "jailbreak", "spelling")
+    ]
+    table = pd.DataFrame(rows, columns=["split", "transform", "label", "base_id"])
+    is_innocuous = table["transform"] == "spelling"
+    return table.assign(label=table["label"].where(~is_innocuous, 0))
+
+
+@pytest.fixture
+def latents(prompts):
+    """60 latents: 0 fires on every harmful prompt and is silent in the jailbreak for a quarter, where 1 begins to fire; 2
+    speaks for harmless prompts; the others fire at random, as often as 0 does plain, and never fall silent."""
+    rng = np.random.default_rng(0)
+    x = np.zeros((len(prompts), 60), dtype=np.float32)
+    harmful = prompts["base_id"].str.startswith("1 ").to_numpy()
+    number = prompts["base_id"].str.split().str[1].astype(int).to_numpy()
+    falls = harmful & (prompts["transform"] == "jailbreak").to_numpy() & (number % 4 == 0)
+    x[:, 0] = harmful & ~falls
+    x[:, 1] = falls
+    x[:, 2] = ~harmful
+    always = rng.random((2 * N, 57)) < 0.9
+    x[:, 3:] = always[number + N * harmful]
+    return scipy.sparse.csr_matrix(x)
+
+
+def test_shares_are_counted_by_hand(prompts, latents):
+    pairs = silence.pairs(prompts)
+    assert list(pairs) == ["jailbreak", "spelling"] and all(len(of_one.base) == N for of_one in pairs.values())
+    plain = prompts.iloc[pairs["jailbreak"].plain]
+    assert set(plain["transform"]) == {"plain"} and set(plain["label"]) == {1}
+    chosen = silence.for_harmful(latents, prompts["label"].to_numpy(), np.array([0, 2]), pairs)
+    assert chosen.tolist() == [0], "latent 2 speaks for harmless prompts"
+    table = silence.by_latent(latents, pairs, chosen)
+    assert table.loc[0, "jailbreak"] == 0.25 and table.loc[0, "spelling"] == 0
+
+    beside = silence.controls(latents, pairs["jailbreak"].plain, chosen, np.array([0, 1, 2]), np.random.default_rng(0))
+    assert beside.shape == (1, silence.N_CONTROLS) and beside.min() >= 3 and len(set(beside[0])) == silence.N_CONTROLS
+    drawn = silence.shares(latents, pairs, chosen, beside, 500, 0)
+    beyond = drawn.against("latents", silence.CONTROL).estimates().set_index("wrapper")
+    assert beyond.loc["jailbreak", "value"] == 0.25 and beyond.loc["spelling", "value"] == 0
+    half = 1.96 * (0.25 * 0.75 / N) ** 0.5
+    assert beyond.loc["jailbreak", "low"] == pytest.approx(0.25 - half, abs=0.03)
+    assert beyond.loc["jailbreak", "high"] == pytest.approx(0.25 + half, abs=0.03)
+
+
+def test_the_latent_that_takes_over_is_found(prompts, latents):
+    pairs, decoder = silence.pairs(prompts), np.eye(60, 70, dtype=np.float32)
+    decoder[1] = [0.6, 0.8, *[0] * 68]
+    table = silence.in_place(latents, pairs, np.array([0, 5]), decoder).set_index("latent")
+    first = table.loc[0]
+    assert (first["fires"], first["silent"]) == (2 * N, 1 / 8), "over the pairs of both wrappers"
+    assert (first["in_place"], first["excess"]) == (1, 1.0) and first["cosine"] == pytest.approx(0.6)
+    assert table.loc[5, "silent"] == 0 and pd.isna(table.loc[5, "in_place"])
+
+
+def test_controls_fire_as_often(prompts, latents):
+    plain, rng = silence.pairs(prompts)["jailbreak"].plain, np.random.default_rng(1)
+    count = np.asarray((latents[plain] > 0).sum(0)).ravel()
+    beside = silence.controls(latents, plain, np.array([0]), np.array([0]), rng)
+    nearest = np.sort(np.abs(np.delete(count, 0) - count[0]))[: 2 * silence.N_CONTROLS]
+    assert np.abs(count[beside] - count[0]).max() <= nearest[-1]
+    with pytest.raises(ValueError, match="1 latents beside the chosen ones fire on plain prompts; 20 are drawn"):
+        silence.controls(latents[:, [0, 3]], plain, np.array([0]), np.array([0]), rng)
+
+
+def test_a_wrapper_in_which_nothing_can_fall_silent_is_left_out(prompts, latents):
+    pairs = silence.pairs(prompts)
+    never = silence.shares(latents, pairs, np.array([1]), np.array([[3, 4]]), 10, 0)
+    assert len(never.dimensions) == 0, "latent 1 fires on no plain prompt"
