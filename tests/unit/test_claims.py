@@ -8,11 +8,12 @@ import yaml
 from lib.base import build_graph
 from lib.results import claims
 
+N_OLD = 13  # claims that earlier rules judged
 AWAITED = {  # metrics of rules that were written before the cells that emit them; empty once these are there
     *("auroc_within_wrapper", "auroc_gained_by_finetuning", "auroc_gained_over_placebo", "auroc_lost_more_ood"),
     *("auroc_ahead_of_control", "frequent_mass_difference", "frequent_mass_at_matched_l0"),
     *("histogram_distance_over_seeds", "fvu_cost_over_qf", "autointerp_fall_over_shuffled", "autointerp_lead_gained"),
-    *("recall_net", "recall_net_difference"),
+    *("recall_net", "recall_net_difference", "loss_part", "silent_beyond_control"),
 }
 FILE = {
     "setting": {},
@@ -142,5 +143,5 @@ def test_every_fault_of_the_earlier_rules_is_mended_by_a_part_or_belongs_elsewhe
 
 def test_every_earlier_verdict_is_kept():
     earlier = {"reproduced", "direction only", "not reproduced", "not applicable"}
-    for claim in claims.load().claims.values():
+    for claim in list(claims.load().claims.values())[:N_OLD]:
         assert set(claim.old_verdict) >= {"embedded", "minilm"} and set(claim.old_verdict.values()) <= earlier
