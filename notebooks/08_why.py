@@ -12,30 +12,32 @@
 # ---
 
 # %% [markdown]
-# # 08 · Why: controls, directions, latents in and out of distribution, scarcity, label noise
+# # 08 · Why: controls, the loss in parts, silent latents, directions, scarcity, wrong labels
 #
-# Claims C2 and C3, looked at from behind.
+# Claim C14, and C2 and C3 looked at from behind.
 #
 # **What this is.** The paper asks whether it is surprising that sparse probes lose, and lists
 # reasons: the concept is no simple function of few latents, the SAE has not learned the concepts
 # cleanly, directions are missing from the dictionary, spurious directions are represented as well
 # as true ones. This notebook sets the probes of notebook 05 beside bases that no training made,
-# looks for the dense probe's direction in the dictionary, follows latents out of distribution, and
-# takes training prompts or right labels away.
+# takes their loss out of distribution apart, follows latents into wrappers, looks for the dense
+# probe's direction in the dictionary, and takes training prompts or right labels away.
 
 # %%
 import json
 
 import numpy as np
 import pandas as pd
-from IPython.display import Markdown, display
+import torch
+from IPython.display import HTML, Markdown, display
 
+from lib.interp import cards
 from lib.model import activations, models
-from lib.probing import controls, on_saes, stress
+from lib.probing import controls, loss_parts, on_saes, silence, stress
 from lib.probing import dense as dense_probes
 from lib.probing.tasks import Task, load_scores
-from lib.results import figures, probe_tables, records, tables
-from lib.sae import folders, latents
+from lib.results import figures, probe_tables, records, tables, why_figures
+from lib.sae import comparison, folders, latents
 from lib.stats import metrics
 from lib.stats.draws import Draws
 from lib.texts import datasets
@@ -52,6 +54,7 @@ control_draws = 10  # of each control basis of the pooled residual stream
 dictionary_draws = 3  # of each control dictionary, through which every token is encoded
 train_sizes = [60, 200, 600, 2000, 0]  # training prompts; 0: all; empty: not measured
 noise_shares = [0.0, 0.1, 0.2, 0.4]  # of training labels flipped; empty: not measured
+positive_shares = [0.5, 0.1, 0.01]  # of training prompts that are positive; empty: not measured
 stress_draws = 5  # draws of training prompts, or of flipped labels
 seed = 0
 
@@ -62,6 +65,7 @@ seed = 0
 run = records.start("08_why", globals())
 prompts_path = records.output(run, "01_datasets", "prompts")
 store = records.output(run, "02_activations", "pooled")
+architectures_path = records.output(run, "03_sae_training", "saes")
 saes_path = records.output(run, "04_chat_finetune", "saes")
 probes_path = records.output(run, "05_probing", "probes")
 choices_path = records.output(run, "05_probing", "choices")
@@ -69,7 +73,7 @@ latents_path = records.output(run, "05_probing", "latents")
 scores_path = records.output(run, "05_probing", "sae_scores")
 choices = json.loads(choices_path.read_text())
 layer, gap_split = choices["sae_layer"], choices["split"]
-linear_pooling, forms = choices["linear_pooling"], choices["forms"]
+linear_pooling = choices["linear_pooling"]
 ks, show_k, main = choices["ks"], choices["show_k"], choices["variants"]
 
 # %%
@@ -84,11 +88,9 @@ tokens = activations.prompt_tokens(
 )
 every_sae = pd.read_parquet(saes_path)
 first_of_kind = every_sae[every_sae["variant"].isin(main)].drop_duplicates("variant")
-dictionaries = {row.variant: folders.load(row.folder, device) for row in first_of_kind.itertuples()}
-read = {*choices["k_poolings"], linear_pooling}
-pooled = {name: latents.pool_latents(sae, tokens, read) for name, sae in dictionaries.items()}
+first = folders.load(first_of_kind["folder"].iloc[0], device)
 dense_line = probes[probes["probe"] == "dense"]
-print(f"{len(prompts):,} prompts, layer {layer}; {', '.join(dictionaries)}")
+print(f"{len(prompts):,} prompts, layer {layer}; {', '.join(first_of_kind['variant'])}")
 
 # %% [markdown]
 # ## Controls at equal k
@@ -101,7 +103,6 @@ print(f"{len(prompts):,} prompts, layer {layer}; {', '.join(dictionaries)}")
 # sets the result, and not the dictionary.
 
 # %%
-first = dictionaries[main[0]]
 read_by_sparse = {p: here[p] for p in choices["k_poolings"]}
 basis_inputs = controls.Inputs(read_by_sparse, tokens, task, first, device)
 probe_grid = on_saes.Grid(ks, choices["k_poolings"], [], tuple(choices["selections"]))
@@ -109,15 +110,41 @@ of_controls = controls.of_bases(basis_inputs, probe_grid, show_k, control_draws)
 of_controls |= controls.of_dictionaries(
     basis_inputs, probe_grid, show_k, dictionary_draws, run.folder / "controls"
 )
-form = forms[main[0]]
-sparse = stress.Contender(pooled[main[0]][form["pooling"]], show_k, selection=form["selection"])
-of_controls |= controls.of_shuffled_labels(sparse, task, control_draws)
+
+# %% [markdown]
+# The dictionaries that are looked into: the SAEs of notebook 04, those of notebook 03 (one of each
+# architecture, of the L0 nearest to the pretraining SAE's on these prompts), and a draw of either
+# control dictionary.
+
+# %%
+sample = controls.training_sample(tokens, task, torch.Generator().manual_seed(seed))
+looked_into = [first_of_kind]
+if records.read(run, "03_sae_training")["parameters"]["layer"] == layer:
+    l0 = folders.evaluate(first, sample)["l0"]
+    looked_into.append(comparison.at_l0(pd.read_parquet(architectures_path), l0))
+looked_into.append(controls.first_draws(run.folder / "controls"))
+looked_into = pd.concat(looked_into, ignore_index=True)[["variant", "seed", "folder"]]
+dictionaries = {row.variant: folders.load(row.folder, device) for row in looked_into.itertuples()}
+sae_inputs = on_saes.Inputs(tokens, {linear_pooling: here[linear_pooling]}, task, device=device)
+at_show_k = probe_grid._replace(ks=[show_k], linear_on=[])
+probed = on_saes.probe_saes(looked_into, sae_inputs, at_show_k)
+forms = on_saes.best_forms(probed.scores, task, show_k, choices["selections"])
+forms = {variant: form for (variant, _), form in forms.items()}
+in_form = {name: probed.latents[name][form.pooling] for name, form in forms.items()}
+
+# %%
+sparse = {
+    name: stress.Contender(in_form[name], k=show_k, selection=forms[name].selection)
+    for name in main[:2]
+}
+of_controls |= controls.of_shuffled_labels(sparse[main[0]], task, control_draws)
 
 # %%
 weights = metrics.split_weights(prompts, n_bootstrap, seed)
 few = {split: replicates[:grid_bootstrap] for split, replicates in weights.items()}
 every_score = load_scores(scores_path) | of_controls
-beside = Draws.of(prompts, every_score, few).over_seeds(seed).estimates()
+apart = {*probe_tables.APART, *(probe.variant for probe in of_controls)}  # vary as they do
+beside = Draws.of(prompts, every_score, few).over_seeds(seed, apart=tuple(apart)).estimates()
 beside = beside[beside["variant"].isin(main[:2]) | (beside["probe"] == controls.CONTROL)]
 about = f"Profile {profile}, layer {layer}, n = {len(prompts):,} prompts; 95 % over base prompts"
 caption = (
@@ -135,10 +162,123 @@ figures.save(figure, run.figures, "08_controls", caption)
 # these comparisons are judged together).
 
 # %%
-at_show_k = {probe: of_all for probe, of_all in every_score.items() if probe.k == show_k}
-drawn = Draws.of(prompts, at_show_k, {gap_split: weights[gap_split]})
+of_show_k = {probe: of_all for probe, of_all in every_score.items() if probe.k == show_k}
+drawn = Draws.of(prompts, of_show_k, {gap_split: weights[gap_split]})
 ahead = probe_tables.ahead_of_controls(drawn, main[0], gap_split, seed)
 tables.in_columns(ahead, "control")
+
+# %% [markdown]
+# ## The loss in parts
+# What the k-sparse probe loses to the dense probe, taken apart by repairs with prompts of the split
+# that is looked at: folds over base prompts, every wrapper in each, so that a repair is tested on
+# other base prompts than it is made on.
+#
+# | part | repair |
+# |---|---|
+# | threshold | each jailbreak has its own threshold |
+# | weights | the same latents, refitted |
+# | latents | the k latents are chosen anew as well |
+# | number | all latents in the place of k |
+# | decoder | the reconstruction is read in the place of the latents |
+# | error | what the dictionary leaves out is read too |
+#
+# After the last one the probe *is* the dense one, refitted in the same way. A part is what its
+# repair gains, a mean over the orders in which they can be made (Shapley values under precedence,
+# Faigle and Kern 1992), minus what the dense probe gains by it; so the parts sum to the loss. Below
+# zero the repair does harm, or the dense probe needs it more. A latent that falls silent in one
+# wrapper moves that wrapper's scores: some of this is seen as threshold. **What to look for:** the
+# largest part of each dictionary. **What would refute that the paper's reasons hold here:** their
+# parts (number, latents, error) not above zero.
+
+# %%
+dense_c = choices["c"][linear_pooling]
+readable = {
+    name: loss_parts.Readable(
+        in_form[name], show_k, form.selection,
+        latents.reconstruction(dictionaries[name], probed.latents[name][linear_pooling]),
+        here[linear_pooling],
+    )
+    for name, form in forms.items()
+}  # fmt: skip
+part_rows = pd.DataFrame(columns=["variant", "part", "split", "value", "low", "high"])
+impossible = loss_parts.impossible(prompts, gap_split)
+if not impossible:
+    part_rows = loss_parts.taken_apart(
+        prompts, readable, stress.Contender(here[linear_pooling], c=dense_c),
+        {gap_split: weights[gap_split]}, records.read(run, "05_probing")["parameters"]["c_grid"],
+        seed,
+    ).estimates()  # fmt: skip
+    figure = why_figures.stacked(part_rows, loss_parts.LOSS, "AUROC lost to the dense probe")
+    caption = (
+        f"Profile {profile}, layer {layer}, k = {show_k}, split {gap_split}; one dictionary of "
+        f"each kind. Dense: {linear_pooling} pooling. Dots: 95 % bootstrap over base prompts."
+    )
+    display(figures.save(figure, run.figures, "08_loss_parts", caption))
+else:
+    display(Markdown(f"Not applicable: {impossible}."))
+
+# %%
+if len(part_rows):
+    display(tables.in_columns(part_rows, "variant", "part"))
+
+# %% [markdown]
+# ## Latents that fall silent
+# Every harmful base prompt stands plain and in wrappers. Of the prompts whose plain form a latent
+# fires on, in how many is it silent once they are wrapped? The paper saw many such **false
+# negatives**. Looked at are the latents of the k-sparse probe that speak for harm; beside each
+# stand twenty that fire on about as many plain prompts. **What to look for:** high shares in
+# jailbreaks, where the prompt is as harmful as before. (In an innocuous wrapper a latent may
+# rightly be silent.) **What would refute it:** chosen latents that are silent no more often than
+# others.
+
+# %%
+jailbreaks = prompts.loc[datasets.kind(prompts) == "jailbreak", "transform"].unique().tolist()
+silent = {}
+for name in main[:2]:
+    chosen = probed.chosen[probed.first(name, *forms[name], show_k)]
+    decoder = dictionaries[name].W_dec.detach().float().cpu().numpy()
+    silent[name] = silence.of_probe(
+        in_form[name], prompts, chosen, decoder, jailbreaks, n_bootstrap, seed
+    )
+silent = {name: of_probe for name, of_probe in silent.items() if of_probe}
+if not silent:
+    display(Markdown("Not applicable: no chosen latent speaks for prompts that are also wrapped."))
+
+# %%
+for name in list(silent)[:1]:
+    figure = why_figures.shares(silent[name].table, "share silent", "latent")
+    n_pairs = ", ".join(f"{wrapper} {len(p.base)}" for wrapper, p in silence.pairs(prompts).items())
+    caption = (
+        f"Profile {profile}, layer {layer}; latents of the {name} that the k = {show_k} probe "
+        "reads and that speak for harm: share silent in a wrapper, of the prompts whose plain form they "
+        f"fire on. Empty: they fire on none. Prompts: {n_pairs}."
+    )
+    display(figures.save(figure, run.figures, "08_silent", caption))
+
+# %% [markdown]
+# Beside latents of equal frequency: how much more often the chosen ones are silent. The mean over
+# jailbreaks is as wide as Student's for so few of them.
+
+# %%
+silent_rows = silence.table(silent, jailbreaks, seed)
+if silent:
+    display(tables.in_columns(silent_rows, "wrapper", "variant"))
+
+# %% [markdown]
+# Does another latent take over? For each chosen latent the one that begins to fire in a jailbreak
+# most often where the chosen one falls silent, beyond how often it does where that goes on
+# (`excess`). Feature absorption (Chanin et al. 2024) would show as a like decoder row (`cosine`).
+# Each latent is linked to its card.
+
+# %%
+for name in list(silent)[:1]:
+    instead = silent[name].instead.round(2)
+    page = f"../figures/{profile}/latents.html"
+    link = '<a href="{}#{}">{}</a>'
+    instead["latent"] = [
+        link.format(page, cards.anchor(name, latent), latent) for latent in instead["latent"]
+    ]
+    display(HTML(instead.to_html(escape=False, index=False, na_rep="")))
 
 # %% [markdown]
 # ## (a) Is the dense probe's direction in the dictionary?
@@ -149,14 +289,11 @@ tables.in_columns(ahead, "control")
 # lacks the direction:** a curve far above both.
 
 # %%
-x, c = here[linear_pooling], choices["c"]
-dense_probe = dense_probes.logistic(c[linear_pooling]).fit(x[task.train], task.y[task.train])
+x = here[linear_pooling]
+dense_probe = dense_probes.logistic(dense_c).fit(x[task.train], task.y[task.train])
 weight = dense_probe[-1].coef_[0] / dense_probe[0].scale_
 directions = {"probe weights w": weight, "pattern Σw": np.cov(x[task.train].T) @ weight}
-rows_of = dictionaries | {
-    name: make(basis_inputs, seed) for name, make in controls.DICTIONARIES.items()
-}
-rows_of = {name: sae.W_dec.detach().float().cpu().numpy() for name, sae in rows_of.items()}
+rows_of = {name: sae.W_dec.detach().float().cpu().numpy() for name, sae in dictionaries.items()}
 shares = controls.direction_shares(directions, rows_of, ks)
 
 # %%
@@ -175,10 +312,8 @@ figures.save(figure, run.figures, "08_directions", f"{caption} one SAE of each k
 # %%
 parts_table = pd.DataFrame([
     {"SAE": name, **row}
-    for name, sae in dictionaries.items()
-    for row in controls.logit_parts(
-        weight, on_saes.views(on_saes.Encoded(sae, pooled[name][linear_pooling], x)), prompts
-    )
+    for name, of_one in readable.items()
+    for row in controls.logit_parts(weight, of_one.views(), prompts)
 ])
 by_part = parts_table.set_index(["SAE", "part"])
 variance = by_part.loc[by_part["split"] == gap_split, "variance_share"]
@@ -201,7 +336,7 @@ caption = (
 figures.save(figure, run.figures, "08_latents", caption)
 
 # %% [markdown]
-# ## (c) Few training prompts, (d) wrong labels
+# ## (c) Few training prompts, (d) wrong labels, (e) few positives
 # Training prompts are taken by whole base prompts; the same draws for every probe. **What to look
 # for:** a range in which the k-sparse probe is ahead. Kantamneni et al. (arXiv 2502.16681) found
 # none on average. The comparison leans to the dense probe: its C was chosen on all, rightly
@@ -209,37 +344,37 @@ figures.save(figure, run.figures, "08_latents", caption)
 # **What would refute that sparse probes lose here too:** a k-sparse curve above the dense one.
 
 # %%
-strength = c[choices["dense_pooling"]]
+strength = choices["c"][choices["dense_pooling"]]
 contenders = {"dense": stress.Contender(here[choices["dense_pooling"]], c=strength)}
-for name in main[:2]:
-    form = forms[name]
-    contenders[f"k = {show_k}, {name}"] = stress.Contender(
-        pooled[name][form["pooling"]], k=show_k, selection=form["selection"]
-    )
+contenders |= {f"k = {show_k}, {name}": contender for name, contender in sparse.items()}
 n_train = int(task.train.sum())
 sizes = sorted({n if 0 < n < n_train else n_train for n in train_sizes})
-fewer = {n: stress.fewer(n) for n in sizes}
-mislabelled = {share: stress.mislabelled(share) for share in noise_shares}
-scarcity = stress.sweep(prompts, contenders, fewer, stress_draws, seed)
-noise = stress.sweep(prompts, contenders, mislabelled, stress_draws, seed)
+changes = {
+    "training prompts": {n: stress.fewer(n) for n in sizes},
+    "share of labels flipped": {share: stress.mislabelled(share) for share in noise_shares},
+    "share of positives": {share: stress.imbalanced(share) for share in positive_shares},
+}
+stressed = {
+    what: stress.sweep(prompts, contenders, of_one, stress_draws, seed)
+    for what, of_one in changes.items()
+}
 
 # %%
 caption = (
     f"Profile {profile}, layer {layer}; mean and 95 % t interval over {stress_draws} draws. "
     f"Dense: C = {strength:g}, chosen on all training prompts."
 )
-if len(scarcity):
-    figure = figures.curves(scarcity, "setting", "split", "probe", "training prompts", logx=True)
-    display(figures.save(figure, run.figures, "08_scarcity", caption))
-else:
-    display(Markdown("Not measured: `train_sizes` is empty."))
-
-# %%
-if len(noise):
-    figure = figures.curves(noise, "setting", "split", "probe", "share of labels flipped")
-    display(figures.save(figure, run.figures, "08_label_noise", caption))
-else:
-    display(Markdown("Not measured: `noise_shares` is empty."))
+names = {
+    "training prompts": ("08_scarcity", "train_sizes", True),
+    "share of labels flipped": ("08_label_noise", "noise_shares", False),
+    "share of positives": ("08_imbalance", "positive_shares", True),
+}
+for what, (file, parameter, is_log) in names.items():
+    if len(stressed[what]):
+        figure = figures.curves(stressed[what], "setting", "split", "probe", what, logx=is_log)
+        display(figures.save(figure, run.figures, file, caption))
+    else:
+        display(Markdown(f"Not measured: `{parameter}` is empty."))
 
 # %% [markdown]
 # ## Takeaway
@@ -251,9 +386,16 @@ tables.in_columns(at_k, "variant")
 # %%
 behind = ahead.loc[ahead["low"] <= 0, "control"].tolist()
 least = min(sizes, default=0)
+scarcity = stressed["training prompts"]
 scarce = scarcity[(scarcity["split"] == gap_split) & (scarcity["setting"] == least)]
 of_few = "; ".join(scarce["probe"] + " " + tables.texts(scarce)) or "not measured"
+loss = part_rows[part_rows["variant"] == main[0]].set_index("part")
+in_words = ", ".join(f"{part} {text}" for part, text in tables.texts(loss).items())
+over_jailbreaks = silent_rows[silent_rows["wrapper"] == silence.JAILBREAKS].set_index("variant")
 Markdown(
+    f"Loss of the {main[0]}'s probe to the dense one, {gap_split}, and its parts: "
+    f"{in_words or 'not applicable'}. Silent in jailbreaks beyond latents of equal frequency: "
+    f"{'; '.join(f'{name} {text}' for name, text in tables.texts(over_jailbreaks).items())}. "
     f"At k = {show_k} and on the {gap_split} split, the controls that the {main[0]} is not shown "
     f"to be ahead of: {', '.join(behind) or 'none'}. With {least or 'few'} training prompts: "
     f"{of_few}."
@@ -266,11 +408,14 @@ table = pd.concat([
     ahead,
     shares.assign(metric="direction_share"),
     parts_table.assign(metric="logit_parts"),
-    scarcity.assign(metric="auroc", change="training prompts"),
-    noise.assign(metric="auroc", change="share of labels flipped"),
+    part_rows.assign(metric="loss_part", n=part_rows["split"].map(prompts["split"].value_counts())),
+    silent_rows.assign(metric="silent_beyond_control"),
+    *(of_one.assign(metric="auroc", change=what) for what, of_one in stressed.items()),
 ], ignore_index=True).assign(layer=layer, unit="fraction")  # fmt: skip
 of_probes = table["k"].isin([1, show_k]) & (table["metric"] != "direction_share")
 of_directions = (table["metric"] == "direction_share") & (table["k"] == show_k)
-headline = table[of_probes | of_directions]
-inputs = [prompts_path, store, saes_path, probes_path, choices_path, latents_path, scores_path]
+of_reasons = table["metric"].isin(["loss_part", "silent_beyond_control"])
+headline = table[of_probes | of_directions | of_reasons]
+inputs = [prompts_path, store, architectures_path, saes_path, probes_path, choices_path]
+inputs += [latents_path, scores_path]
 records.write(run, table, headline, inputs=inputs, outputs={}).name

@@ -3,6 +3,7 @@
 All text is escaped by the template (jinja2 autoescape); the page needs no network.
 """
 
+import re
 from typing import Any, NamedTuple
 
 import jinja2
@@ -25,6 +26,16 @@ class Card(NamedTuple):
     facts: dict[str, float | None]
     explanation: str
     groups: dict[str, list[Example]]
+
+    @property
+    def anchor(self) -> str:
+        """The card's name on a page."""
+        return anchor(self.sae, self.latent)
+
+
+def anchor(sae: str, latent: int) -> str:
+    """The name that a latent's card has on a page, as in ``latents.html#pretraining-SAE-12``."""
+    return re.sub(r"\W+", "-", f"{sae}-{latent}")
 
 
 def card(

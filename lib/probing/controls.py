@@ -14,6 +14,7 @@ from sae_lens import SAE
 from sklearn.decomposition import PCA
 
 from lib.base import processes
+from lib.base.files import relative
 from lib.model.activations import PromptTokens
 from lib.probing import ksparse, on_saes
 from lib.probing.on_saes import BEST, Grid, best_forms, every_k_sparse, probe_saes
@@ -112,10 +113,22 @@ def of_dictionaries(inputs: Inputs, grid: Grid, k: int, draws: int, parent: Path
     return scores
 
 
+def first_draws(parent: Path) -> pd.DataFrame:
+    """The first draw of each dictionary that :func:`of_dictionaries` has written below ``parent``, as a table of SAEs
+    (columns variant, seed, folder)."""
+    return pd.DataFrame([
+        {"variant": name, "seed": 0, "folder": relative(_place(parent, name, 0))} for name in DICTIONARIES
+    ])
+
+
+def _place(parent: Path, name: str, draw: int) -> Path:
+    return parent / f"{name.replace(' ', '-')}-{draw}"
+
+
 def _on_dictionary(inputs: Inputs, name: str, parent: Path, draws: list[int], grid: Grid) -> dict[Probe, Scores]:
     rows = []
     for draw in draws:
-        place = folders.save(DICTIONARIES[name](inputs, draw), parent / f"{name.replace(' ', '-')}-{draw}", {})
+        place = folders.save(DICTIONARIES[name](inputs, draw), _place(parent, name, draw), {})
         rows.append({"variant": name, "seed": draw, "folder": place})
     sae_inputs = on_saes.Inputs(inputs.tokens, {}, inputs.task, device=inputs.device)
     probed = probe_saes(pd.DataFrame(rows), sae_inputs, grid)

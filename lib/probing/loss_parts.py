@@ -62,6 +62,10 @@ class Readable(NamedTuple):
     reconstruction: Float[np.ndarray, "prompts d_model"]
     resid: Float[np.ndarray, "prompts d_model"]
 
+    def views(self) -> dict[str, np.ndarray]:
+        """Reconstruction and error, which add to the residual stream."""
+        return {"reconstruction": self.reconstruction, "error": self.resid - self.reconstruction}
+
 
 class Probed(NamedTuple):
     """The key of a probe with some repairs made; ``variant`` is None for the dense one."""
@@ -153,6 +157,15 @@ class Folds(NamedTuple):
             if all(map(len, of_class)):
                 x[here] -= (of_class[0].mean(0) + of_class[1].mean(0)) / 2
         return x
+
+
+def impossible(prompts: pd.DataFrame, split: str) -> str:
+    """Why the loss on a split cannot be taken apart; empty if it can."""
+    try:
+        Folds.of(prompts, split, 0)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def taken_apart(

@@ -5,6 +5,7 @@ the wrapper gives a false negative, which the paper saw many of. Feature absorpt
 2409.14507) would show as another latent, of a like decoder row, that fires in its place.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -13,10 +14,12 @@ import scipy.sparse
 from jaxtyping import Float, Int
 
 from lib.probing import ksparse
+from lib.results.probe_tables import over_wrappers
 from lib.stats.draws import Draws
 from lib.stats.metrics import bootstrap_weights
 
 CHOSEN, CONTROL = "chosen", "equal frequency"
+JAILBREAKS = "jailbreaks"  # the mean over them
 N_CONTROLS = 20  # latents of equal frequency beside each chosen one
 
 
@@ -57,16 +60,16 @@ def controls(
     unwanted: Int[np.ndarray, " k"],
     rng: np.random.Generator,
 ) -> Int[np.ndarray, "latents controls"]:
-    """``N_CONTROLS`` latents for each chosen one that fire on about as many of the plain prompts: drawn from the twice
-    as many that are nearest in this, those that the probe reads (``unwanted``) left out.
+    """``N_CONTROLS`` latents for each chosen one (all where there are fewer) that fire on about as many of the plain
+    prompts: drawn from the twice as many that are nearest in this, those that the probe reads (``unwanted``) left out.
 
     Raises:
-        ValueError: fewer latents fire than are to be drawn.
+        ValueError: no other latent fires.
     """
     count = np.asarray((latents[plain] > 0).sum(0)).ravel()
     allowed = np.setdiff1d(np.flatnonzero(count), unwanted)
-    if len(allowed) < N_CONTROLS:
-        raise ValueError(f"{len(allowed)} latents beside the chosen ones fire on plain prompts; {N_CONTROLS} are drawn")
+    if not len(allowed):
+        raise ValueError(f"none but the {len(unwanted)} chosen latents fires on a plain prompt")
     order = rng.permutation(allowed)  # so that ties are in no order of the dictionary
     nearest = [order[np.argsort(np.abs(count[order] - count[j]), kind="stable")[: 2 * N_CONTROLS]] for j in chosen]
     return np.array([rng.permutation(near)[:N_CONTROLS] for near in nearest])
@@ -145,16 +148,15 @@ def in_place(
     silent, or go on.
     """
     fires = scipy.sparse.csr_matrix(latents > 0)
-    plain, wrapped = (
-        fires[np.concatenate([getattr(of_one, side) for of_one in pairs_of.values()])] for side in ("plain", "wrapped")
-    )
+    rows = [np.concatenate([[], *(of_one[side] for of_one in pairs_of.values())]).astype(int) for side in (0, 1)]
+    plain, wrapped = (fires[of_side] for of_side in rows)
     begins = (wrapped > plain).astype(np.float64)
     unit = decoder / np.maximum(np.linalg.norm(decoder, axis=1, keepdims=True), 1e-12)
     rows = []
     for latent in chosen.tolist():
         was, stays = (side[:, [latent]].toarray()[:, 0] for side in (plain, wrapped))
         silent, goes_on = was & ~stays, was & stays
-        row = {"latent": latent, "fires": int(was.sum()), "silent": silent.sum() / was.sum()}
+        row = {"latent": latent, "fires": int(was.sum()), "silent": silent.sum() / max(was.sum(), 1)}
         if min(silent.sum(), goes_on.sum()) >= least:
             excess = np.asarray(begins[silent].mean(0) - begins[goes_on].mean(0)).ravel()
             best = int(excess.argmax())
@@ -163,3 +165,73 @@ def in_place(
     columns = ["latent", "fires", "silent", "in_place", "excess", "cosine"]
     return pd.DataFrame(rows, columns=columns).astype({"in_place": "Int64"})
 
+
+
+class Silence(NamedTuple):
+    """The latents of a k-sparse probe that speak for harm, and how often they are silent beside others.
+
+    ``drawn`` is of :func:`shares`, ``table`` of :func:`by_latent`, ``instead`` of :func:`in_place`.
+    """
+
+    latents: Int[np.ndarray, " latents"]
+    drawn: Draws
+    table: pd.DataFrame
+    instead: pd.DataFrame
+
+
+def of_probe(
+    latents: ksparse.Columns,
+    prompts: pd.DataFrame,
+    chosen: Int[np.ndarray, " k"],
+    decoder: Float[np.ndarray, "d_sae d_model"],
+    jailbreaks: list[str],
+    replicates: int,
+    seed: int,
+) -> Silence | None:
+    """All about the chosen latents' silence; None where no harmful prompt stands both plain and in a wrapper, or no
+    chosen latent speaks for harm. Latents that fire in place of others are looked for in ``jailbreaks``.
+
+    Raises:
+        ValueError: as in :func:`controls`.
+    """
+    pairs_of = pairs(prompts)
+    y = prompts["label"].to_numpy()
+    speaking = for_harmful(latents, y, chosen, pairs_of) if pairs_of else chosen[:0]
+    if not len(speaking):
+        return None
+    plain = np.unique(np.concatenate([of_one.plain for of_one in pairs_of.values()]))
+    beside = controls(latents, plain, speaking, chosen, np.random.default_rng(seed))
+    of_jailbreaks = {name: of_one for name, of_one in pairs_of.items() if name in jailbreaks}
+    return Silence(
+        speaking,
+        shares(latents, pairs_of, speaking, beside, replicates, seed),
+        by_latent(latents, pairs_of, speaking),
+        in_place(latents, of_jailbreaks, speaking, decoder),
+    )
+
+
+def beyond_control(drawn: Draws, jailbreaks: list[str], seed: int) -> Draws:
+    """The chosen latents' share minus that of their controls: a row for each wrapper, and the mean over the jailbreaks,
+    whose replicates draw these as well (dimension ``wrapper``: ``jailbreaks``)."""
+    beyond = drawn.against("latents", CONTROL)
+    of_jailbreaks = beyond.where(wrapper=jailbreaks)
+    n = len(of_jailbreaks.values)
+    if not n:
+        return beyond
+    counts = np.random.default_rng(seed).multinomial(n, [1 / n] * n, size=beyond.values.shape[1]).T
+    counts[:, 0] = 1
+    mean = (of_jailbreaks.values * counts).sum(0) / counts.sum(0)
+    dimensions = of_jailbreaks.dimensions[:1].assign(wrapper=JAILBREAKS)
+    return beyond.joined(Draws(dimensions, mean[None]))
+
+
+def table(of_probes: Mapping[str, Silence], jailbreaks: list[str], seed: int) -> pd.DataFrame:
+    """:func:`beyond_control` of each SAE's probe (``variant``): a row for each wrapper with the interval over base
+    prompts, and the mean over the jailbreaks with the width that Student's has for so few of them."""
+    rows = [pd.DataFrame(columns=["variant", "wrapper", "value", "low", "high"])]
+    for variant, of_probe in of_probes.items():
+        beyond = beyond_control(of_probe.drawn, jailbreaks, seed)
+        n = int(beyond.dimensions["wrapper"].isin(jailbreaks).sum())
+        rows.append(beyond.without(wrapper=JAILBREAKS).estimates().assign(variant=variant))
+        rows += [over_wrappers(beyond.where(wrapper=JAILBREAKS), n).assign(variant=variant)] if n else []
+    return pd.concat(rows, ignore_index=True)

@@ -67,6 +67,29 @@ def mislabelled(share: int | float) -> Change:
     return change
 
 
+def imbalanced(share: int | float) -> Change:
+    """Leave out positives, or negatives, until positives are a share of the training prompts; by whole base prompts,
+    whose prompts of the class that is kept whole stay.
+
+    Raises:
+        ValueError: a share that leaves no class.
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"a share {share} of positives leaves one class; it must lie between 0 and 1")
+
+    def change(rng, rows, y, groups):
+        n_positives, n_negatives = (y == 1).sum(), (y == 0).sum()
+        wanted = {1: n_negatives * share / (1 - share), 0: n_positives * (1 - share) / share}
+        thinned = int(n_positives > wanted[1])
+        keep = fewer(max(1, round(wanted[thinned])))
+        part = y == thinned
+        kept, _ = keep(rng, np.flatnonzero(part), y[part], groups[part])
+        places = np.sort(np.concatenate([np.flatnonzero(~part), kept]))
+        return rows[places], y[places]
+
+    return change
+
+
 def fit_scores(contender: Contender, rows: np.ndarray, y: np.ndarray) -> Scores:
     """Scores of all prompts from a probe that is fitted on ``rows`` with the labels ``y``.
 

@@ -1,4 +1,4 @@
-"""The loss of a k-sparse probe in parts: they add up, orders respect what needs what, and planted causes get the loss."""
+"""The loss of a k-sparse probe in parts: they add up, orders respect what needs what, planted causes get the loss."""
 
 import numpy as np
 import pandas as pd
@@ -60,7 +60,7 @@ def silent_only(world):
 
 
 def missing_only(world):
-    """In distribution latents tell the classes apart by something that is gone afterwards; the concept is in the error."""
+    """In distribution a latent tells the classes apart by something that is gone OOD; the concept is in the error."""
     gone = np.where(world.is_ood, world.rng.random(len(world.y)) < 0.5, world.y == 1)
     world.latents[:, 0] = gone + 0.1 * np.abs(world.rng.standard_normal(len(gone)))
     world.reconstruction[:, 0] = 0

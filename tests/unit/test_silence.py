@@ -25,8 +25,8 @@ def prompts():
 
 @pytest.fixture
 def latents(prompts):
-    """60 latents: 0 fires on every harmful prompt and is silent in the jailbreak for a quarter, where 1 begins to fire; 2
-    speaks for harmless prompts; the others fire at random, as often as 0 does plain, and never fall silent."""
+    """60 latents: 0 fires on every harmful prompt, and in the jailbreak is silent for a quarter, where 1 begins to
+    fire; 2 speaks for harmless prompts; the others fire at random, about as often as 0 does plain, and never fall silent."""
     rng = np.random.default_rng(0)
     x = np.zeros((len(prompts), 60), dtype=np.float32)
     harmful = prompts["base_id"].str.startswith("1 ").to_numpy()
@@ -76,11 +76,23 @@ def test_controls_fire_as_often(prompts, latents):
     beside = silence.controls(latents, plain, np.array([0]), np.array([0]), rng)
     nearest = np.sort(np.abs(np.delete(count, 0) - count[0]))[: 2 * silence.N_CONTROLS]
     assert np.abs(count[beside] - count[0]).max() <= nearest[-1]
-    with pytest.raises(ValueError, match="1 latents beside the chosen ones fire on plain prompts; 20 are drawn"):
-        silence.controls(latents[:, [0, 3]], plain, np.array([0]), np.array([0]), rng)
+    assert silence.controls(latents[:, [0, 3]], plain, np.array([0]), np.array([0]), rng).tolist() == [[1]]
+    with pytest.raises(ValueError, match="none but the 1 chosen latents fires on a plain prompt"):
+        silence.controls(latents[:, [0]], plain, np.array([0]), np.array([0]), rng)
 
 
 def test_a_wrapper_in_which_nothing_can_fall_silent_is_left_out(prompts, latents):
     pairs = silence.pairs(prompts)
     never = silence.shares(latents, pairs, np.array([1]), np.array([[3, 4]]), 10, 0)
     assert len(never.dimensions) == 0, "latent 1 fires on no plain prompt"
+
+
+def test_the_mean_over_jailbreaks_beside_each_wrapper(prompts, latents):
+    decoder = np.eye(60, dtype=np.float32)
+    of_probe = silence.of_probe(latents, prompts, np.array([0, 2]), decoder, ["jailbreak"], 200, 0)
+    assert of_probe.latents.tolist() == [0] and of_probe.instead["in_place"].tolist() == [1]
+    beyond = silence.beyond_control(of_probe.drawn, ["jailbreak"], 0).estimates().set_index("wrapper")
+    assert list(beyond.index) == ["jailbreak", "spelling", silence.JAILBREAKS]
+    assert beyond.loc["jailbreak", "value"] == beyond.loc[silence.JAILBREAKS, "value"] == 0.25
+    plain = prompts[prompts["transform"] == "plain"].reset_index(drop=True)
+    assert silence.of_probe(latents[: len(plain)], plain, np.array([0]), decoder, [], 10, 0) is None
