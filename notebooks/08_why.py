@@ -31,6 +31,7 @@ import pandas as pd
 import torch
 from IPython.display import HTML, Markdown, display
 
+from lib.base.files import ROOT
 from lib.interp import cards
 from lib.model import activations, models
 from lib.probing import controls, loss_parts, on_saes, silence, stress
@@ -120,8 +121,11 @@ of_controls |= controls.of_dictionaries(
 sample = controls.training_sample(tokens, task, torch.Generator().manual_seed(seed))
 looked_into = [first_of_kind]
 if records.read(run, "03_sae_training")["parameters"]["layer"] == layer:
-    l0 = folders.evaluate(first, sample)["l0"]
-    looked_into.append(comparison.at_l0(pd.read_parquet(architectures_path), l0))
+    architectures = pd.read_parquet(architectures_path)
+    records_of = [folders.training_record(ROOT / place) for place in architectures["folder"]]
+    architectures["l0"] = [record["held_out"]["l0"] for record in records_of]
+    near = comparison.nearest(architectures, folders.evaluate(first, sample)["l0"])
+    looked_into.append(near.drop_duplicates("variant"))
 looked_into.append(controls.first_draws(run.folder / "controls"))
 looked_into = pd.concat(looked_into, ignore_index=True)[["variant", "seed", "folder"]]
 dictionaries = {row.variant: folders.load(row.folder, device) for row in looked_into.itertuples()}
@@ -225,11 +229,9 @@ if len(part_rows):
 # ## Latents that fall silent
 # Every harmful base prompt stands plain and in wrappers. Of the prompts whose plain form a latent
 # fires on, in how many is it silent once they are wrapped? The paper saw many such **false
-# negatives**. Looked at are the latents of the k-sparse probe that speak for harm; beside each
-# stand twenty that fire on about as many plain prompts. **What to look for:** high shares in
-# jailbreaks, where the prompt is as harmful as before. (In an innocuous wrapper a latent may
-# rightly be silent.) **What would refute it:** chosen latents that are silent no more often than
-# others.
+# negatives**. Looked at are all latents of the k-sparse probe, each on the prompts of the class
+# that it speaks for in training. **What to look for:** high shares in jailbreaks, where the prompt
+# is as harmful as before. (In an innocuous wrapper a latent may rightly be silent.)
 
 # %%
 jailbreaks = prompts.loc[datasets.kind(prompts) == "jailbreak", "transform"].unique().tolist()
@@ -246,18 +248,22 @@ if not silent:
 
 # %%
 for name in list(silent)[:1]:
-    figure = why_figures.shares(silent[name].table, "share silent", "latent")
+    shown = silent[name].table
+    shown.index = [f"{latent}, {figures.LABELS[label]}" for label, latent in shown.index]
+    figure = why_figures.shares(shown, "share silent", "latent, and what it speaks for")
     n_pairs = ", ".join(f"{wrapper} {len(p.base)}" for wrapper, p in silence.pairs(prompts).items())
     caption = (
         f"Profile {profile}, layer {layer}; latents of the {name} that the k = {show_k} probe "
-        "reads and that speak for harm: share silent in a wrapper, of the prompts whose plain form they "
-        f"fire on. Empty: they fire on none. Prompts: {n_pairs}."
+        "reads: share silent in a wrapper, of the prompts of their class whose plain form they "
+        f"fire on. Empty: they fire on none. Harmful prompts: {n_pairs}."
     )
     display(figures.save(figure, run.figures, "08_silent", caption))
 
 # %% [markdown]
-# Beside latents of equal frequency: how much more often the chosen ones are silent. The mean over
-# jailbreaks is as wide as Student's for so few of them.
+# Beside latents of equal frequency (twenty for each, that fire on about as many plain prompts): how
+# much more often the latents that speak for harm are silent. The mean over jailbreaks is as wide as
+# Student's for so few of them. **What would refute false negatives:** a mean that is not above
+# zero.
 
 # %%
 silent_rows = silence.table(silent, jailbreaks, seed)

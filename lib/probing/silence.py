@@ -14,6 +14,7 @@ import scipy.sparse
 from jaxtyping import Float, Int
 
 from lib.probing import ksparse
+from lib.probing.tasks import Task
 from lib.results.probe_tables import over_wrappers
 from lib.stats.draws import Draws
 from lib.stats.metrics import bootstrap_weights
@@ -24,17 +25,17 @@ N_CONTROLS = 20  # latents of equal frequency beside each chosen one
 
 
 class Pairs(NamedTuple):
-    """Harmful base prompts that stand plain and in one wrapper: their rows in the prompt table, and their names."""
+    """Base prompts that stand plain and in one wrapper: their rows in the prompt table, and their names."""
 
     plain: Int[np.ndarray, " pairs"]
     wrapped: Int[np.ndarray, " pairs"]
     base: np.ndarray
 
 
-def pairs(prompts: pd.DataFrame) -> dict[str, Pairs]:
-    """The pairs of every wrapper in which harmful base prompts stand, in the order of the table."""
+def pairs(prompts: pd.DataFrame, label: int = 1) -> dict[str, Pairs]:
+    """The pairs of every wrapper in which base prompts stand whose plain form has a label, in the table's order."""
     rows = prompts.reset_index(drop=True)
-    is_request = (rows["transform"] == "plain") & (rows["label"] == 1)
+    is_request = (rows["transform"] == "plain") & (rows["label"] == label)
     plain_row = pd.Series(rows.index[is_request], index=rows.loc[is_request, "base_id"])
     wrapped = rows[(rows["transform"] != "plain") & rows["base_id"].isin(plain_row.index)]
     return {
@@ -43,14 +44,17 @@ def pairs(prompts: pd.DataFrame) -> dict[str, Pairs]:
     }
 
 
-def for_harmful(
-    latents: ksparse.Columns, y: Int[np.ndarray, " prompts"], chosen: Int[np.ndarray, " k"], pairs_of: dict[str, Pairs]
+def speaking(
+    latents: ksparse.Columns, task: Task, chosen: Int[np.ndarray, " k"], label: int, pairs_of: dict[str, Pairs]
 ) -> Int[np.ndarray, " latents"]:
-    """Those of the chosen latents that speak for harm (a larger mean there) and fire on a plain prompt of some pair."""
+    """Those of the chosen latents that speak for a label (their mean is larger there, in training) and fire on a plain
+    prompt of some pair."""
+    if not pairs_of:
+        return chosen[:0]
     plain = np.unique(np.concatenate([of_one.plain for of_one in pairs_of.values()]))
-    speaks = ksparse.mean_gap(latents[:, chosen], y) > 0
+    gap = ksparse.mean_gap(latents[task.train][:, chosen], task.y[task.train])
     fires = np.asarray((latents[plain][:, chosen] > 0).sum(0)).ravel() > 0
-    return chosen[speaks & fires]
+    return chosen[((gap > 0) == label) & fires]
 
 
 def controls(
@@ -168,9 +172,13 @@ def in_place(
 
 
 class Silence(NamedTuple):
-    """The latents of a k-sparse probe that speak for harm, and how often they are silent beside others.
+    """How often the latents of a k-sparse probe are silent on wrapped prompts of the class that they speak for.
 
-    ``drawn`` is of :func:`shares`, ``table`` of :func:`by_latent`, ``instead`` of :func:`in_place`.
+    Attributes:
+        latents: those that speak for harm.
+        drawn: of :func:`shares`, of these.
+        table: of :func:`by_latent`, of these, then of those that speak for harmless prompts (index: label, latent).
+        instead: of :func:`in_place`, of the first.
     """
 
     latents: Int[np.ndarray, " latents"]
@@ -194,19 +202,23 @@ def of_probe(
     Raises:
         ValueError: as in :func:`controls`.
     """
-    pairs_of = pairs(prompts)
-    y = prompts["label"].to_numpy()
-    speaking = for_harmful(latents, y, chosen, pairs_of) if pairs_of else chosen[:0]
-    if not len(speaking):
+    task, pairs_of = Task.of(prompts), pairs(prompts)
+    for_harm = speaking(latents, task, chosen, 1, pairs_of)
+    if not len(for_harm):
         return None
+    of_harmless = pairs(prompts, label=0)
+    tables = {
+        1: by_latent(latents, pairs_of, for_harm),
+        0: by_latent(latents, of_harmless, speaking(latents, task, chosen, 0, of_harmless)),
+    }
     plain = np.unique(np.concatenate([of_one.plain for of_one in pairs_of.values()]))
-    beside = controls(latents, plain, speaking, chosen, np.random.default_rng(seed))
+    beside = controls(latents, plain, for_harm, chosen, np.random.default_rng(seed))
     of_jailbreaks = {name: of_one for name, of_one in pairs_of.items() if name in jailbreaks}
     return Silence(
-        speaking,
-        shares(latents, pairs_of, speaking, beside, replicates, seed),
-        by_latent(latents, pairs_of, speaking),
-        in_place(latents, of_jailbreaks, speaking, decoder),
+        for_harm,
+        shares(latents, pairs_of, for_harm, beside, replicates, seed),
+        pd.concat(tables, names=["label"]),
+        in_place(latents, of_jailbreaks, for_harm, decoder),
     )
 
 

@@ -27,6 +27,8 @@ def stacked(table: pd.DataFrame, total: str, xlabel: str) -> Figure:
     ax.errorbar(sums["value"], range(len(variants)), xerr=spread, **style)
     ax.axvline(0, color="0.3", linewidth=1)
     ax.set_yticks(range(len(variants)), variants)
+    ax.use_sticky_edges = False
+    ax.margins(x=0.03)
     ax.set(xlabel=xlabel, ylim=(len(variants) - 0.5, -0.5))
     ax.grid(axis="y", visible=False)
     figure.legend(loc="outside right upper", fontsize=8)

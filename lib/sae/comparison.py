@@ -222,11 +222,3 @@ def descendants(
     best = similarity.amax(1).numpy() if len(latents) else np.zeros(0)
     near = (similarity > cosine).sum(1).numpy()
     return pd.DataFrame({"latent": latents, "frequency": frequency[latents], "best": best, "near": near})
-
-
-def at_l0(saes: pd.DataFrame, l0: float) -> pd.DataFrame:
-    """One SAE of each variant of a table (columns variant, seed, folder): of its first seed, the one whose held-out L0
-    is nearest to ``l0``."""
-    held_out = saes["folder"].map(lambda place: folders.training_record(Path(folders.locate(place)))["held_out"]["l0"])
-    nearest = saes.assign(distance=(held_out - l0).abs()).sort_values(["seed", "distance"], kind="stable")
-    return nearest.drop_duplicates("variant").sort_index().drop(columns="distance")

@@ -15,7 +15,7 @@ from tests.tiny_gemma import D_SAE, LAYER
 
 MAY_BE_EMPTY = {
     *("layers", "gated_coefficients", "f0s", "comparators", "resample_shares", "prompt_repeats", "train_sizes"),
-    *("noise_shares", "positions", "penalties", "base_saes"),
+    *("noise_shares", "positive_shares", "positions", "penalties", "base_saes"),
 }
 LISTS = {
     (path, name): default
@@ -161,4 +161,5 @@ def test_no_entry_where_that_is_allowed_and_another_order_elsewhere(run_lists):
     assert "Not applicable: `f0s` is empty" in texts["03"]
     assert "Not measured: `train_sizes` is empty" in texts["08"]
     assert "Not measured: `noise_shares` is empty" in texts["08"]
+    assert "Not measured: `positive_shares` is empty" in texts["08"]
     assert {rows["10"][part] for part in ("C10a", "C10b", "C11a", "C11c", "C11d")} == {"not applicable"}

@@ -29,6 +29,13 @@ def test_a_page_needs_no_network():
     assert not re.search(r"(src|href)\s*=\s*[\"'](?!data:)|url\(|@import|https?://", html)
 
 
+def test_a_card_has_an_anchor_that_others_link_to():
+    html = cards.page([hostile(7)], "t")
+    anchor = cards.anchor(f"SAE {HOSTILE}", 7)
+    assert f'id="{anchor}"' in html and re.fullmatch(r"[\w-]+", anchor)
+    assert cards.anchor("pretraining SAE", 12) == "pretraining-SAE-12"
+
+
 def test_marks_show_levels_and_missing_facts_are_named():
     html = cards.fragment([hostile(score=None)])
     assert '--level:1.00" title="10 of 10"' in html and '--level:0.40" title="4 of 10"' in html

@@ -5,7 +5,7 @@ import pytest
 
 matplotlib.use("Agg")
 
-from lib.results import figures, sae_figures  # noqa: E402
+from lib.results import figures, sae_figures, why_figures  # noqa: E402
 
 
 def table():
@@ -72,3 +72,26 @@ def test_a_caption_is_no_wider_than_its_figure(tmp_path):
     figure = figures.save(figures.points(table(), "probe", "split"), tmp_path, "x", "word " * 100 + "\nsecond line")
     lines = figure.get_supxlabel().splitlines()
     assert len(lines) > 3 and max(map(len, lines)) <= 15 * figure.get_figwidth() and lines[-1] == "second line"
+
+
+def test_stacked_parts_reach_their_sum_and_stay_inside_the_panel():
+    parts = {"a": 0.3, "b": -0.1, "c": 0.05, "loss": 0.25}
+    table = pd.DataFrame([
+        {"variant": name, "part": part, "value": sign * value, "low": sign * value - 0.02, "high": sign * value + 0.02}
+        for name, sign in (("one", 1), ("two", -1))
+        for part, value in parts.items()
+    ])
+    figure = why_figures.stacked(table, "loss", "AUROC lost")
+    [ax] = figure.axes
+    ends = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in ax.patches if bar.get_width()]
+    assert sum(right - left for left, right in ends) == pytest.approx(0), "the two variants mirror each other"
+    assert min(map(min, ends)) == pytest.approx(-0.35) and max(map(max, ends)) == pytest.approx(0.35)
+    low, high = ax.get_xlim()
+    assert low < -0.35 and high > 0.35
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["one", "two"]
+
+
+def test_a_heat_map_leaves_undefined_cells_empty():
+    table = pd.DataFrame({"aim": [0.5, np.nan], "caps": [0.0, 1.0]}, index=["7", "9"])
+    figure = why_figures.shares(table, "share silent", "latent")
+    assert sorted(text.get_text() for text in figure.axes[0].texts) == ["0.00", "0.50", "1.00"]

@@ -6,6 +6,7 @@ import pytest
 import scipy.sparse
 
 from lib.probing import silence
+from lib.probing.tasks import Task
 
 N = 40  # harmful base prompts
 
@@ -13,7 +14,7 @@ N = 40  # harmful base prompts
 @pytest.fixture
 def prompts():
     rows = [
-        ("ood", transform, label, f"{label} {i}")
+        ("train", transform, label, f"{label} {i}")
         for label in (0, 1)
         for i in range(N)
         for transform in ("plain", "jailbreak", "spelling")
@@ -26,7 +27,7 @@ def prompts():
 @pytest.fixture
 def latents(prompts):
     """60 latents: 0 fires on every harmful prompt, and in the jailbreak is silent for a quarter, where 1 begins to
-    fire; 2 speaks for harmless prompts; the others fire at random, about as often as 0 does plain, and never fall silent."""
+    fire; 2 speaks for harmless prompts; the others fire at random, about as often as 0, and never fall silent."""
     rng = np.random.default_rng(0)
     x = np.zeros((len(prompts), 60), dtype=np.float32)
     harmful = prompts["base_id"].str.startswith("1 ").to_numpy()
@@ -45,8 +46,10 @@ def test_shares_are_counted_by_hand(prompts, latents):
     assert list(pairs) == ["jailbreak", "spelling"] and all(len(of_one.base) == N for of_one in pairs.values())
     plain = prompts.iloc[pairs["jailbreak"].plain]
     assert set(plain["transform"]) == {"plain"} and set(plain["label"]) == {1}
-    chosen = silence.for_harmful(latents, prompts["label"].to_numpy(), np.array([0, 2]), pairs)
+    task, both = Task.of(prompts), np.array([0, 2])
+    chosen = silence.speaking(latents, task, both, 1, pairs)
     assert chosen.tolist() == [0], "latent 2 speaks for harmless prompts"
+    assert silence.speaking(latents, task, both, 0, silence.pairs(prompts, label=0)).tolist() == [2]
     table = silence.by_latent(latents, pairs, chosen)
     assert table.loc[0, "jailbreak"] == 0.25 and table.loc[0, "spelling"] == 0
 
@@ -66,7 +69,7 @@ def test_the_latent_that_takes_over_is_found(prompts, latents):
     table = silence.in_place(latents, pairs, np.array([0, 5]), decoder).set_index("latent")
     first = table.loc[0]
     assert (first["fires"], first["silent"]) == (2 * N, 1 / 8), "over the pairs of both wrappers"
-    assert (first["in_place"], first["excess"]) == (1, 1.0) and first["cosine"] == pytest.approx(0.6)
+    assert first["in_place"] == 1 and (first["excess"], first["cosine"]) == pytest.approx((1.0, 0.6))
     assert table.loc[5, "silent"] == 0 and pd.isna(table.loc[5, "in_place"])
 
 
@@ -90,6 +93,7 @@ def test_a_wrapper_in_which_nothing_can_fall_silent_is_left_out(prompts, latents
 def test_the_mean_over_jailbreaks_beside_each_wrapper(prompts, latents):
     decoder = np.eye(60, dtype=np.float32)
     of_probe = silence.of_probe(latents, prompts, np.array([0, 2]), decoder, ["jailbreak"], 200, 0)
+    assert of_probe.table.index.tolist() == [(1, 0), (0, 2)] and of_probe.table.loc[(0, 2)].tolist() == [0, 0]
     assert of_probe.latents.tolist() == [0] and of_probe.instead["in_place"].tolist() == [1]
     beyond = silence.beyond_control(of_probe.drawn, ["jailbreak"], 0).estimates().set_index("wrapper")
     assert list(beyond.index) == ["jailbreak", "spelling", silence.JAILBREAKS]

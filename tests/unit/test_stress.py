@@ -7,6 +7,26 @@ from lib.probing import stress
 ROWS, Y, GROUPS = np.arange(100, 160), np.arange(60) % 2, np.repeat(np.arange(20), 3)
 
 
+@pytest.mark.parametrize("share", [0.5, 0.1])
+def test_positives_are_thinned_to_a_share_by_whole_base_prompts(share):
+    groups = np.repeat(np.arange(300), 2)
+    y = (groups % 3 == 0).astype(int)  # a third
+    rows = np.arange(len(y)) + 1000
+    kept, labels = stress.imbalanced(share)(np.random.default_rng(0), rows, y, groups)
+    assert np.array_equal(labels, y[kept - 1000]) and np.all(np.diff(kept) > 0)
+    assert labels.mean() == pytest.approx(share, abs=0.005)
+    of_group = np.bincount(groups[kept - 1000], minlength=300)
+    assert set(of_group) == {0, 2}, "both prompts of a base prompt, or none"
+    whole = 0 if share < 1 / 3 else 1
+    assert (labels == whole).sum() == (y == whole).sum(), "the other class is kept whole"
+
+
+@pytest.mark.parametrize("share", [0, 1, 1.5])
+def test_a_share_that_leaves_one_class_is_refused(share):
+    with pytest.raises(ValueError, match=f"a share {share} of positives leaves one class"):
+        stress.imbalanced(share)
+
+
 def test_fewer_prompts_are_whole_base_prompts():
     rows, y = stress.fewer(10)(np.random.default_rng(0), ROWS, Y, GROUPS)
     kept = GROUPS[rows - 100]
