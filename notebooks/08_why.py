@@ -299,7 +299,10 @@ x = here[linear_pooling]
 dense_probe = dense_probes.logistic(dense_c).fit(x[task.train], task.y[task.train])
 weight = dense_probe[-1].coef_[0] / dense_probe[0].scale_
 directions = {"probe weights w": weight, "pattern Σw": np.cov(x[task.train].T) @ weight}
-rows_of = {name: sae.W_dec.detach().float().cpu().numpy() for name, sae in dictionaries.items()}
+of_equal_size = [*first_of_kind["variant"], *controls.DICTIONARIES]
+rows_of = {
+    name: dictionaries[name].W_dec.detach().float().cpu().numpy() for name in of_equal_size
+}
 shares = controls.direction_shares(directions, rows_of, ks)
 
 # %%

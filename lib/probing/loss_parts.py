@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import joblib
 import numpy as np
 import pandas as pd
+import scipy.sparse
 from jaxtyping import Float, Int
 from sklearn.model_selection import StratifiedGroupKFold
 
@@ -149,7 +150,7 @@ class Folds(NamedTuple):
         """Columns of ``rows``, of which ``fitted`` are the first, from the middle of their wrapper's class means there:
         a linear probe on them has the threshold w·(μ₁ + μ₀)/2 for each wrapper. One that lacks a class stays as it is.
         """
-        x = np.array(ksparse.dense(x, np.arange(x.shape[1])), dtype=np.float64)
+        x = x.toarray() if scipy.sparse.issparse(x) else x.copy()
         y, wrapper = self.y[fitted], self.wrapper[rows]
         for number in np.unique(wrapper):
             here = wrapper == number
@@ -222,8 +223,8 @@ def draws(
     """AUROC of every dictionary's probe, and of the dense one, after every set of repairs that an order goes through.
 
     Dimensions ``variant`` (None: the dense probe), ``made`` and ``split``. ``dense`` is the probe on ``resid``, whose
-    inverse L2 strength it keeps when it is refitted. Those of the other linear probes are chosen on validation, fitted
-    in distribution.
+    inverse L2 strength the refitted ones on ``resid`` and on reconstructions have. That of probes on all latents is
+    chosen on validation, fitted in distribution.
 
     Raises:
         ValueError: as in :meth:`Folds.of`.
@@ -231,7 +232,7 @@ def draws(
     task, [split] = Task.of(prompts), weights
     folds = Folds.of(prompts, split, seed)
     calls = [joblib.delayed(_dense_scores)(dense, task, folds)]
-    calls += [joblib.delayed(_sparse_scores)(of_one, task, folds, c_grid) for of_one in readable.values()]
+    calls += [joblib.delayed(_sparse_scores)(of_one, dense, task, folds, c_grid) for of_one in readable.values()]
     by_variant = zip((None, *readable), processes.parallel(len(calls))(calls), strict=True)
     scores = {Probed(variant, made): of_all for variant, by_made in by_variant for made, of_all in by_made.items()}
     return Draws.of(prompts, scores, weights)
@@ -242,7 +243,9 @@ def _dense_scores(dense: Contender, task: Task, folds: Folds) -> dict[Made, Scor
     return _as_fitted(fit_scores(dense, rows, task.y[rows]), folds) | _refitted({WEIGHTS}, dense, folds)
 
 
-def _sparse_scores(of_one: Readable, task: Task, folds: Folds, c_grid: list[float]) -> dict[Made, Scores]:
+def _sparse_scores(
+    of_one: Readable, dense: Contender, task: Task, folds: Folds, c_grid: list[float]
+) -> dict[Made, Scores]:
     """Scores after every set of repairs, short of the residual stream itself."""
     rows = np.flatnonzero(task.train)
     k = min(of_one.k, len(ksparse.live_columns(of_one.latents[rows])))
@@ -251,11 +254,15 @@ def _sparse_scores(of_one: Readable, task: Task, folds: Folds, c_grid: list[floa
     scores = _as_fitted(fit_scores(sparse, rows, task.y[rows]), folds)
     scores |= _refitted({WEIGHTS}, Contender(of_one.latents[:, chosen], k), folds)
     scores |= _refitted({WEIGHTS, LATENTS}, sparse, folds)
-    live = ksparse.dense(of_one.latents, ksparse.live_columns(of_one.latents))
-    wide = {NUMBER: live, DECODER: of_one.reconstruction}
-    wide[ERROR] = np.hstack([live, of_one.resid - of_one.reconstruction])
-    for part, x in wide.items():
-        contender = Contender(x, c=tuned_linear(x, task, c_grid).c)
+    live = of_one.latents[:, ksparse.live_columns(of_one.latents[rows])]
+    strength = tuned_linear(live, task, c_grid).c
+    with_error = np.hstack([scipy.sparse.csr_matrix(live).toarray(), of_one.resid - of_one.reconstruction])
+    wide = {
+        NUMBER: Contender(live, c=strength),
+        DECODER: Contender(of_one.reconstruction, c=dense.c),
+        ERROR: Contender(with_error, c=strength),
+    }
+    for part, contender in wide.items():
         scores[BEST_OF_K | {NUMBER, part}] = folds.scores(contender, own_thresholds=True)
     return scores
 
