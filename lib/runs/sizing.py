@@ -98,6 +98,7 @@ def _steps(v: dict[str, Any], shape: dict[str, Any]) -> list[Step]:
     n_bases = len(v["base_saes"] or v["base_seeds"])
     n_ways = len(v["resample_shares"]) + len(v["prompt_repeats"]) + 3 + (not v["base_saes"])
     n_finetuned = n_bases * n_ways + 1
+    read_again = 2 * v["dictionary_draws"] + 8  # control dictionaries; then one of each with the main SAEs and others
     finetuned_trials = TRIALS * sum(v[name] == CHOSEN for name in ("finetune_lr", "scratch_lr"))
     base_d_sae = v["base_d_sae"] if not v["base_saes"] else shape["d_sae"] or v["base_d_sae"]
     per_latent = 10 * d_model
@@ -158,7 +159,7 @@ def _steps(v: dict[str, Any], shape: dict[str, Any]) -> list[Step]:
             weights,
             computed_tokens * 4 * cut,
         ),
-        Step("08", "controls and stress", prompt_tokens, 0, weights, prompt_tokens * 4 * encode),  # three SAEs and one
+        Step("08", "controls and the loss in parts", prompt_tokens, 0, weights, computed_tokens * read_again * encode),
     ]
 
 
