@@ -231,7 +231,9 @@ if len(part_rows):
 # fires on, in how many is it silent once they are wrapped? The paper saw many such **false
 # negatives**. Looked at are all latents of the k-sparse probe, each on the prompts of the class
 # that it speaks for in training. **What to look for:** high shares in jailbreaks, where the prompt
-# is as harmful as before. (In an innocuous wrapper a latent may rightly be silent.)
+# is as harmful as before. (In an innocuous wrapper a latent may rightly be silent.) The second map
+# is the reverse, on prompts of the other class: how often a wrapper *makes* a latent fire that is
+# silent on the plain prompt, so that it speaks for the wrong class.
 
 # %%
 jailbreaks = prompts.loc[datasets.kind(prompts) == "jailbreak", "transform"].unique().tolist()
@@ -247,17 +249,22 @@ if not silent:
     display(Markdown("Not applicable: no chosen latent speaks for prompts that are also wrapped."))
 
 # %%
+n_pairs = {wrapper: len(of_one.base) for wrapper, of_one in silence.pairs(prompts).items()}
 for name in list(silent)[:1]:
-    shown = silent[name].table
-    shown.index = [f"{latent}, {figures.LABELS[label]}" for label, latent in shown.index]
-    figure = why_figures.shares(shown, "share silent", "latent, and what it speaks for")
-    n_pairs = ", ".join(f"{wrapper} {len(p.base)}" for wrapper, p in silence.pairs(prompts).items())
-    caption = (
+    about = (
         f"Profile {profile}, layer {layer}; latents of the {name} that the k = {show_k} probe "
-        "reads: share silent in a wrapper, of the prompts of their class whose plain form they "
-        f"fire on. Empty: they fire on none. Harmful prompts: {n_pairs}."
+        "reads: share of the prompts of"
     )
-    display(figures.save(figure, run.figures, "08_silent", caption))
+    counted = "harmful prompts: " + ", ".join(f"{wrapper} {n}" for wrapper, n in n_pairs.items())
+    for file, of_latents, label, which in (
+        ("08_silent", silent[name].table, "share silent", "their class whose plain form they fire"),
+        ("08_begins", silent[name].begins, "share fires", "the other class that they do not fire"),
+    ):
+        names = [f"{latent}, {figures.LABELS[side]}" for side, latent in of_latents.index]
+        shown = of_latents.set_axis(names)
+        figure = why_figures.shares(shown, label, "latent, and what it speaks for")
+        caption = f"{about} {which} on. Empty: there is none. N of {counted}."
+        display(figures.save(figure, run.figures, file, caption))
 
 # %% [markdown]
 # Beside latents of equal frequency (twenty for each, that fire on about as many plain prompts): how

@@ -254,7 +254,7 @@ def _sparse_scores(
     scores = _as_fitted(fit_scores(sparse, rows, task.y[rows]), folds)
     scores |= _refitted({WEIGHTS}, Contender(of_one.latents[:, chosen], k), folds)
     scores |= _refitted({WEIGHTS, LATENTS}, sparse, folds)
-    live = of_one.latents[:, ksparse.live_columns(of_one.latents[rows])]
+    live = of_one.latents[:, ksparse.live_columns(of_one.latents)]
     strength = tuned_linear(live, task, c_grid).c
     with_error = np.hstack([scipy.sparse.csr_matrix(live).toarray(), of_one.resid - of_one.reconstruction])
     wide = {

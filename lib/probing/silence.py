@@ -111,14 +111,19 @@ def shares(
 
 
 def by_latent(
-    latents: ksparse.Columns, pairs_of: dict[str, Pairs], chosen: Int[np.ndarray, " latents"]
+    latents: ksparse.Columns, pairs_of: dict[str, Pairs], chosen: Int[np.ndarray, " latents"], begins: bool = False
 ) -> pd.DataFrame:
-    """The share of :func:`shares` of each latent (rows) in each wrapper (columns); NaN where it does not fire plain."""
+    """The share of :func:`shares` of each latent (rows) in each wrapper (columns); NaN where it does not fire plain.
+
+    With ``begins`` the reverse: the share of pairs in which it fires in the wrapper, of those where it does not plain.
+    """
     fires = scipy.sparse.csc_matrix(latents > 0)
-    table = {
-        wrapper: _silent_share(fires, of_one, chosen, np.ones((1, len(of_one.base))))[0]
-        for wrapper, of_one in pairs_of.items()
-    }
+    table = {}
+    for wrapper, of_one in pairs_of.items():
+        plain, wrapped = (fires[rows][:, chosen].toarray() for rows in (of_one.plain, of_one.wrapped))
+        before, after = (~plain, wrapped) if begins else (plain, ~wrapped)
+        with np.errstate(invalid="ignore"):
+            table[wrapper] = (before & after).sum(0) / before.sum(0)
     return pd.DataFrame(table, index=pd.Index(chosen, name="latent"))
 
 
@@ -170,7 +175,6 @@ def in_place(
     return pd.DataFrame(rows, columns=columns).astype({"in_place": "Int64"})
 
 
-
 class Silence(NamedTuple):
     """How often the latents of a k-sparse probe are silent on wrapped prompts of the class that they speak for.
 
@@ -178,12 +182,14 @@ class Silence(NamedTuple):
         latents: those that speak for harm.
         drawn: of :func:`shares`, of these.
         table: of :func:`by_latent`, of these, then of those that speak for harmless prompts (index: label, latent).
+        begins: the reverse on prompts of the other class, where firing speaks for the wrong one; same rows.
         instead: of :func:`in_place`, of the first.
     """
 
     latents: Int[np.ndarray, " latents"]
     drawn: Draws
     table: pd.DataFrame
+    begins: pd.DataFrame
     instead: pd.DataFrame
 
 
@@ -206,18 +212,18 @@ def of_probe(
     for_harm = speaking(latents, task, chosen, 1, pairs_of)
     if not len(for_harm):
         return None
-    of_harmless = pairs(prompts, label=0)
-    tables = {
-        1: by_latent(latents, pairs_of, for_harm),
-        0: by_latent(latents, of_harmless, speaking(latents, task, chosen, 0, of_harmless)),
-    }
+    of_class = {1: pairs_of, 0: pairs(prompts, label=0)}
+    speak_for = {1: for_harm, 0: speaking(latents, task, chosen, 0, of_class[0])}
+    silent = {label: by_latent(latents, of_class[label], speak_for[label]) for label in (1, 0)}
+    begins = {label: by_latent(latents, of_class[1 - label], speak_for[label], begins=True) for label in (1, 0)}
     plain = np.unique(np.concatenate([of_one.plain for of_one in pairs_of.values()]))
     beside = controls(latents, plain, for_harm, chosen, np.random.default_rng(seed))
     of_jailbreaks = {name: of_one for name, of_one in pairs_of.items() if name in jailbreaks}
     return Silence(
         for_harm,
         shares(latents, pairs_of, for_harm, beside, replicates, seed),
-        pd.concat(tables, names=["label"]),
+        pd.concat(silent, names=["label"]),
+        pd.concat(begins, names=["label"]),
         in_place(latents, of_jailbreaks, for_harm, decoder),
     )
 

@@ -82,6 +82,7 @@ def test_the_loss_is_given_to_the_planted_cause(prompts, cause):
         PLANTED[cause](world)
         parts = parts_of(prompts, world).table().set_index("part")["value"]
         assert parts[LOSS] > 0.1 and parts[cause] >= 0.9 * parts[LOSS], (seed, parts)
+        assert parts.drop([LOSS, cause]).abs().max() <= 0.25 * parts[LOSS], "the rest is noise of refitting"
 
 
 def test_parts_add_up_in_every_replicate_for_every_dictionary(prompts):

@@ -94,6 +94,10 @@ def test_the_mean_over_jailbreaks_beside_each_wrapper(prompts, latents):
     decoder = np.eye(60, dtype=np.float32)
     of_probe = silence.of_probe(latents, prompts, np.array([0, 2]), decoder, ["jailbreak"], 200, 0)
     assert of_probe.table.index.tolist() == [(1, 0), (0, 2)] and of_probe.table.loc[(0, 2)].tolist() == [0, 0]
+    assert of_probe.begins.loc[(1, 0)].tolist() == [0, 0], "on harmless prompts it never fires"
+    assert of_probe.begins.loc[(0, 2)].tolist() == [0, 0]
+    taken_over = silence.by_latent(latents, silence.pairs(prompts), np.array([1]), begins=True)
+    assert taken_over.loc[1].tolist() == [0.25, 0]
     assert of_probe.latents.tolist() == [0] and of_probe.instead["in_place"].tolist() == [1]
     beyond = silence.beyond_control(of_probe.drawn, ["jailbreak"], 0).estimates().set_index("wrapper")
     assert list(beyond.index) == ["jailbreak", "spelling", silence.JAILBREAKS]
