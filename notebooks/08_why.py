@@ -242,7 +242,7 @@ for name in main[:2]:
     chosen = probed.chosen[probed.first(name, *forms[name], show_k)]
     decoder = dictionaries[name].W_dec.detach().float().cpu().numpy()
     silent[name] = silence.of_probe(
-        in_form[name], prompts, chosen, decoder, jailbreaks, n_bootstrap, seed
+        in_form[name], prompts, chosen, decoder, jailbreaks, replicates=n_bootstrap, seed=seed
     )
 silent = {name: of_probe for name, of_probe in silent.items() if of_probe}
 if not silent:

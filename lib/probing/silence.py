@@ -199,6 +199,7 @@ def of_probe(
     chosen: Int[np.ndarray, " k"],
     decoder: Float[np.ndarray, "d_sae d_model"],
     jailbreaks: list[str],
+    *,
     replicates: int,
     seed: int,
 ) -> Silence | None:
@@ -212,7 +213,8 @@ def of_probe(
     for_harm = speaking(latents, task, chosen, 1, pairs_of)
     if not len(for_harm):
         return None
-    of_class = {1: pairs_of, 0: pairs(prompts, label=0)}
+    of_harmless = pairs(prompts, label=0)
+    of_class = {1: pairs_of, 0: {name: of_harmless[name] for name in pairs_of if name in of_harmless}}
     speak_for = {1: for_harm, 0: speaking(latents, task, chosen, 0, of_class[0])}
     silent = {label: by_latent(latents, of_class[label], speak_for[label]) for label in (1, 0)}
     begins = {label: by_latent(latents, of_class[1 - label], speak_for[label], begins=True) for label in (1, 0)}

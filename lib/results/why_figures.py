@@ -40,6 +40,7 @@ def shares(table: pd.DataFrame, label: str, ylabel: str) -> Figure:
     figure, (ax,) = _panels(1, width=2.4 + 0.75 * table.shape[1], height=1.6 + 0.27 * len(table))
     style = {"annot": True, "fmt": ".2f", "annot_kws": {"fontsize": 8}, "cmap": "viridis", "vmin": 0, "vmax": 1}
     sns.heatmap(table, ax=ax, cbar_kws={"label": label}, linewidths=0.5, **style)
+    ax.grid(False)
     ax.set(xlabel="", ylabel=ylabel)
     ax.set_xticks(np.arange(table.shape[1]) + 0.5, table.columns, rotation=35, ha="right")
     ax.set_yticks(np.arange(len(table)) + 0.5, table.index, rotation=0)

@@ -92,7 +92,7 @@ def test_a_wrapper_in_which_nothing_can_fall_silent_is_left_out(prompts, latents
 
 def test_the_mean_over_jailbreaks_beside_each_wrapper(prompts, latents):
     decoder = np.eye(60, dtype=np.float32)
-    of_probe = silence.of_probe(latents, prompts, np.array([0, 2]), decoder, ["jailbreak"], 200, 0)
+    of_probe = silence.of_probe(latents, prompts, np.array([0, 2]), decoder, ["jailbreak"], replicates=200, seed=0)
     assert of_probe.table.index.tolist() == [(1, 0), (0, 2)] and of_probe.table.loc[(0, 2)].tolist() == [0, 0]
     assert of_probe.begins.loc[(1, 0)].tolist() == [0, 0], "on harmless prompts it never fires"
     assert of_probe.begins.loc[(0, 2)].tolist() == [0, 0]
@@ -103,4 +103,4 @@ def test_the_mean_over_jailbreaks_beside_each_wrapper(prompts, latents):
     assert list(beyond.index) == ["jailbreak", "spelling", silence.JAILBREAKS]
     assert beyond.loc["jailbreak", "value"] == beyond.loc[silence.JAILBREAKS, "value"] == 0.25
     plain = prompts[prompts["transform"] == "plain"].reset_index(drop=True)
-    assert silence.of_probe(latents[: len(plain)], plain, np.array([0]), decoder, [], 10, 0) is None
+    assert silence.of_probe(latents[: len(plain)], plain, np.array([0]), decoder, [], replicates=10, seed=0) is None
