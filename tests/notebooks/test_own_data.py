@@ -30,7 +30,7 @@ def test_own_csv_end_to_end(small_run):
 @pytest.mark.slow
 def test_without_ood_the_values_are_null(profile, run_all):
     changes = {"profile": "own-data-test/cells/no-ood", "ood_csv": "", "attention_probe": False}
-    read_no_split = ("03_sae_training", "06_autointerp", "10_scorecard")
+    read_no_split = ("06_autointerp", "10_scorecard")
     run_all(profiles.read_profile(profile) | changes, left_out=read_no_split)
     record = json.loads((run_dir("own-data-test/cells/no-ood") / "results" / "05_probing.json").read_text())
     assert {m["split"] for m in record["metrics"]} == {"train", "val"}
