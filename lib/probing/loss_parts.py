@@ -68,7 +68,7 @@ class Readable(NamedTuple):
         return {"reconstruction": self.reconstruction, "error": self.resid - self.reconstruction}
 
 
-class Probed(NamedTuple):
+class Repaired(NamedTuple):
     """The key of a probe with some repairs made; ``variant`` is None for the dense one."""
 
     variant: str | None
@@ -234,7 +234,7 @@ def draws(
     calls = [joblib.delayed(_dense_scores)(dense, task, folds)]
     calls += [joblib.delayed(_sparse_scores)(of_one, dense, task, folds, c_grid) for of_one in readable.values()]
     by_variant = zip((None, *readable), processes.parallel(len(calls))(calls), strict=True)
-    scores = {Probed(variant, made): of_all for variant, by_made in by_variant for made, of_all in by_made.items()}
+    scores = {Repaired(variant, made): of_all for variant, by_made in by_variant for made, of_all in by_made.items()}
     return Draws.of(prompts, scores, weights)
 
 
@@ -256,7 +256,7 @@ def _sparse_scores(
     scores |= _refitted({WEIGHTS, LATENTS}, sparse, folds)
     live = of_one.latents[:, ksparse.live_columns(of_one.latents)]
     strength = tuned_linear(live, task, c_grid).c
-    with_error = np.hstack([scipy.sparse.csr_matrix(live).toarray(), of_one.resid - of_one.reconstruction])
+    with_error = np.hstack([scipy.sparse.csr_matrix(live).toarray(), of_one.views()["error"]])
     wide = {
         NUMBER: Contender(live, c=strength),
         DECODER: Contender(of_one.reconstruction, c=dense.c),

@@ -97,8 +97,8 @@ def shares(
     fires = scipy.sparse.csc_matrix(latents > 0)
     for wrapper, of_one in pairs_of.items():
         weights = np.vstack([np.ones((1, len(of_one.base))), bootstrap_weights(of_one.base, replicates, seed)])
-        own = _silent_share(fires, of_one, chosen, weights)
-        others = _silent_share(fires, of_one, beside.ravel(), weights).reshape(len(weights), *beside.shape)
+        own = _changing_share(fires, of_one, chosen, weights)
+        others = _changing_share(fires, of_one, beside.ravel(), weights).reshape(len(weights), *beside.shape)
         others = _mean(others, 2)
         both = np.isnan(own) | np.isnan(others)
         if both[0].all():
@@ -118,19 +118,23 @@ def by_latent(
     With ``begins`` the reverse: the share of pairs in which it fires in the wrapper, of those where it does not plain.
     """
     fires = scipy.sparse.csc_matrix(latents > 0)
-    table = {}
-    for wrapper, of_one in pairs_of.items():
-        plain, wrapped = (fires[rows][:, chosen].toarray() for rows in (of_one.plain, of_one.wrapped))
-        before, after = (~plain, wrapped) if begins else (plain, ~wrapped)
-        with np.errstate(invalid="ignore"):
-            table[wrapper] = (before & after).sum(0) / before.sum(0)
+    table = {
+        wrapper: _changing_share(fires, of_one, chosen, np.ones((1, len(of_one.base))), begins)[0]
+        for wrapper, of_one in pairs_of.items()
+    }
     return pd.DataFrame(table, index=pd.Index(chosen, name="latent"))
 
 
-def _silent_share(
-    fires: scipy.sparse.csc_matrix, of_one: Pairs, columns: np.ndarray, weights: Float[np.ndarray, "replicates pairs"]
+def _changing_share(
+    fires: scipy.sparse.csc_matrix,
+    of_one: Pairs,
+    columns: np.ndarray,
+    weights: Float[np.ndarray, "replicates pairs"],
+    begins: bool = False,
 ) -> Float[np.ndarray, "replicates columns"]:
-    plain, wrapped = (fires[rows][:, columns].toarray() for rows in (of_one.plain, of_one.wrapped))
+    """The share of pairs that fire plain in which the wrapped prompt does not; with ``begins``, of those that do not
+    fire plain in which it does."""
+    plain, wrapped = (fires[rows][:, columns].toarray() != begins for rows in (of_one.plain, of_one.wrapped))
     with np.errstate(invalid="ignore"):
         return (weights @ (plain & ~wrapped)) / (weights @ plain)
 
@@ -157,8 +161,8 @@ def in_place(
     silent, or go on.
     """
     fires = scipy.sparse.csr_matrix(latents > 0)
-    rows = [np.concatenate([[], *(of_one[side] for of_one in pairs_of.values())]).astype(int) for side in (0, 1)]
-    plain, wrapped = (fires[of_side] for of_side in rows)
+    sides = [np.concatenate([[], *(of_one[side] for of_one in pairs_of.values())]).astype(int) for side in (0, 1)]
+    plain, wrapped = (fires[rows_of_side] for rows_of_side in sides)
     begins = (wrapped > plain).astype(np.float64)
     unit = decoder / np.maximum(np.linalg.norm(decoder, axis=1, keepdims=True), 1e-12)
     rows = []

@@ -5,7 +5,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from lib.results.figures import CYCLE, _panels
+from lib.results.figures import CYCLE, _panels, _spread
 
 
 def stacked(table: pd.DataFrame, total: str, xlabel: str) -> Figure:
@@ -22,9 +22,8 @@ def stacked(table: pd.DataFrame, total: str, xlabel: str) -> Figure:
             ax.barh(range(len(variants)), of_side, left=ends[side], color=colour, height=0.6, label=label)
             ends[side] = ends[side] + of_side
     sums = table[table["part"] == total].set_index("variant").reindex(variants)
-    spread = [sums["value"] - sums["low"], sums["high"] - sums["value"]]
     style = {"fmt": "o", "color": "black", "capsize": 3, "ms": 5, "label": "all parts together"}
-    ax.errorbar(sums["value"], range(len(variants)), xerr=spread, **style)
+    ax.errorbar(sums["value"], range(len(variants)), xerr=_spread(sums), **style)
     ax.axvline(0, color="0.3", linewidth=1)
     ax.set_yticks(range(len(variants)), variants)
     ax.use_sticky_edges = False
