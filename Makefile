@@ -47,8 +47,7 @@ sweep: env $(VENV)/sweep ## A grid of notebook runs (SWEEP=name or file; DRY=1: 
 	@$(PYTHON) -m lib.runs.sweeps $(SWEEP) $(if $(DRY),--dry-run) $(if $(STORE),--store $(STORE)) $(if $(LIMIT),--limit $(LIMIT)) $(if $(RETRIES),--retries $(RETRIES))
 
 test: env $(if $(SLOW),$(VENV)/sweep) ## Run the fast tests (SLOW=1: all of them)
-	$(PYTHON) -m pytest -n auto --dist loadgroup --no-loadscope-reorder -m "not slow" tests
-	$(if $(SLOW),$(PYTHON) -m pytest -m slow tests)
+	$(PYTHON) -m pytest -n auto --dist loadgroup --no-loadscope-reorder $(if $(SLOW),,-m "not slow") tests
 
 lint: env ## Check names, imports and line lengths of the code (ruff)
 	$(PYTHON) -m ruff check lib tests bench notebooks .ci

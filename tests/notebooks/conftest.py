@@ -36,6 +36,9 @@ show_k: 5
 grid_bootstrap: 50
 train_sizes: [40, 0]
 noise_shares: [0.2]
+positive_shares: [0.1]
+control_draws: 2
+dictionary_draws: 1
 stress_draws: 2
 plant_shares: [0.5]
 plant_seeds: [0, 1]

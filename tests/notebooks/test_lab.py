@@ -57,7 +57,7 @@ def lab(tmp_path):
         server = subprocess.Popen(command, env=os.environ | own, stdout=log, stderr=log)
     address = f"http://127.0.0.1:{port}"
     try:
-        _until(lambda: _answers(f"{address}/api?token=test"), 60)
+        _until(lambda: _answers(f"{address}/api?token=test"), 600)
         yield address, tmp_path / "notebooks"
     finally:
         server.terminate()
@@ -89,7 +89,7 @@ def parameters(values, note):
 def test_both_forms_open_run_and_stay_in_step(browser, lab, beside):
     address, folder = lab
     browser.get(f"{address}/lab?token=test")
-    _until(lambda: browser.execute_script("return !!window.jupyterapp"), 60)
+    _until(lambda: browser.execute_script("return !!window.jupyterapp"), 600)
     values = beside("own-data-test/cells/lab")
     n_code = sum(cell.cell_type == "code" for cell in jupytext.read(NOTEBOOK).cells)
     for suffix, factory in ((".ipynb", "Notebook"), (".py", "Jupytext Notebook")):

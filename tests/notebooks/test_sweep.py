@@ -133,12 +133,12 @@ def test_cells_that_fail_or_take_too_long_are_reported_and_do_not_stop_the_other
     # The one that is late begins early: the other worker runs all others meanwhile.
     code = "if layer == 1 and share == 0.1: time.sleep(1000)\nif layer == 1: raise ValueError('that is out')"
     before_each_cell(swept, code)
-    code, out, err = sweep(swept, "--limit", "30")
+    code, out, err = sweep(swept, "--limit", "90")
     assert code == 1 and "2 of 6 cells finished" in out, err
     failed = {line.split(" ")[1]: line for line in err.splitlines() if line.startswith("failed: ")}
     upstream = next(name for name in failed if name.startswith("01_first-"))
     assert sorted(line.split("}: ")[1].split(" data/")[0].rstrip() for line in failed.values()) == [
-        "TimeoutError: the limit of 30 s was reached",
+        "TimeoutError: the limit of 90 s was reached",
         "cell 4: ValueError: that is out",
         "cell 4: ZeroDivisionError: division by zero",
         f"not run, as {upstream} failed",
