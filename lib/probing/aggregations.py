@@ -85,7 +85,8 @@ def attention(projected: Projected, mask: Mask, heads: int) -> Pooled:
 def multimax(projected: Projected, mask: Mask, heads: int) -> Pooled:
     """MultiMax, Σₕ maxₜ vₕ·zₜ: several value heads, each of which reads one token (Kramár et al., arXiv 2601.11516).
 
-    No weight is spread over the tokens, so a long harmless context does not drown a harmful passage.
+    No weight is spread over the tokens, so a long harmless context does not drown a harmful passage. It is trained as
+    it is used, with the hard maximum.
     """
     return _filled(projected, mask).amax(1).sum(-1)
 
@@ -108,8 +109,8 @@ def ema_max(projected: Projected, mask: Mask, alpha: float | int) -> Pooled:
     """The highest exponential moving average, maxₜ eₜ with e₁ = s₁ and eₜ = α sₜ + (1 − α) eₜ₋₁ (Kramár et al., arXiv
     2601.11516).
 
-    It begins with the first score and not with zero, so that adding a constant to all scores adds it to the result.
-    Here it is trained as it is used; that paper trains the mean, and uses the average on what it has trained.
+    It begins with the first score and not with zero, so that adding a constant to all scores adds it to the result,
+    and it is trained as it is used.
     """
     position = torch.arange(mask.shape[1], device=mask.device)
     decay = (1 - alpha) ** (position[:, None] - position).clamp(min=0).to(projected.dtype)
