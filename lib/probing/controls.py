@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 from sae_lens import SAE
+from sklearn.cluster import MiniBatchKMeans
 from sklearn.decomposition import PCA
 
 from lib.base import processes
@@ -20,13 +21,16 @@ from lib.probing import ksparse, on_saes
 from lib.probing.on_saes import BEST, Grid, best_forms, every_k_sparse, probe_saes
 from lib.probing.stress import Contender, fit_scores
 from lib.probing.tasks import Probe, Task
-from lib.sae import folders
+from lib.sae import folders, latents
 from lib.sae.recipes import Recipe, scaling
 from lib.sae.trainers import tied
 from lib.stats.metrics import Scores, auroc, bootstrap_weights
 
 CONTROL = "control"
 SHUFFLED = "shuffled labels"
+SAMPLE_TOKENS = 8192  # of training prompts, from which thresholds are set
+CENTRE_TOKENS = 32_768  # of training prompts, of which k-means centres are made: eight for each of 4,096
+CENTRE_ITERATIONS = 5  # passes over them
 
 
 class Inputs(NamedTuple):
@@ -158,7 +162,7 @@ def of_shuffled_labels(contender: Contender, task: Task, draws: int) -> dict[Pro
 
 
 def training_sample(
-    tokens: PromptTokens, task: Task, generator: torch.Generator, n: int = 8192
+    tokens: PromptTokens, task: Task, generator: torch.Generator, n: int = SAMPLE_TOKENS
 ) -> Float[torch.Tensor, "tokens d_model"]:
     """Activations of random tokens of training prompts."""
     lengths = tokens.starts.diff()
@@ -169,30 +173,78 @@ def training_sample(
 @torch.no_grad()
 def untrained(inputs: Inputs, draw: int) -> SAE:
     """A JumpReLU SAE of random decoder rows whose thresholds give the L0 of ``inputs.like`` on training prompts."""
-    return _tied(inputs, draw, lambda sample, generator: torch.randn(sample.shape, generator=generator))
+    return _tied(inputs, draw, lambda _, drawn, generator: torch.randn(drawn.shape, generator=generator))
 
 
 @torch.no_grad()
 def of_training_tokens(inputs: Inputs, draw: int) -> SAE:
     """:func:`untrained` with random training tokens, centred, for decoder rows."""
-    return _tied(inputs, draw, lambda sample, generator: sample)
+    return _tied(inputs, draw, lambda _, drawn, generator: drawn)
 
 
-def _tied(inputs: Inputs, draw: int, rows_of: Callable[[torch.Tensor, torch.Generator], torch.Tensor]) -> SAE:
+@torch.no_grad()
+def of_kmeans_centres(inputs: Inputs, draw: int) -> SAE:
+    """:func:`untrained` with the :func:`kmeans_centres` of ``CENTRE_TOKENS`` training tokens for decoder rows."""
+    return _tied(inputs, draw, kmeans_centres, CENTRE_TOKENS)
+
+
+def kmeans_centres(
+    x: Float[torch.Tensor, "tokens d_model"],
+    drawn: Float[torch.Tensor, "d_sae d_model"],
+    generator: torch.Generator,
+) -> Float[torch.Tensor, "d_sae d_model"]:
+    """Centres c of mini-batch k-means, argmin Σᵢ minⱼ ‖xᵢ − cⱼ‖² (Sculley 2010, doi 10.1145/1772690.1772862), as many
+    as ``drawn`` has rows, in units of ``x``.
+
+    They begin at different tokens, drawn at random, and move for ``CENTRE_ITERATIONS`` passes, without a stop before.
+    No centre is moved to another token on the way (``reassignment_ratio``), so that tokens alone decide them. Where the
+    tokens that differ are no more than the centres, each is a centre of its own, and ``drawn`` fills the rest.
+    """
+    first_of, _ = latents.distinct_rows(x)
+    distinct = x[torch.from_numpy(first_of)]
+    if len(distinct) <= len(drawn):
+        return torch.cat([distinct, drawn[: len(drawn) - len(distinct)]])
+    order = torch.randperm(len(distinct), generator=generator)
+    model = MiniBatchKMeans(
+        len(drawn),
+        init=distinct[order[: len(drawn)]].numpy(),
+        n_init=1,
+        max_iter=CENTRE_ITERATIONS,
+        max_no_improvement=None,
+        compute_labels=False,
+        random_state=int(torch.randint(2**31, (1,), generator=generator)),
+        reassignment_ratio=0.0,
+    )
+    return torch.from_numpy(model.fit(x.numpy()).cluster_centers_).to(x)
+
+
+def _tied(
+    inputs: Inputs,
+    draw: int,
+    rows_of: Callable[[torch.Tensor, torch.Tensor, torch.Generator], torch.Tensor],
+    n_tokens: int = SAMPLE_TOKENS,
+) -> SAE:
+    """The SAE of the decoder rows that ``rows_of`` makes of ``n_tokens`` scaled tokens, and of d_sae drawn from them.
+
+    The first ``SAMPLE_TOKENS`` set scale and thresholds; of one draw they are the same, whatever ``n_tokens`` is.
+    """
     generator = torch.Generator().manual_seed(draw)
     like, d_sae = inputs.like, inputs.like.cfg.d_sae
-    sample = training_sample(inputs.tokens, inputs.task, generator)
-    l0 = (like.encode(sample) > 0).float().sum(1).mean().item()
+    tokens = training_sample(inputs.tokens, inputs.task, generator, n_tokens)
+    sample = tokens[:SAMPLE_TOKENS]
+    l0 = (like.encode(sample.to(like.W_dec.device)) > 0).float().sum(1).mean().item()
     mean, scale = scaling(sample)
-    scaled = (sample - mean) / scale
+    scaled = (tokens - mean) / scale
     drawn = scaled[torch.randperm(d_sae, generator=generator) % len(scaled)]
-    p = tied(Recipe(d_sae=d_sae, target_l0=l0, seed=draw), scaled, rows_of(drawn, generator))
+    rows = rows_of(scaled, drawn, generator)
+    p = tied(Recipe(d_sae=d_sae, target_l0=l0, seed=draw), scaled[:SAMPLE_TOKENS], rows)
     return folders.from_parameters(p, mean, scale, {})
 
 
 DICTIONARIES: dict[str, Callable[[Inputs, int], SAE]] = {
     "untrained SAE": untrained,
     "training tokens": of_training_tokens,
+    "k-means centres": of_kmeans_centres,
 }
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from sae_lens import SAE
 
 from lib.base.registry import lookup
@@ -217,8 +217,16 @@ def descendants(
     latent that was split has several near rows.
     """
     latents = np.flatnonzero(frequency > folders.HIGH_FREQUENCY)
-    rows_before, rows_after = (torch.nn.functional.normalize(sae.W_dec.float(), dim=1) for sae in (before, after))
-    similarity = rows_before[latents] @ rows_after.T
-    best = similarity.amax(1).numpy() if len(latents) else np.zeros(0)
-    near = (similarity > cosine).sum(1).numpy()
+    best, near = near_rows(before.W_dec[latents], after.W_dec, cosine)
     return pd.DataFrame({"latent": latents, "frequency": frequency[latents], "best": best, "near": near})
+
+
+@torch.no_grad()
+def near_rows(
+    rows: Float[torch.Tensor, "rows d_model"], decoder: Float[torch.Tensor, "d_sae d_model"], cosine: float
+) -> tuple[Float[np.ndarray, " rows"], Int[np.ndarray, " rows"]]:
+    """Each row's largest cosine to the rows of a decoder, and how many of these have one above ``cosine``."""
+    rows, decoder = (torch.nn.functional.normalize(part.float(), dim=1) for part in (rows, decoder))
+    similarity = rows @ decoder.T
+    best = similarity.amax(1) if len(rows) else similarity.new_zeros(0)
+    return best.cpu().numpy(), (similarity > cosine).sum(1).cpu().numpy()

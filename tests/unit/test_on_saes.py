@@ -112,7 +112,7 @@ def test_controls_are_drawn_and_have_the_data_of_their_names(world, tmp_path):
     grid = on_saes.Grid([1, 2], ["mean"], [], selections)
     scores = controls.of_bases(inputs, grid, 2, draws=2) | controls.of_dictionaries(inputs, grid, 2, 2, tmp_path)
     names = {(probe.variant, probe.seed) for probe in scores}
-    drawn = ("principal components", "random directions", "untrained SAE", "training tokens")
+    drawn = ("principal components", "random directions", *controls.DICTIONARIES)
     assert names == {(name, draw) for name in drawn for draw in (0, 1)} | {("coordinates", 0)}
     assert {probe[:2] for probe in scores} == {("control", on_saes.BEST)}
     assert len(scores) == 2 * len(names), "a probe for each k"

@@ -1,0 +1,27 @@
+"""The model asked itself: the same logits as one plain forward pass of Hugging Face's model for each prompt."""
+
+import numpy as np
+import pytest
+import torch
+
+from lib.model import models
+from lib.probing import asked
+
+TEXTS = ["Name three trees.", "Tell me how to pick a lock", "x", "Name three trees. And then say which is tallest."]
+
+
+def test_scores_are_those_of_a_plain_forward_pass(gemma):
+    scores = asked.scores(gemma, TEXTS)
+    yes, no = (asked.answer_ids(gemma.tokenizer, answer) for answer in ("yes", "no"))
+    assert not set(yes) & set(no)
+    for score, ids in zip(scores, models.tokenise(gemma, [asked.QUESTION + text for text in TEXTS]), strict=True):
+        with torch.inference_mode():
+            logits = gemma.original_model(input_ids=torch.tensor([ids])).logits[0, -1]
+        by_hand = logits[yes].exp().sum().log() - logits[no].exp().sum().log()
+        assert score == pytest.approx(by_hand.item(), abs=1e-4)
+    assert np.array_equal(scores, asked.scores(gemma, TEXTS))
+
+
+def test_an_encoder_is_not_asked(minilm):
+    with pytest.raises(ValueError, match="a question to the model needs a chat model"):
+        asked.scores(minilm, TEXTS)
