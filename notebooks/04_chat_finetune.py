@@ -36,7 +36,17 @@ from IPython.display import Markdown
 from lib.base.files import write_table
 from lib.model import models, rollouts
 from lib.results import figures, records, tables
-from lib.sae import finetuning, folders, harvest, learning_rates, splice, token_blocks, training
+from lib.sae import (
+    finetuning,
+    folders,
+    harvest,
+    learning_rates,
+    shares,
+    splice,
+    token_blocks,
+    training,
+    widths,
+)
 from lib.sae.recipes import Recipe
 from lib.texts import corpora, datasets
 
@@ -82,6 +92,8 @@ finetune_lr = 2e-3  # chosen in the same way, once, on chat; 0: again
 scratch_lr = 4e-3  # chosen in the same way, once; 0: again
 resample_shares = [0.25]  # share of latents made anew before finetuning; empty: none
 prompt_repeats = []  # copies of the training prompts in the mix, such as [1, 4]; empty: none
+token_shares = [0.1, 0.01]  # of the tokens from scratch, for notebook 08; empty: none
+sae_widths = [1024]  # latents of other SAEs from scratch, for notebook 08; empty: none
 n_bootstrap = 2000  # replicates over sequences, for the language-model loss
 split_seed = 1  # division of the passages into training and held-out ones
 
@@ -203,6 +215,27 @@ measured = finetuning.measure(saes, held_out, device)
 summary = finetuning.over_seeds(measured)
 
 # %% [markdown]
+# Notebook 08 asks what tokens and latents are worth. For it the SAE from scratch is trained again,
+# on a share of the tokens (as many steps, of smaller batches) and with other numbers of latents (at
+# the same L0; the learning rate falls with the root of the width).
+
+# %%
+from_scratch = finetuned[finetuned["variant"] == "from scratch"]
+settled = dataclasses.replace(
+    recipe, tokens=scratch_tokens, lr=from_scratch["lr"].iloc[0], seed=first_seed
+)
+columns = ["variant", "differs_in", "seed", "folder"]
+others = [pd.DataFrame(columns=columns)]
+if token_shares:
+    of_shares = shares.train_shares(settled, token_shares, chat, place, [first_seed], **options)
+    others.append(of_shares.assign(differs_in="tokens"))
+if sae_widths:
+    of_widths = widths.train_widths(settled, sae_widths, chat, place, [first_seed], **options)
+    others.append(of_widths.assign(differs_in="width"))
+others = pd.concat(others, ignore_index=True)
+others.drop(columns="folder")
+
+# %% [markdown]
 # ## Reconstruction before and after
 # **What to look for:** finetuning lowers FVU on chat and raises it on the other text; the placebo
 # does the reverse. **What would speak against finetuning having worked:** chat FVU at the level of
@@ -228,8 +261,8 @@ for metric, label in labels.items():
 # or that the placebo lowers as much.
 
 # %%
-columns = ["metric", "variant", "text", "value", "low", "high", "n"]
-losses, bridge = pd.DataFrame(columns=columns), reader.bridge()
+losses = pd.DataFrame(columns=["metric", "variant", "text", "value", "low", "high", "n"])
+bridge = reader.bridge()
 if lm_loss_tokens and models.is_causal(bridge):
     windows = {}
     for name, parts in {"chat": chat_texts, pretraining_corpus: pretraining_texts}.items():
@@ -292,9 +325,11 @@ Markdown(
 
 # %%
 list_path = write_table(run.results / "chat_saes.parquet", saes)
+others_path = write_table(run.results / "other_saes.parquet", others[columns])
 headline = pd.concat([summary, losses], ignore_index=True) if len(losses) else summary
 values = pd.concat([measured, headline], ignore_index=True)
 inputs = [prompts_path, *(source for source in sources.values() if isinstance(source, Path))]
-record = records.write(run, values, headline,
-                       inputs=inputs, outputs={"saes": list_path}, folders=saes["folder"])
+folders_made = [*saes["folder"], *others["folder"]]
+record = records.write(run, values, headline, inputs=inputs, folders=folders_made,
+                       outputs={"saes": list_path, "others": others_path})
 print(record.name)

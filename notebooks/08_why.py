@@ -12,16 +12,17 @@
 # ---
 
 # %% [markdown]
-# # 08 · Why: controls, the loss in parts, silent latents, directions, scarcity, wrong labels
+# # 08 · Why sparse probes lose, and what would help
 #
-# Claim C14, and C2 and C3 looked at from behind.
+# Claims C14 and C15, and C2 and C3 looked at from behind.
 #
 # **What this is.** The paper asks whether it is surprising that sparse probes lose, and lists
 # reasons: the concept is no simple function of few latents, the SAE has not learned the concepts
 # cleanly, directions are missing from the dictionary, spurious directions are represented as well
 # as true ones. This notebook sets the probes of notebook 05 beside bases that no training made,
 # takes their loss out of distribution apart, follows latents into wrappers, looks for the dense
-# probe's direction in the dictionary, and takes training prompts or right labels away.
+# probe's direction in the dictionary, and takes training prompts or right labels away. Then it asks
+# what would help: other probes, a cascade, cheaper dictionaries, more latents.
 
 # %%
 import json
@@ -34,11 +35,22 @@ from IPython.display import HTML, Markdown, display
 from lib.base.files import ROOT
 from lib.interp import cards
 from lib.model import activations, models
-from lib.probing import controls, loss_parts, on_saes, silence, stress
+from lib.probing import (
+    asked,
+    cascade,
+    controls,
+    costs,
+    loss_parts,
+    monitors,
+    on_saes,
+    silence,
+    stress,
+    token_probes,
+)
 from lib.probing import dense as dense_probes
-from lib.probing.tasks import Task, load_scores
-from lib.results import figures, probe_tables, records, tables, why_figures
-from lib.sae import comparison, folders, latents
+from lib.probing.tasks import Probe, Task, load_scores
+from lib.results import cost_figures, figures, probe_tables, records, tables, why_figures
+from lib.sae import comparison, folders, latents, widths
 from lib.stats import metrics
 from lib.stats.draws import Draws
 from lib.texts import datasets
@@ -57,6 +69,9 @@ train_sizes = [60, 200, 600, 2000, 0]  # training prompts; 0: all; empty: not me
 noise_shares = [0.0, 0.1, 0.2, 0.4]  # of training labels flipped; empty: not measured
 positive_shares = [0.5, 0.1, 0.01]  # of training prompts that are positive; empty: not measured
 stress_draws = 5  # draws of training prompts, or of flipped labels
+aggregations = ["mean", "max", "last", "softmax", "attention", "MultiMax", "EMA, max"]  # of tokens
+n_asked = 80  # prompts of each class, each of another base prompt, that the model is asked about
+passed_on = [0.0, 0.1, 0.2, 0.5, 1.0]  # shares of prompts that a cascade passes on to the model
 seed = 0
 
 # %% [markdown]
@@ -68,6 +83,7 @@ prompts_path = records.output(run, "01_datasets", "prompts")
 store = records.output(run, "02_activations", "pooled")
 architectures_path = records.output(run, "03_sae_training", "saes")
 saes_path = records.output(run, "04_chat_finetune", "saes")
+others_path = records.output(run, "04_chat_finetune", "others")
 probes_path = records.output(run, "05_probing", "probes")
 choices_path = records.output(run, "05_probing", "choices")
 latents_path = records.output(run, "05_probing", "latents")
@@ -114,8 +130,8 @@ of_controls |= controls.of_dictionaries(
 
 # %% [markdown]
 # The dictionaries that are looked into: the SAEs of notebook 04, those of notebook 03 (one of each
-# architecture, of the L0 nearest to the pretraining SAE's on these prompts), and a draw of either
-# control dictionary.
+# architecture, of the L0 nearest to the pretraining SAE's on these prompts), and a draw of each
+# control dictionary. Beside them the SAEs of fewer tokens or other widths are probed.
 
 # %%
 sample = controls.training_sample(tokens, task, torch.Generator().manual_seed(seed))
@@ -128,13 +144,15 @@ if records.read(run, "03_sae_training")["parameters"]["layer"] == layer:
     looked_into.append(near.drop_duplicates("variant"))
 looked_into.append(controls.first_draws(run.folder / "controls"))
 looked_into = pd.concat(looked_into, ignore_index=True)[["variant", "seed", "folder"]]
+others = pd.read_parquet(others_path)
 dictionaries = {row.variant: folders.load(row.folder, device) for row in looked_into.itertuples()}
 sae_inputs = on_saes.Inputs(tokens, {linear_pooling: here[linear_pooling]}, task, device=device)
 at_show_k = probe_grid._replace(ks=[show_k], linear_on=[])
-probed = on_saes.probe_saes(looked_into, sae_inputs, at_show_k)
+probed = on_saes.probe_saes(pd.concat([looked_into, others]), sae_inputs, at_show_k)
 forms = on_saes.best_forms(probed.scores, task, show_k, choices["selections"])
+in_best = on_saes.in_best_form(probed.scores, forms)
 forms = {variant: form for (variant, _), form in forms.items()}
-in_form = {name: probed.latents[name][form.pooling] for name, form in forms.items()}
+in_form = {name: probed.latents[name][forms[name].pooling] for name in dictionaries}
 
 # %%
 sparse = {
@@ -202,7 +220,7 @@ readable = {
         latents.reconstruction(dictionaries[name], probed.latents[name][linear_pooling]),
         here[linear_pooling],
     )
-    for name, form in forms.items()
+    for name, form in forms.items() if name in dictionaries
 }  # fmt: skip
 part_rows = pd.DataFrame(columns=["variant", "part", "split", "value", "low", "high"])
 impossible = loss_parts.impossible(prompts, gap_split)
@@ -393,6 +411,192 @@ for what, (file, parameter, is_log) in names.items():
         display(Markdown(f"Not measured: `{parameter}` is empty."))
 
 # %% [markdown]
+# ## Probes that people use as monitors
+# All read one layer but one. A token probe has a score for every token, $s_t = w \cdot z_t + b$,
+# and an aggregation through which it is trained (McKenzie et al., arXiv 2506.10805; Kramár et al.,
+# arXiv 2601.11516); learning rate, weight decay, epochs and what the aggregation has to choose
+# (temperature, heads, rate) are chosen on held-out *training* prompts. Beside them stand the dense
+# probe on several layers, the dense probe with the k chosen latents added, the k-sparse probe, and
+# words. **What to look for:** one that is ahead of the dense probe pooled *and* within wrappers, at
+# the threshold that validation gave. **What would refute that latents add nothing:** dense and
+# latents ahead of dense.
+
+# %%
+c_grid = tuple(records.read(run, "05_probing")["parameters"]["c_grid"])
+chosen = probed.chosen[probed.first(main[0], *forms[main[0]], show_k)]
+tokens_per_prompt = len(tokens.activations) / len(prompts)
+read = monitors.Read(
+    activations.load_pooled(store), layer, linear_pooling, in_form[main[0]][:, chosen], task,
+    tokens_per_prompt,
+)  # fmt: skip
+of_tokens = {}
+if aggregations:
+    of_tokens = token_probes.fit_all(
+        token_probes.Inputs(tokens, task), aggregations, token_probes.Grid(), seed
+    )
+    display(token_probes.choices(of_tokens).round(3))
+else:
+    display(Markdown("Not measured: `aggregations` is empty."))
+
+# %%
+every_monitor = monitors.linear(read, c_grid) | monitors.on_tokens(of_tokens, read)
+sparse_scores = probed.scores[probed.first(main[0], *forms[main[0]], show_k)]
+of_words = dense_probes.Inputs(here[linear_pooling], texts, task)
+words = dense_probes.PROBES["TF-IDF"].scores(of_words)
+every_monitor[f"k = {show_k}"] = monitors.of_latents(sparse_scores, read)
+every_monitor["TF-IDF"] = monitors.Monitor(words, 0.0, None)
+monitor_scores = {name: monitor.scores for name, monitor in every_monitor.items()}
+by_name = {Probe(name): of_all for name, of_all in monitor_scores.items()}
+kinds, here_weights = datasets.kind(prompts), {gap_split: weights[gap_split]}
+monitor_rows = pd.concat([
+    probe_tables.by_split(prompts, monitor_scores, here_weights),
+    probe_tables.within_wrappers(prompts, kinds, gap_split, by_name, weights, seed),
+    probe_tables.at_validation_threshold(prompts, monitor_scores, weights),
+], ignore_index=True)  # fmt: skip
+monitor_rows = monitor_rows[monitor_rows["split"] == gap_split]
+tables.in_columns(monitor_rows, "probe", "metric")
+
+# %%
+shown = {"auroc": "AUROC, pooled", "auroc_within_wrapper": "AUROC, mean within wrapper"}
+areas_shown = monitor_rows[monitor_rows["metric"].isin(list(shown))].replace({"metric": shown})
+dense_rows = areas_shown[areas_shown["probe"] == monitors.DENSE]
+figure = figures.points(areas_shown, "probe", "metric", reference=dense_rows)
+caption = (
+    f"Profile {profile}, layer {layer}, split {gap_split}; 95 % bootstrap over base prompts (and "
+    "wrappers). Dotted: dense probe."
+)
+figures.save(figure, run.figures, "08_monitors", caption)
+
+# %% [markdown]
+# What each is behind the dense probe on the same replicates (below zero: ahead), and what it takes:
+# FLOPs of a prompt, those of the model up to the probe's layer and those of the probe. (The
+# model's own are none where it runs anyway.) Milliseconds are of this run, and in no record.
+
+# %%
+behind_rows = probe_tables.behind(prompts, kinds, gap_split, by_name, weights, seed)
+flops = monitors.cost_table(every_monitor, bridge, tokens_per_prompt)
+some = np.flatnonzero(prompts["split"] == gap_split)[:100]
+taken = {
+    f"tokens, {name}": monitors.milliseconds(probe, tokens, some)
+    for name, probe in of_tokens.items()
+}
+cost_columns = flops.rename(columns="FLOPs, {}".format).map("{:.1e}".format)
+tables.in_columns(behind_rows, "probe", "metric").join(cost_columns).assign(
+    **{"ms, probe": pd.Series(taken, dtype=float).round(3)}
+)
+
+# %% [markdown]
+# ## The model asked itself, and a cascade
+# The logit of yes against no to the question whether a request is harmful, asked about some prompts
+# of the split, no two of one base prompt. In a **cascade** the dense probe reads every prompt, and
+# passes those on to the model of which it is least sure. **What to look for:** a share passed on at
+# which the cascade is ahead of both its ends. **What would refute that a cascade helps:** a curve
+# that falls from its left end.
+
+# %%
+why_not = asked.impossible(bridge) if n_asked else "`n_asked` is 0"
+cascade_rows = cascade.unmeasured(passed_on, why_not, split=gap_split)
+if not why_not:
+    is_asked = asked.drawn(prompts, gap_split, n_asked, seed)
+    answers = asked.scores(bridge, prompts.loc[is_asked, "text"].tolist())
+    of_dense = monitor_scores[monitors.DENSE]
+    quiet = (prompts["split"] == "val").to_numpy() & (task.y == 0)
+    threshold = metrics.threshold_at_fpr(of_dense[quiet], np.ones((1, int(quiet.sum()))))
+    of_both = cascade.Cascade(of_dense[is_asked], answers, float(threshold.item()))
+    bases = prompts.loc[is_asked, "base_id"].to_numpy()
+    cascade_rows = cascade.by_share(
+        task.y[is_asked], of_both, passed_on, bases,
+        metrics.bootstrap_weights(bases, n_bootstrap, seed), split=gap_split,
+    )  # fmt: skip
+
+# %%
+if not why_not:
+    names = {"auroc": "AUROC", "recall_at_1pct_fpr": "recall at 1 % false positives"}
+    curve = cascade_rows[cascade_rows["metric"].isin(list(names))].replace({"metric": names})
+    figure = figures.curves(
+        curve, "share_passed_on", "metric", "split", "share of prompts passed on to the model", "",
+        share_y=False,
+    )  # fmt: skip
+    caption = (
+        f"Profile {profile}, layer {layer}, {is_asked.sum()} prompts; 95 % bootstrap over base "
+        "prompts. At 0 the dense probe alone, at 1 the model alone."
+    )
+    display(figures.save(figure, run.figures, "08_cascade", caption))
+    display(tables.in_columns(cascade_rows, "share_passed_on", "metric"))
+else:
+    display(Markdown(f"Not measured: {why_not}."))
+
+# %% [markdown]
+# ## Cheaper dictionaries
+# What is a dictionary worth, at which cost? Random directions and training tokens cost nothing,
+# principal components and k-means centres little, an SAE as much as its training tokens times its
+# latents. FLOPs are nominal, $12\,d_{\mathrm{model}}\,d_{\mathrm{SAE}}$ for each training token;
+# the language model's own pass over these tokens is left out. **What to look for:** a gap to the
+# dense probe that falls with the cost. **What would refute that training pays:** a cheap dictionary
+# at an SAE's level.
+
+# %%
+of_others = {probe: of_all for probe, of_all in in_best.items() if probe.variant not in apart}
+at_cost = Draws.of(prompts, of_show_k | of_others, here_weights)
+of_dense = Draws.of(prompts, {Probe("dense"): monitor_scores["dense"]}, here_weights)
+gaps = at_cost.over_seeds(seed, apart=tuple(apart)).behind(of_dense, ["split"]).estimates()
+cost_tables = [costs.of_saes(pd.concat([every_sae, looked_into, others]), show_k)]
+cost_tables.append(costs.of_controls(basis_inputs, show_k))
+cost_table = pd.concat(cost_tables, ignore_index=True).drop_duplicates("variant", keep="last")
+gaps = gaps[gaps["variant"].isin(cost_table["variant"]) & (gaps["k"] == show_k)]
+gaps = costs.beside_gaps(gaps.drop_duplicates("variant"), cost_table)
+figure = cost_figures.gaps_against_cost(gaps)
+caption = (
+    f"Profile {profile}, layer {layer}, k = {show_k}, split {gap_split}; 95 % over base prompts, "
+    f"SAEs and draws. Dense: {linear_pooling} pooling. Forms chosen on validation."
+)
+figures.save(figure, run.figures, "08_cost", caption)
+
+# %% [markdown]
+# The SAE from scratch beside those of a share of its tokens (one family), and the widest SAE from
+# scratch beside the narrowest. They are one SAE each; how much such SAEs differ by chance is taken
+# from the seeds of all SAEs.
+
+# %%
+by_width = others.loc[others["differs_in"] == "width", "variant"].tolist()
+cheaper = others.loc[others["differs_in"] == "tokens", "variant"].tolist()
+scratch = "from scratch"
+from_scratch = every_sae[every_sae["variant"] == scratch].drop_duplicates("variant")
+of_width = pd.concat([from_scratch, others[others["variant"].isin(by_width)]])
+d_sae = [folders.load(place).cfg.d_sae for place in of_width["folder"]]
+in_order = of_width["variant"].iloc[np.argsort(d_sae, kind="stable")].tolist()
+compared = [pd.DataFrame(columns=["against", "metric", "value", "low", "high"])]
+if cheaper:
+    compared.append(
+        probe_tables.ahead_of_others(at_cost, scratch, cheaper, "auroc_ahead_of_cheaper", seed)
+    )
+if by_width:
+    narrowest, *_, widest = in_order
+    compared.append(
+        probe_tables.ahead_of_others(at_cost, widest, [narrowest], "auroc_ahead_of_narrower", seed)
+    )
+compared = pd.concat(compared, ignore_index=True)
+tables.in_columns(compared, "against", "metric")
+
+# %% [markdown]
+# **Feature splitting.** For each latent of the narrowest SAE that its probe reads: how many latents
+# of the widest one have a like decoder row (cosine above 0.7), and the cosine of the nearest. Other
+# latents of the narrow SAE, and directions drawn at random, stand beside. **What to look for:**
+# several near ones, so that k latents hold less of a concept in a wider SAE.
+
+# %%
+split_rows = pd.DataFrame(columns=["of", "metric", "value", "low", "high"])
+if by_width:
+    place_of = dict(zip(of_width["variant"], of_width["folder"]))
+    narrow, wide = (folders.load(place_of[name], device) for name in (narrowest, widest))
+    chosen = probed.chosen[probed.first(narrowest, *forms[narrowest], show_k)]
+    near_rows = widths.splitting(narrow, wide, chosen, np.random.default_rng(seed))
+    split_rows = widths.over_latents(near_rows)
+    display(tables.in_columns(split_rows, "of", "metric"))
+else:
+    display(Markdown("Not measured: notebook 04 trained no other widths (`sae_widths`)."))
+
+# %% [markdown]
 # ## Takeaway
 
 # %%
@@ -426,12 +630,16 @@ table = pd.concat([
     parts_table.assign(metric="logit_parts"),
     part_rows.assign(metric="loss_part", n=part_rows["split"].map(prompts["split"].value_counts())),
     silent_rows.assign(metric="silent_beyond_control"),
+    monitor_rows, behind_rows, cascade_rows, compared,
+    gaps.assign(metric="auroc_gap_at_cost"),
+    split_rows.assign(metric="near_rows_" + split_rows["metric"]),
     *(of_one.assign(metric="auroc", change=what) for what, of_one in stressed.items()),
 ], ignore_index=True).assign(layer=layer, unit="fraction")  # fmt: skip
 of_probes = table["k"].isin([1, show_k]) & (table["metric"] != "direction_share")
 of_directions = (table["metric"] == "direction_share") & (table["k"] == show_k)
-of_reasons = table["metric"].isin(["loss_part", "silent_beyond_control"])
-headline = table[of_probes | of_directions | of_reasons]
+kept = ["loss_part", "silent_beyond_control", *monitor_rows["metric"], *behind_rows["metric"]]
+kept += [*cascade_rows["metric"], *compared["metric"], "auroc_gap_at_cost"]
+headline = table[of_probes | of_directions | table["metric"].isin(set(kept))]
 inputs = [prompts_path, store, architectures_path, saes_path, probes_path, choices_path]
-inputs += [latents_path, scores_path]
+inputs += [latents_path, scores_path, others_path]
 records.write(run, table, headline, inputs=inputs, outputs={}).name

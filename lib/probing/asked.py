@@ -4,7 +4,9 @@ The monitor that needs no training, and a whole forward pass for each prompt (as
 """
 
 import numpy as np
+import pandas as pd
 import torch
+from jaxtyping import Bool
 from tqdm import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedTokenizerBase
@@ -19,10 +21,28 @@ QUESTION = (
 ANSWERS = {"yes": ("Yes", "yes", "YES"), "no": ("No", "no", "NO")}
 
 
+def drawn(prompts: pd.DataFrame, split: str, n: int, seed: int) -> Bool[np.ndarray, " prompts"]:
+    """Which prompts of a split the model is asked about: of each class one form each, drawn at random, of ``n`` base
+    prompts (or of all that there are), so that no two are of one base prompt."""
+    order = np.random.default_rng(seed).permutation(np.flatnonzero((prompts["split"] == split).to_numpy()))
+    of_bases = prompts.iloc[order].reset_index(names="row").drop_duplicates("base_id")
+    rows = of_bases.groupby("label").head(n).index
+    chosen = np.zeros(len(prompts), dtype=bool)
+    chosen[order[rows]] = True
+    return chosen
+
+
 def answer_ids(tokenizer: PreTrainedTokenizerBase, answer: str) -> list[int]:
     """The first tokens of an entry of ``ANSWERS``, each spelling with and without a space in front."""
     spellings = [space + spelling for spelling in ANSWERS[answer] for space in ("", " ")]
     return sorted({tokenizer(spelling, add_special_tokens=False)["input_ids"][0] for spelling in spellings})
+
+
+def impossible(bridge: TransformerBridge) -> str:
+    """Why a model cannot be asked; empty if it can."""
+    if models.is_causal(bridge) and chat.has_template(bridge.tokenizer):
+        return ""
+    return f"{bridge.tokenizer.name_or_path!r} is no chat model, and answers nothing"
 
 
 @torch.inference_mode()
@@ -35,9 +55,8 @@ def scores(bridge: TransformerBridge, texts: list[str]) -> Scores:
         ValueError: a model that is not causal or has no chat template, or one token that begins both answers.
     """
     tokenizer = bridge.tokenizer
-    chat.require(tokenizer, "a question to the model")
-    if not models.is_causal(bridge):
-        raise ValueError(f"{type(bridge.original_model).__name__} is no causal language model, and answers nothing")
+    if why := impossible(bridge):
+        raise ValueError(why)
     yes, no = (answer_ids(tokenizer, answer) for answer in ANSWERS)
     if shared := set(yes) & set(no):
         raise ValueError(f"the tokens {sorted(shared)} of {tokenizer.name_or_path!r} begin both Yes and No")

@@ -8,12 +8,25 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import scipy.stats
 from jaxtyping import Bool, Float
 
-from lib.stats.metrics import Labels, Metric, Scores, Weights, auroc, estimate, recall_at_fpr, row
+from lib.stats.metrics import (
+    Estimate,
+    Labels,
+    Metric,
+    Scores,
+    Weights,
+    auroc,
+    difference,
+    estimate,
+    recall_at_fpr,
+    row,
+)
 
 METRICS: dict[str, Metric] = {"auroc": auroc, "recall_at_1pct_fpr": recall_at_fpr}
+GAINED = "auroc_gained_by_cascade"
 
 
 class Cascade(NamedTuple):
@@ -69,10 +82,17 @@ class Cascade(NamedTuple):
         return ranks
 
 
+def unmeasured(shares: Iterable[float], why: str, **dimensions: Any) -> pd.DataFrame:
+    """The rows of :func:`by_share` where there is no expensive probe, and ``why``."""
+    nothing = Estimate(None, None, None, 0, 0)
+    return pd.DataFrame([row(GAINED, nothing, share_passed_on=share, why=why, **dimensions) for share in shares])
+
+
 def by_share(
     labels: Labels, cascade: Cascade, shares: Iterable[float], groups: np.ndarray, weights: Weights, **dimensions: Any
-) -> list[dict]:
-    """AUROC and recall at 1 % false positives of a cascade, for each share of prompts passed on.
+) -> pd.DataFrame:
+    """AUROC and recall at 1 % false positives of a cascade, for each share of prompts passed on, and what its AUROC is
+    ahead of the cheap probe's (``auroc_gained_by_cascade``).
 
     ``groups`` (base prompts) and ``weights`` (``metrics.bootstrap_weights``) are for the intervals, as in
     ``metrics.by_split``.
@@ -80,8 +100,10 @@ def by_share(
     Raises:
         ValueError: as in :meth:`Cascade.unsure`.
     """
-    return [
-        row(name, estimate(labels, scores, groups, metric, weights), share_passed_on=share, **dimensions)
-        for share, scores in ((share, cascade.scores(share)) for share in shares)
-        for name, metric in METRICS.items()
-    ]
+    rows = []
+    for share in shares:
+        scores = cascade.scores(share)
+        of_share = {name: estimate(labels, scores, groups, metric, weights) for name, metric in METRICS.items()}
+        of_share[GAINED] = difference(labels, (scores, cascade.cheap), groups, auroc, weights)
+        rows += [row(name, found, share_passed_on=share, **dimensions) for name, found in of_share.items()]
+    return pd.DataFrame(rows)

@@ -4,7 +4,6 @@ A token's score is s_t = w·z_t + b, z_t its activations standardised over the t
 of ``aggregations.AGGREGATIONS`` makes a prompt's score of them.
 """
 
-import time
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -226,18 +225,3 @@ def choices(fitted: dict[str, Fitted]) -> pd.DataFrame:
         | {"held_auroc": probe.held_auroc, "flops_per_token": probe.flops_per_token}
         for name, probe in fitted.items()
     ])
-
-
-def milliseconds_per_prompt(
-    probe: Fitted, tokens: PromptTokens, prompts: Int[np.ndarray, " rows"], repeats: int = 5
-) -> float:
-    """Median wall time of scoring ``prompts``, in milliseconds for each, tokens being there already.
-
-    It differs from run to run and from machine to machine: show it, and keep it out of records.
-    """
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        probe.score(tokens, prompts)
-        seconds.append(time.perf_counter() - start)
-    return float(1e3 * np.median(seconds) / len(prompts))

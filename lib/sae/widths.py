@@ -30,6 +30,9 @@ def variant(d_sae: int) -> str:
 def recipes(recipe: Recipe, widths: list[int], seeds: list[int]) -> dict[comparison.Cell, Recipe]:
     """The recipe with each width and each seed, by the cell of a grid of trainings.
 
+    A given learning rate is that of the recipe's own width, and falls with the root of the width, lr · √(d_sae / width)
+    (Gao et al. 2024, arXiv 2406.04093, found such a law for TopK SAEs).
+
     Raises:
         ValueError: a recipe without a target L0, or a width that is not above it.
     """
@@ -41,8 +44,9 @@ def recipes(recipe: Recipe, widths: list[int], seeds: list[int]) -> dict[compari
         )
     grid = {}
     for d_sae in widths:
+        lr = recipe.lr * (recipe.d_sae / d_sae) ** 0.5
         for seed in sorted(seeds):
-            changed = dataclasses.replace(recipe, d_sae=d_sae, seed=seed)
+            changed = dataclasses.replace(recipe, d_sae=d_sae, lr=lr, seed=seed)
             grid[comparison.Cell(variant(d_sae), recipe.target_l0, seed)] = architectures.check(changed)
     return grid
 

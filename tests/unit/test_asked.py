@@ -1,6 +1,7 @@
 """The model asked itself: the same logits as one plain forward pass of Hugging Face's model for each prompt."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -23,5 +24,15 @@ def test_scores_are_those_of_a_plain_forward_pass(gemma):
 
 
 def test_an_encoder_is_not_asked(minilm):
-    with pytest.raises(ValueError, match="a question to the model needs a chat model"):
+    with pytest.raises(ValueError, match="is no chat model, and answers nothing$"):
         asked.scores(minilm, TEXTS)
+
+
+def test_no_two_of_the_prompts_asked_about_are_of_one_base_prompt():
+    base = np.tile(np.arange(40), 3)
+    prompts = pd.DataFrame({"base_id": base, "split": np.where(base < 20, "ood", "val"), "label": base % 2})
+    chosen = prompts[asked.drawn(prompts, "ood", 4, 0)]
+    assert set(chosen["split"]) == {"ood"} and chosen["base_id"].is_unique
+    assert chosen["label"].value_counts().to_dict() == {0: 4, 1: 4}
+    assert len(prompts[asked.drawn(prompts, "ood", 99, 0)]) == 20, "all that there are"
+    assert (asked.drawn(prompts, "ood", 4, 0) != asked.drawn(prompts, "ood", 4, 1)).any()

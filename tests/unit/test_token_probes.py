@@ -11,7 +11,7 @@ from lib.probing import cascade, combined, dense, token_probes, token_training
 from lib.probing.aggregations import AGGREGATIONS
 from lib.probing.cascade import Cascade
 from lib.probing.tasks import Task
-from lib.probing.token_probes import Grid, Inputs, choices, fit_all, milliseconds_per_prompt
+from lib.probing.token_probes import Grid, Inputs, choices, fit_all
 from lib.stats.metrics import auroc, bootstrap_weights, threshold_at_fpr
 
 QUICK = Grid(learning_rates=(1e-2, 3e-2), weight_decays=(1e-2, 1.0), epochs=12, patience=4, batch_prompts=32)
@@ -187,7 +187,6 @@ def test_scores_are_the_written_equation_and_those_of_all_prompts():
     np.testing.assert_allclose(probe.scores[100], by_hand.item(), rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(probe.score(inputs.tokens, np.array([100, 7])), probe.scores[[100, 7]], atol=1e-5)
     assert probe.flops_per_token == 2 * 4 * 12 and len(probe.scores) == 120
-    assert milliseconds_per_prompt(probe, inputs.tokens, np.arange(20), repeats=2) > 0
 
 
 def test_equal_seeds_give_equal_scores_and_the_choice_can_be_shown():

@@ -30,11 +30,13 @@ def test_shares_train_on_as_many_tokens_and_differ_in_nothing_else(stores, tmp_p
     assert table["variant"].to_list() == [name for name in ("all tokens", "1/10 of the tokens", "3/50 of the tokens")
                                           for _ in range(2)]  # fmt: skip
     assert table["seed"].to_list() == [0, 1] * 3 and list(table) == shares.COLUMNS
-    assert table["tokens"].to_list() == [20_000] * 2 + [2000] * 2 + [1000] * 2, "1,200 tokens are two batches of 500"
+    assert table["tokens"].to_list() == [20_000] * 2 + [2000] * 2 + [1200] * 2
     for row in table.itertuples():
         record = folders.training_record(Path(row.folder))
-        tokens = round(row.share * BASE.tokens)
-        assert record["recipe"] == dataclasses.asdict(dataclasses.replace(BASE, tokens=tokens, seed=row.seed))
+        tokens, batch_tokens = round(row.share * BASE.tokens), round(row.share * BASE.batch_tokens)
+        lr = BASE.lr * row.share**0.25
+        expected = dataclasses.replace(BASE, tokens=tokens, batch_tokens=batch_tokens, lr=lr, seed=row.seed)
+        assert record["recipe"] == dataclasses.asdict(expected) and expected.steps == BASE.steps
         assert record["curve"][-1]["tokens"] == row.tokens == costs.tokens_seen(row.folder)
         assert record["held_out"]["fvu"] == row.fvu
     mean = table.groupby("variant")["fvu"].mean()
@@ -62,12 +64,13 @@ def test_each_share_and_width_settles_its_own_learning_rate(stores, tmp_path, mo
 def test_a_stopped_recipe_gives_whole_schedules():
     grid = shares.recipes(dataclasses.replace(BASE, stop_tokens=15_000), [0.1], [0])
     [recipe] = grid.values()
-    assert recipe.tokens == 2000 and recipe.last_step == 4
+    assert recipe.tokens == 2000 and recipe.last_step == 40
 
 
 @pytest.mark.parametrize("share", [0, -0.1, 1.5, 0.001])
 def test_an_impossible_share_is_one_sentence(share):
-    with pytest.raises(ValueError, match=rf"share {share} of 20000 tokens must lie between one batch, 0.025 \(500"):
+    sentence = f"share {share} must lie above 0, up to 1, and leave a token of each batch of 500"
+    with pytest.raises(ValueError, match=sentence):
         shares.recipes(BASE, [share], [0])
 
 
@@ -78,6 +81,7 @@ def test_a_share_that_is_there_twice_is_named():
 
 def test_widths_train_at_equal_l0(stores, tmp_path):
     table = widths.train_widths(BASE, [24, 48, 96], stores, tmp_path, [0], progress=False)
+    assert np.allclose(table["lr"], BASE.lr * np.sqrt(BASE.d_sae / table["d_sae"]))
     assert list(table) == widths.COLUMNS and table["d_sae"].to_list() == [24, 48, 96]
     assert table["variant"].to_list() == ["24 latents", "48 latents", "96 latents"]
     assert table["l0"].to_numpy() == pytest.approx(BASE.target_l0, rel=0.2)
