@@ -16,6 +16,7 @@ from tests.tiny_gemma import D_SAE, LAYER
 MAY_BE_EMPTY = {
     *("layers", "gated_coefficients", "f0s", "comparators", "resample_shares", "prompt_repeats", "train_sizes"),
     *("noise_shares", "positive_shares", "positions", "penalties", "base_saes"),
+    *("token_shares", "sae_widths", "aggregations"),
 }
 LISTS = {
     (path, name): default
@@ -162,4 +163,6 @@ def test_no_entry_where_that_is_allowed_and_another_order_elsewhere(run_lists):
     assert "Not measured: `train_sizes` is empty" in texts["08"]
     assert "Not measured: `noise_shares` is empty" in texts["08"]
     assert "Not measured: `positive_shares` is empty" in texts["08"]
+    assert "Not measured: `aggregations` is empty" in texts["08"]
+    assert "Not measured: notebook 04 trained no other widths (`sae_widths`)" in texts["08"]
     assert {rows["10"][part] for part in ("C10a", "C10b", "C11a", "C11c", "C11d")} == {"not applicable"}

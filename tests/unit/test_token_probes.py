@@ -337,10 +337,13 @@ def test_a_cascade_by_hand():
     np.testing.assert_array_equal(CASCADE.scores(1.0), [5, 1, 6, 2, 4, 3])
     np.testing.assert_array_equal(CASCADE.unsure(0.25), [False, False, True, True, False, False])  # 1.5 rounds to 2
     rows = cascade.by_share(LABELS, CASCADE, (0.0, 1 / 3, 1.0), np.arange(6), bootstrap_weights(LABELS, 20, 0))
-    value = pd.DataFrame(rows).pivot(index="share_passed_on", columns="metric", values="value")
+    value = rows.pivot(index="share_passed_on", columns="metric", values="value")
     # Of nine pairs, the cheap probe has one in the wrong order, and the expensive one two (prompt 0 above 4 and 5).
     np.testing.assert_allclose(value["auroc"], [8 / 9, 1.0, 7 / 9])
     np.testing.assert_allclose(value["recall_at_1pct_fpr"], [2 / 3, 1.0, 1 / 3])
+    np.testing.assert_allclose(value["auroc_gained_by_cascade"], [0, 1 / 9, -1 / 9])
+    unmeasured = cascade.unmeasured([0.0, 0.2], "nobody is asked", split="ood")
+    assert unmeasured["value"].isna().all() and unmeasured["share_passed_on"].to_list() == [0.0, 0.2]
     threshold = threshold_at_fpr(CASCADE.cheap[LABELS == 0], np.ones((1, 3)))[0]
     assert threshold == 0.6 and CASCADE._replace(threshold=threshold).unsure(1 / 6).argmax() == 3
 
