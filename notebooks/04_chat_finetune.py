@@ -57,6 +57,8 @@ device = "cpu"
 layer = 21  # block whose residual stream is trained on, chosen on validation
 base_saes = [
     "data/pretrained/SmolLM2-135M-Instruct-layer-21-base",
+    "data/pretrained/SmolLM2-135M-Instruct-layer-21-base-1",
+    "data/pretrained/SmolLM2-135M-Instruct-layer-21-base-2",
 ]  # folder | release:sae_id, of seeds 0, 1, 2 …; empty: trained here, of the seeds base_seeds
 base_seeds = [0, 1, 2]  # of base SAEs that are trained here
 other_bases = 1  # base SAEs from which the ways beside chat and placebo begin; 0: all
@@ -69,14 +71,14 @@ rollout_temperature = 1.0  # 0: greedy
 context = 128  # tokens of a window of text
 store = "disk"  # disk | stream, training activations kept, or made anew for each training
 buffer_tokens = 4_000_000  # shuffled at a time
-pretraining_tokens = 60_000  # harvested; as many as of chat, or the placebo would see other text
-chat_tokens = 60_000  # harvested
-held_out_tokens = 15_000
+pretraining_tokens = 45_000  # harvested; as many as of chat, or the placebo would see other text
+chat_tokens = 45_000  # harvested
+held_out_tokens = 12_000
 lm_loss_tokens = 2_000  # held-out tokens of each text, for the loss of a causal model
 base_d_sae = 4096  # of SAEs that are trained here
 base_train_tokens = 1_500_000  # seen by an SAE that is trained here
-finetune_tokens = 120_000  # tokens seen in finetuning
-scratch_tokens = 240_000  # tokens seen by an SAE from scratch
+finetune_tokens = 90_000  # tokens seen in finetuning
+scratch_tokens = 180_000  # tokens seen by an SAE from scratch
 sae_target_l0 = 45.0  # active latents per token
 base_lr = 4e-3  # of SAEs that are trained here; 0: chosen on a calibration split of the text
 finetune_lr = 2e-3  # chosen in the same way, once, on chat; 0: again
