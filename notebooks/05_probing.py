@@ -475,9 +475,9 @@ tables.in_columns(dense_ways, "pooling")
 # In the figure a way may be a mean over fewer base SAEs than another; its caption says how many. In
 # the table, which decides, each way stands against the finetuned SAE of the *same* base SAEs. A way
 # that was made of one base SAE takes the seed noise of the placebo's differences, which is too
-# little for an SAE from scratch, as it shares no start. **What to look for:** no order among the
-# chat SAEs; paired differences to the finetuned SAE that hold zero. **What would refute C8:** a way
-# whose difference excludes zero.
+# little for one that shares no start with the finetuned SAE (from scratch, or from the IT-formatted
+# SAE). **What to look for:** no order among the chat SAEs; paired differences to the finetuned SAE
+# that hold zero. **What would refute C8:** a way whose difference excludes zero.
 
 # %%
 variants = best_sparse[best_sparse["k"] == show_k]
