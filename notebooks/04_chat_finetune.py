@@ -67,8 +67,11 @@ device = "cpu"
 layer = 21  # block whose residual stream is trained on, chosen on validation
 base_saes = [
     "data/pretrained/SmolLM2-135M-Instruct-layer-21-base",
+    "data/pretrained/SmolLM2-135M-Instruct-layer-21-base-1",
+    "data/pretrained/SmolLM2-135M-Instruct-layer-21-base-2",
 ]  # folder | release:sae_id, of seeds 0, 1, 2 …; empty: trained here, of the seeds base_seeds
 base_seeds = [0, 1, 2]  # of base SAEs that are trained here
+other_bases = 1  # base SAEs from which the ways beside chat and placebo begin; 0: all
 prompts_sae = "data/pretrained/SmolLM2-135M-Instruct-layer-21-prompts"  # or empty
 chat_corpus = "shipped:SmolLM2-135M-Instruct"  # or prompts (in all wrappers)
 pretraining_corpus = "docstrings"  # docstrings | pretraining | hf:<data set>
@@ -78,14 +81,14 @@ rollout_temperature = 1.0  # 0: greedy
 context = 128  # tokens of a window of text
 store = "disk"  # disk | stream, training activations kept, or made anew for each training
 buffer_tokens = 4_000_000  # shuffled at a time
-pretraining_tokens = 60_000  # harvested; as many as of chat, or the placebo would see other text
-chat_tokens = 60_000  # harvested
-held_out_tokens = 15_000
+pretraining_tokens = 45_000  # harvested; as many as of chat, or the placebo would see other text
+chat_tokens = 45_000  # harvested
+held_out_tokens = 12_000
 lm_loss_tokens = 2_000  # held-out tokens of each text, for the loss of a causal model
 base_d_sae = 4096  # of SAEs that are trained here
 base_train_tokens = 1_500_000  # seen by an SAE that is trained here
-finetune_tokens = 120_000  # tokens seen in finetuning
-scratch_tokens = 240_000  # tokens seen by an SAE from scratch
+finetune_tokens = 90_000  # tokens seen in finetuning
+scratch_tokens = 180_000  # tokens seen by an SAE from scratch
 sae_target_l0 = 45.0  # active latents per token
 base_lr = 4e-3  # of SAEs that are trained here; 0: chosen on a calibration split of the text
 finetune_lr = 2e-3  # chosen in the same way, once, on chat; 0: again
@@ -182,7 +185,9 @@ if len(starts) < 2:
 if finetuning.BASE not in starts:
     stop_tokens = max(base_train_tokens - finetune_tokens, recipe.batch_tokens)
     begun = dataclasses.replace(recipe, stop_tokens=stop_tokens)
-    starts |= finetuning.train_bases(begun, base_seeds, pretraining, place, **options)
+    starts |= finetuning.train_bases(
+        begun, base_seeds, pretraining, place, other_bases, **options
+    )
 if finetuning.IT_FORMATTED not in starts:
     wrapped = corpora.as_user_prompts(pretraining_texts.training)
     as_prompts = harvest.token_store(
@@ -200,14 +205,16 @@ bases.drop(columns="start")
 # *finetuned on pretraining text*, is the same recipe with as many tokens, of as many different
 # ones, and the learning rate that was chosen for chat. *Resampling* replaces the latents that fire
 # least on chat tokens by unit residuals of badly reconstructed tokens. *prompts ×n* mixes n copies
-# of the probe's training prompts into the chat tokens. Each is made from every base SAE; the
-# IT-formatted SAE is one only.
+# of the probe's training prompts into the chat tokens. Finetuning on chat and the placebo begin at
+# every base SAE: from them we learn how much base SAEs differ. The other ways (resampled, prompts
+# ×n, from scratch, and from an earlier checkpoint) begin at the first `other_bases` of these, or
+# take their seeds; the IT-formatted SAE is one only.
 
 # %%
 d_sae = folders.load(next(iter(starts[finetuning.BASE].values()))).cfg.d_sae
 recipe = Recipe(d_sae=d_sae, target_l0=sae_target_l0, tokens=finetune_tokens, lr=finetune_lr)
 scratch = {"tokens": scratch_tokens, "lr": scratch_lr}
-ways = finetuning.variants(starts, scratch, resample_shares, prompt_repeats)
+ways = finetuning.variants(starts, scratch, resample_shares, prompt_repeats, other_bases)
 tokens = finetuning.Tokens(chat, pretraining, probe_prompts)
 finetuned = finetuning.train_variants(ways, recipe, tokens, place, **options)
 saes = pd.concat([bases, finetuned], ignore_index=True)
@@ -242,10 +249,11 @@ others.drop(columns="folder")
 # the SAEs it began with or of the placebo, or far above the SAE from scratch.
 
 # %%
-n_bases = len(starts[finetuning.BASE])
+n_bases, n_others = len(starts[finetuning.BASE]), len(ways["from scratch"].starts)
 caption = (
     f"Profile {profile}, layer {layer}, {d_sae:,} latents, held-out tokens. "
-    f"Bars: 95 % t interval over seeds ({n_bases} base SAEs); none where there is one SAE."
+    f"Bars: 95 % t interval over base SAEs ({n_bases} of chat and placebo, {n_others} of other "
+    "ways); none where there is one SAE."
 )
 labels = {"fvu": "FVU (fraction of variance)", "l0": "L0 (active latents per token)"}
 for metric, label in labels.items():
@@ -319,7 +327,8 @@ Markdown(
     f"{fvu.loc[first, pretraining_corpus]} after.{spliced} Decoder rows keep a mean cosine of "
     f"{moved.loc[first, 'cosine']}; {moved.loc[first, 'moved']} of the latents moved. Tokens seen: "
     f"{finetune_tokens:,} in finetuning, {scratch_tokens:,} from scratch. Intervals are over "
-    f"{n_bases} base SAEs, each with its own finetunings; that of the loss over sequences only."
+    f"{n_bases} base SAEs, each with its own finetunings ({n_others} from scratch, without an "
+    "interval if one); that of the loss over sequences only."
     + (" One base SAE: no interval says how much such SAEs differ." if n_bases == 1 else "")
 )
 

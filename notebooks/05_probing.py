@@ -253,10 +253,9 @@ best_sparse = best_table[best_table["probe"] == on_saes.K_SPARSE]
 # it OOD. **What would refute C3:** a k-sparse curve at the dense line OOD.
 
 # %%
-n_bases = (saes["variant"] == pretraining).sum()
-units = f"base prompts and {n_bases} base SAEs"
-over = f"95 % over {units if n_bases > 1 else 'base prompts only (one base SAE)'}"
-about = f"Profile {profile}, layer {sae_layer}, n = {len(prompts):,} prompts; {over}."
+over = f"95 % over {probe_tables.units(saes, pretraining, main)}"
+setting_of_saes = f"Profile {profile}, layer {sae_layer}, n = {len(prompts):,} prompts"
+about = f"{setting_of_saes}; {over}."
 latents_read = "Latents: pooling and selection chosen on validation for each SAE."
 dotted = f"Dotted: dense probe, {dense_pooling} pooling."
 
@@ -473,19 +472,25 @@ tables.in_columns(dense_ways, "pooling")
 
 # %% [markdown]
 # ## C8: the ways to a chat SAE
-# **What to look for:** no order among the chat SAEs; paired differences to the finetuned SAE that
-# hold zero. **What would refute C8:** a way whose difference excludes zero.
+# In the figure a way may be a mean over fewer base SAEs than another; its caption says how many. In
+# the table, which decides, each way stands against the finetuned SAE of the *same* base SAEs. A way
+# that was made of one base SAE takes the seed noise of the placebo's differences, which is too
+# little for one that shares no start with the finetuned SAE (from scratch, or from the IT-formatted
+# SAE). **What to look for:** no order among the chat SAEs; paired differences to the finetuned SAE
+# that hold zero. **What would refute C8:** a way whose difference excludes zero.
 
 # %%
 variants = best_sparse[best_sparse["k"] == show_k]
 figure = figures.points(variants, "variant", "split", reference=dense_line)
-caption = f"{about}\n{latents_read} {dotted} k = {show_k}."
+over_ways = f"95 % over {probe_tables.units(saes, pretraining)}"
+caption = f"{setting_of_saes}, k = {show_k}; {over_ways}.\n{latents_read} {dotted}"
 figures.save(figure, run.figures, "05_variants", caption)
 
 # %%
 no_ways = {pretraining, finetuned, "IT-formatted SAE", placebo}
 chat_ways = [name for name in saes["variant"].unique() if name not in no_ways]
-between = probe_tables.way_differences(gap_draws.where(k=show_k), finetuned, chat_ways, seed)
+of_ways = gap_draws.where(k=show_k)
+between = probe_tables.way_differences(of_ways, finetuned, chat_ways, seed, lending=[placebo])
 tables.in_columns(between, "variant")
 
 # %% [markdown]

@@ -47,6 +47,8 @@ model = "SmolLM2-135M-Instruct"  # packaged, a Hugging Face id, a folder, or a G
 layer = 21  # block whose residual stream is trained on, chosen on validation
 base_saes = [
     "data/pretrained/SmolLM2-135M-Instruct-layer-21-base",
+    "data/pretrained/SmolLM2-135M-Instruct-layer-21-base-1",
+    "data/pretrained/SmolLM2-135M-Instruct-layer-21-base-2",
 ]  # folder | release:sae_id, of which the first is read; empty: that of notebook 04
 n_bootstrap = 2000  # replicates over base prompts
 show_k = 20  # of the figures that show one k

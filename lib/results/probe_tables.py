@@ -5,6 +5,7 @@ dimensions of ``lib.probing.tasks.Probe``.
 """
 
 import functools
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,6 +44,18 @@ class Finetuning(NamedTuple):
         starts = saes.loc[saes["variant"] == before, "folder"]
         began = dict.fromkeys(saes.loc[saes["start"].isin(starts), "variant"])
         return cls(before, chat, placebo, tuple(name for name in began if name not in (chat, placebo)))
+
+
+def units(saes: pd.DataFrame, before: str, shown: Sequence[str] | None = None) -> str:
+    """What the intervals of means over SAEs are over, in words, with the variants (of ``shown``, if given) that have
+    fewer SAEs than ``before`` (columns variant and seed)."""
+    counts = saes.groupby("variant", sort=False).size()
+    if counts[before] == 1:
+        return "base prompts only (one base SAE)"
+    fewer = counts[counts < counts[before]]
+    fewer = fewer if shown is None else fewer[fewer.index.isin(shown)]
+    names = [", ".join(part.index) + f": {n}" for n, part in fewer.groupby(fewer, sort=True)]
+    return f"base prompts and {counts[before]} base SAEs" + (f" ({'; '.join(names)})" if names else "")
 
 
 def by_split(
@@ -173,9 +186,16 @@ def selection_differences(of_selections: Draws, reference: str, seed: int) -> pd
     return families.estimates(apart).assign(metric="auroc_difference", level="selection", against=reference)
 
 
-def way_differences(k_sparse: Draws, reference: str, ways: list[str], seed: int) -> pd.DataFrame:
-    """Differences of SAEs to the reference of the same seed, of one k and split, mean over seeds, as one family."""
-    apart = _differences(k_sparse.where(variant=[reference, *ways]), "variant", reference, seed)
+def way_differences(
+    k_sparse: Draws, reference: str, ways: list[str], seed: int, lending: Sequence[str] = ()
+) -> pd.DataFrame:
+    """Differences of SAEs to the reference of the same seed, of one k and split, mean over seeds, as one family.
+
+    The variants ``lending``, which began where the reference did and are not of the family, tell of the seed variance
+    of such differences: a way that was made of one base SAE has none of its own.
+    """
+    compared = k_sparse.where(variant=[reference, *ways, *lending])
+    apart = _differences(compared, "variant", reference, seed).where(variant=ways)
     return families.estimates(apart).assign(metric="auroc_difference", level="variant", against=reference)
 
 
@@ -325,18 +345,51 @@ def gaps_closed(k_sparse: Draws, dense: Draws, before: str, seed: int) -> pd.Dat
 
         (AUROC_after − AUROC_before) / (AUROC_dense − AUROC_before),
 
-    the numerator paired by seed. Both are of one split, ``dense`` is one row. A row per variant, pooling, selection and
-    k, with the interval over base prompts and seeds; null where the interval of the gap itself does not lie above zero,
-    and ``why`` says so.
+    the numerator paired by seed, the gap that of the same seeds. Both are of one split, ``dense`` is one row. A row per
+    variant, pooling, selection and k, with the interval over base prompts and seeds; null where the interval of the gap
+    itself does not lie above zero, and ``why`` says so.
 
     Raises:
         ValueError: ``dense`` has not exactly one row.
     """
     if len(dense.values) != 1:
         raise ValueError(f"the dense probe of a gap is one row; there are {len(dense.values)}")
+    closed = _differences(k_sparse, "variant", before, seed)
+    by_seeds = _by_seeds(k_sparse, before)
+    gaps = over_seeds(_of_seeds(k_sparse.where(variant=before), by_seeds), seed).behind(dense, ["split"])
+    parts = [
+        _shares(closed.where(variant=variants), gaps.where(variant=_label(seeds)))
+        for seeds, variants in by_seeds.items()
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def _by_seeds(k_sparse: Draws, before: str) -> dict[tuple, list[str]]:
+    """The variants beside ``before``, by the seeds that both have."""
+    seeds_of = k_sparse.dimensions.groupby("variant", sort=False)["seed"].agg(set)
+    by_seeds: dict[tuple, list[str]] = {}
+    for variant, seeds in seeds_of.drop(before).items():
+        by_seeds.setdefault(tuple(sorted(seeds & seeds_of[before])), []).append(variant)
+    by_seeds.pop((), None)  # nothing to compare with
+    return by_seeds
+
+
+def _label(seeds: tuple) -> str:
+    return ", ".join(map(str, seeds))
+
+
+def _of_seeds(draws: Draws, sets: Iterable[tuple]) -> Draws:
+    """The rows of one variant at each of several sets of seeds, as variants of their own (:func:`_label`), so that a
+    mean over one seed takes the seed variance of those over several."""
+    parts = {_label(seeds): draws.where(seed=seeds) for seeds in sets}
+    named = [Draws(part.dimensions.assign(variant=label), part.values) for label, part in parts.items()]
+    return functools.reduce(Draws.joined, named)
+
+
+def _shares(closed: Draws, gap: Draws) -> pd.DataFrame:
+    """Estimates of ``closed`` as a share of the gap of the same pooling, selection and k, with the column ``why``."""
     match = ["pooling", "selection", "k"]
-    gap = over_seeds(k_sparse.where(variant=before), seed).behind(dense, ["split"])
-    shares = _differences(k_sparse, "variant", before, seed).share_of(gap, match).estimates()
+    shares = closed.share_of(gap, match).estimates()
     gaps = shares[match].merge(gap.estimates(), on=match, how="left")
     is_gap = (gaps["low"] > 0).to_numpy()
     texts = "the gap is " + tables.texts(gaps) + ": no gap above zero of which a share could be closed"

@@ -19,6 +19,7 @@ from lib.model import chat, models, weights
 from lib.model.poolings import POOLINGS
 from lib.runs import profiles
 from lib.sae import architectures
+from lib.sae.finetuning import first_bases
 from lib.sae.folders import locate
 from lib.sae.learning_rates import CHOSEN
 
@@ -51,7 +52,7 @@ def estimate(profile: dict[str, Any], flops: float | None = None) -> pd.DataFram
     is not on disk yet count as written.
 
     Raises:
-        ValueError: a model that cannot be had.
+        ValueError: a model that cannot be had, or a negative number of base SAEs (``other_bases``).
     """
     values = profiles.complete(profile)
     shape = _shape(values["model"], next(iter(values["base_saes"]), ""))
@@ -93,19 +94,21 @@ def _steps(v: dict[str, Any], shape: dict[str, Any]) -> list[Step]:
     # SAEs: how many, how wide, and operations per token and latent of a training step.
     n_compared = _architectures(v)
     compared_trials = TRIALS * sum(v[name] == CHOSEN for name in ("lr", "comparator_lr"))
-    # Of each base SAE: finetuned on chat, on pretraining text, resampled, with prompts, and one from scratch with its
-    # seed; where it is trained here also from an earlier checkpoint. The IT-formatted SAE is finetuned once.
+    # Of each base SAE: finetuned on chat and on pretraining text. Of the first of them also resampled, with prompts,
+    # and one from scratch with its seed; where it is trained here also from an earlier checkpoint. The IT-formatted
+    # SAE is finetuned once.
     n_bases = len(v["base_saes"] or v["base_seeds"])
-    n_ways = len(v["resample_shares"]) + len(v["prompt_repeats"]) + 3 + (not v["base_saes"])
-    n_finetuned = n_bases * n_ways + 1
+    n_first = len(first_bases(range(n_bases), v["other_bases"]))
+    n_others = len(v["resample_shares"]) + len(v["prompt_repeats"]) + 1 + (not v["base_saes"])
+    n_finetuned = n_bases * 2 + n_first * n_others + 1
     read_again = 2 * v["dictionary_draws"] + 8  # control dictionaries; then one of each with the main SAEs and others
     finetuned_trials = TRIALS * sum(v[name] == CHOSEN for name in ("finetune_lr", "scratch_lr"))
     base_d_sae = v["base_d_sae"] if not v["base_saes"] else shape["d_sae"] or v["base_d_sae"]
     per_latent = 10 * d_model
     compared_tokens = (n_compared + compared_trials) * v["train_tokens"]
     finetuned_tokens = (n_finetuned + finetuned_trials) * max(v["finetune_tokens"], v["scratch_tokens"])
-    # A base SAE that is trained here takes two trainings, as its earlier checkpoint is nearly as long.
-    n_trained = (not v["base_saes"]) * 2 * n_bases + (not v["prompts_sae"])
+    # The earlier checkpoint of a base SAE that is trained here is nearly as long a training as the SAE itself.
+    n_trained = (not v["base_saes"]) * (n_bases + n_first) + (not v["prompts_sae"])
     n_trained += TRIALS * (n_trained > 0 and v["base_lr"] == CHOSEN)
     finetuned_tokens += n_trained * v["base_train_tokens"]
     harvested = v["pretraining_tokens"] * (1 if v["prompts_sae"] else 2) + v["chat_tokens"]

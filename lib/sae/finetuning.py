@@ -1,6 +1,7 @@
 """Chat SAEs and their placebo: one recipe, many ways to begin it, several base SAEs, and what finetuning changes."""
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,33 +61,50 @@ def shipped(base_saes: list[str], prompts_sae: str) -> Starts:
     return starts
 
 
-def train_bases(recipe: Recipe, seeds: list[int], stores: Stores, parent: Path, **options: Any) -> Starts:
-    """A base SAE for each seed, and the same training stopped at ``recipe.stop_tokens``, as the earlier checkpoint."""
+def first_bases(seeds: Iterable[int], n: int) -> list[int]:
+    """The seeds of the first ``n`` base SAEs, in order of seed; all of them if ``n`` is 0, or more than there are.
+
+    Raises:
+        ValueError: a negative ``n``.
+    """
+    if n < 0:
+        raise ValueError(f"other_bases is {n}; it must be a number of base SAEs, or 0 for all of them")
+    return sorted(seeds)[: n or None]
+
+
+def train_bases(
+    recipe: Recipe, seeds: list[int], stores: Stores, parent: Path, other_bases: int = 0, **options: Any
+) -> Starts:
+    """A base SAE for each seed; of the :func:`first_bases` also the same training stopped at ``recipe.stop_tokens``, as
+    the earlier checkpoint."""
     whole = dataclasses.replace(recipe, stop_tokens=0)
+    begun = {BASE: (whole, sorted(seeds)), EARLIER: (recipe, first_bases(seeds, other_bases))}
     return {
         kind: {
-            seed: train(dataclasses.replace(begun, seed=seed), stores.training, stores.held_out, parent, **options)
-            for seed in sorted(seeds)
+            seed: train(dataclasses.replace(of_kind, seed=seed), stores.training, stores.held_out, parent, **options)
+            for seed in of_seeds
         }
-        for kind, begun in ((BASE, whole), (EARLIER, recipe))
+        for kind, (of_kind, of_seeds) in begun.items()
     }
 
 
 def variants(
-    starts: Starts, scratch: dict, resample_shares: list[float], prompt_repeats: list[int]
+    starts: Starts, scratch: dict, resample_shares: list[float], prompt_repeats: list[int], other_bases: int = 0
 ) -> dict[str, Variant]:
     """The paper's ways to a chat SAE: finetuned from each kind of ``starts``; from the base SAEs also with latents
     resampled, or with probe prompts in the mixture; and from scratch, with the seeds of the base SAEs.
 
     The placebo is the first of them with as much pretraining text in the place of chat: what it changes as well is no
-    effect of chat.
+    effect of chat. These two begin at every base SAE, as their differences are what finetuning on chat is judged by;
+    the other ways from base SAEs, and from scratch, at the :func:`first_bases` only (``other_bases`` of them, 0: all).
     """
     bases = starts[BASE]
+    first = {seed: bases[seed] for seed in first_bases(bases, other_bases)}
     ways = {f"finetuned from {BASE}": Variant(bases, {}), PLACEBO: Variant(bases, {}, is_placebo=True)}
     ways |= {f"finetuned from {kind}": Variant(by_seed, {}) for kind, by_seed in starts.items() if kind != BASE}
-    ways |= {f"resampled {share:.0%}": Variant(bases, {"resample": share}) for share in resample_shares}
-    ways |= {f"prompts ×{n}": Variant(bases, {}, n) for n in prompt_repeats}
-    return ways | {"from scratch": Variant(dict.fromkeys(bases), scratch)}
+    ways |= {f"resampled {share:.0%}": Variant(first, {"resample": share}) for share in resample_shares}
+    ways |= {f"prompts ×{n}": Variant(first, {}, n) for n in prompt_repeats}
+    return ways | {"from scratch": Variant(dict.fromkeys(first), scratch)}
 
 
 def untrained(starts: Starts) -> pd.DataFrame:

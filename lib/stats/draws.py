@@ -104,9 +104,10 @@ class Draws:
         The noise of a row is (s/√n)·t over its n seeds, with t from Student's distribution, independent between rows. A
         bootstrap of few seeds would be too narrow: with three it never leaves their range. The standard deviation s and
         the degrees of t are of :func:`pooled_spread` over the rows that differ in ``variant`` only, those in ``apart``
-        left out, each of which keeps its own. A row with one seed takes that of the others; where no row has two,
-        nothing is added. The replicates hold the quantiles of t in random order, so that the ends of an interval do not
-        hang on which of its long tails were drawn. ``seed`` is that of the order.
+        left out, each of which keeps its own. A row with one seed takes that of the others, also if it is one of
+        ``apart`` (whose own is then not known); where no row has two, nothing is added. The replicates hold the
+        quantiles of t in random order, so that the ends of an interval do not hang on which of its long tails were
+        drawn. ``seed`` is that of the order.
         """
         names = [name for name in self.dimensions if name != "seed"]
         members: dict[tuple, list[int]] = {}
@@ -118,9 +119,15 @@ class Draws:
         rng, replicates = np.random.default_rng(seed), self.values.shape[1] - 1
         seed_of, value_of = self.dimensions["seed"].tolist(), self.values[:, 0].tolist()
         means = {key: self.values[rows].mean(0) for key, rows in members.items()}
-        for keys in kinds.values():
-            by_seed = [{seed_of[row]: value_of[row] for row in members[key]} for key in keys]
-            spread = pooled_spread(by_seed)
+        spreads = {
+            kind: pooled_spread([{seed_of[row]: value_of[row] for row in members[key]} for key in keys])
+            for kind, keys in kinds.items()
+        }
+        for kind, keys in kinds.items():
+            spread = spreads[kind]
+            if all(len(members[key]) == 1 for key in keys):
+                of_others = _kind(dict(zip(names, keys[0], strict=True)), apart=())
+                spread = spreads.get(of_others, spread)
             if spread.degrees and replicates:
                 noise = _t_quantiles(round(spread.degrees, 1), replicates)
                 for key in keys:

@@ -117,6 +117,19 @@ def test_variants_of_a_kind_lend_each_other_their_spread_and_others_do_not():
     assert width["v1"] < 0.3 * width["v2"]
 
 
+def test_one_seed_takes_the_spread_of_the_others_even_apart():
+    drawn = of_seeds(np.array([[[0.4, 0.5, 0.6], [0.4, 0.0, 0.0], [0.5, 0.0, 0.0]]]))
+    drawn = drawn.where(variant="v0").joined(drawn.where(variant=["v1", "v2"], seed=0))
+    widths = drawn.over_seeds(0, (-5.0, 5.0), apart=["v2"]).estimates().set_index("variant")
+    width = widths["high"] - widths["low"]
+    student = metrics.t_interval(np.array([0.4, 0.5, 0.6]))
+    assert width["v0"] == pytest.approx(student.high - student.low, rel=0.05)
+    assert width["v1"] == pytest.approx(3**0.5 * width["v0"]) and width["v2"] == pytest.approx(width["v1"])
+    assert widths.loc["v2", "value"] == 0.5
+    alone = drawn.where(variant="v2").over_seeds(0, apart=["v2"]).estimates().iloc[0]
+    assert alone["low"] == alone["high"] == 0.5, "there is nobody to take it from"
+
+
 @pytest.mark.parametrize("shared", [0.0, 0.6, 1.0])
 def test_intervals_over_seeds_cover_and_vary_less_than_each_row_by_itself(shared):
     """Five variants of three base seeds, whose values have the correlation ``shared``; the truth is 0."""
@@ -166,6 +179,18 @@ def test_shares_of_a_gap_by_hand():
     assert auroc_lost(linear, DENSE.where(split="ood"), 0).estimates().iloc[0]["value"] == pytest.approx(0.05)
     with pytest.raises(ValueError, match="one row; there are 2"):
         gaps_closed(of_probes(saes), of_probes(saes), "base", 0)
+
+
+def test_a_share_is_of_the_gap_of_the_same_base_saes():
+    aurocs = {"base": [0.5, 0.55, 0.6], "chat": [0.6, 0.68, 0.7], "scratch": [0.52], "resampled": [0.54, 0.62]}
+    saes = {sparse(name, seed): [area] * 50 for name, areas in aurocs.items() for seed, area in enumerate(areas)}
+    dense = of_probes({Probe("dense", "mean", "dense"): [0.9] * 50})
+    closed = gaps_closed(of_probes(saes | {sparse("stranger", 7): [0.8] * 50}), dense, "base", 0)
+    value = closed.set_index("variant")["value"]
+    assert value["chat"] == pytest.approx(0.11 / 0.35), "gaps of 0.4, 0.35 and 0.3"
+    assert value["scratch"] == pytest.approx(0.02 / 0.4), "of the first base SAE alone"
+    assert value["resampled"] == pytest.approx(0.055 / 0.375), "of the first two"
+    assert len(closed) == 3, "a seed that no base SAE has is compared with none"
 
 
 def test_a_gap_that_may_be_none_has_no_share_and_says_why():

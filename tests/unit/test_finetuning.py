@@ -82,6 +82,26 @@ def test_finetuning_adapts_to_the_new_data_and_keeps_the_rest(base, tmp_path):
     assert low < value < high and np.isnan(summary.loc[(names[2], "fvu"), "low"]), "one SAE has no interval"
 
 
+BASES = {2: "b2", 0: "b0", 1: "b1"}
+
+
+@pytest.mark.parametrize(("other_bases", "first"), [(1, [0]), (2, [0, 1]), (0, [0, 1, 2]), (7, [0, 1, 2])])
+def test_chat_and_placebo_begin_at_every_base_and_other_ways_at_the_first(other_bases, first):
+    starts = {finetuning.BASE: BASES, finetuning.IT_FORMATTED: {0: "prompts"}}
+    ways = finetuning.variants(starts, {"tokens": 9}, [0.25], [1, 4], other_bases)
+    for name in (f"finetuned from {finetuning.BASE}", finetuning.PLACEBO):
+        assert ways.pop(name).starts == BASES
+    assert ways.pop(f"finetuned from {finetuning.IT_FORMATTED}").starts == {0: "prompts"}
+    assert ways.pop("from scratch").starts == dict.fromkeys(first)
+    assert list(ways) == ["resampled 25%", "prompts ×1", "prompts ×4"]
+    assert all(way.starts == {seed: f"b{seed}" for seed in first} for way in ways.values())
+
+
+def test_a_negative_number_of_base_saes_is_refused():
+    with pytest.raises(ValueError, match="^other_bases is -1; it must be a number of base SAEs, or 0 for all of them$"):
+        finetuning.variants({finetuning.BASE: BASES}, {}, [], [], -1)
+
+
 def test_base_saes_are_trained_where_none_is_given(base, tmp_path):
     _, train, held, _ = base
     recipe = dataclasses.replace(RECIPE, tokens=4_000, stop_tokens=2_000)
@@ -93,6 +113,10 @@ def test_base_saes_are_trained_where_none_is_given(base, tmp_path):
     seen = {kind: folders.training_record(by_seed[5])["curve"][-1]["tokens"] for kind, by_seed in starts.items()}
     assert seen == {"pretraining SAE": 4_000, "earlier checkpoint": 2_000}
     assert folders.training_record(starts["pretraining SAE"][2])["recipe"]["seed"] == 2
+    fewer = finetuning.train_bases(
+        recipe, [5, 2], Stores(train, held, None), tmp_path, other_bases=1, progress=False
+    )
+    assert fewer == starts | {"earlier checkpoint": {2: starts["earlier checkpoint"][2]}}
     given = finetuning.shipped(["a", "b"], "")
     assert (
         list(given) == [finetuning.BASE] and list(given[finetuning.BASE]) == [0, 1] and not finetuning.shipped([], "")

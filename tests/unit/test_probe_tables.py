@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 
 from lib.probing.tasks import Probe
 from lib.results import probe_tables
@@ -54,6 +55,31 @@ def test_other_ways_from_the_same_bases_lend_their_seed_variance():
     lent = gained(planted(calm), NAMES._replace(others=("resampled",)), 0)
     lent = lent.set_index(["metric", "k"]).loc[("auroc_gained_over_placebo", 1)]
     assert lent["value"] == alone["value"] and lent["high"] - lent["low"] < 0.8 * (alone["high"] - alone["low"])
+
+
+def test_a_way_from_one_base_is_compared_with_what_was_made_of_the_same_base():
+    ways = {"resampled": [(0.50, 0.5)], "from scratch": [(0.55, 0.6)]}  # of seed 0 only
+    of_k = planted(AUROCS | ways, replicates=1999).where(k=1)
+    names = [*ways, "not made"]
+    table = probe_tables.way_differences(of_k, "chat", names, 0, lending=["placebo"]).set_index("variant")
+    assert table["value"].to_dict() == pytest.approx({"resampled": 0.50 - 0.52, "from scratch": 0.55 - 0.52})
+    # The placebo is behind by 0.02, 0.01 and 0.03: s = 0.01 with two degrees of freedom, lent to a mean over one seed.
+    for row in table.itertuples():
+        width = 2 * scipy.stats.t.ppf(1 - row.alpha / 2, 2) * 0.01
+        assert row.high - row.low == pytest.approx(width, rel=0.1)
+    alone = probe_tables.way_differences(of_k, "chat", names, 0)
+    assert (alone["low"] == alone["high"]).all(), "nobody tells how much such differences vary"
+
+
+def test_units_say_which_variants_have_fewer_saes():
+    counts = {"base": 3, "chat": 3, "from IT": 1, "resampled": 1, "from scratch": 2}
+    rows = [(name, seed) for name, n in counts.items() for seed in range(n)]
+    saes = pd.DataFrame(rows, columns=["variant", "seed"])
+    words = "base prompts and 3 base SAEs"
+    assert probe_tables.units(saes, "base") == f"{words} (from IT, resampled: 1; from scratch: 2)"
+    assert probe_tables.units(saes, "base", ["base", "chat"]) == words
+    assert probe_tables.units(saes, "base", ["base", "from scratch"]) == f"{words} (from scratch: 2)"
+    assert probe_tables.units(saes[saes["seed"] == 0], "base") == "base prompts only (one base SAE)"
 
 
 def test_one_base_sae_has_no_noise_of_seeds_and_an_unpaired_one_no_difference():

@@ -41,11 +41,18 @@ def test_trainings_are_counted_by_hand():
     def trained(**values):
         return estimate(**tokens, **ways, **values).loc[("04", "SAE training"), "tokens"]
 
-    # Chat, placebo, resampled and scratch of each base SAE; the IT-formatted SAE finetuned once.
+    # Chat and placebo of each base SAE, resampled and scratch of the first ones; the IT-formatted SAE finetuned once.
+    three = [sae, f"{sae}-1", f"{sae}-2"]
     assert trained(base_saes=[sae], prompts_sae=sae) == (4 + 1) * 100
-    assert trained(base_saes=[sae, f"{sae}-1", f"{sae}-2"], prompts_sae=sae) == (3 * 4 + 1) * 100
+    assert trained(base_saes=three, prompts_sae=sae, other_bases=1) == (3 * 2 + 2 + 1) * 100
+    assert trained(base_saes=three, prompts_sae=sae, other_bases=2) == (3 * 2 + 2 * 2 + 1) * 100
+    assert trained(base_saes=three, prompts_sae=sae, other_bases=0) == (3 * 4 + 1) * 100
     # Trained here: two base SAEs with their earlier checkpoints, from which a chat SAE begins as well, and the IT one.
-    assert trained(base_saes=[], base_seeds=[0, 1], prompts_sae="") == (2 * 5 + 1) * 100 + (2 * 2 + 1) * 1000
+    here = {"base_saes": [], "base_seeds": [0, 1], "prompts_sae": ""}
+    assert trained(**here, other_bases=0) == (2 * 5 + 1) * 100 + (2 * 2 + 1) * 1000
+    assert trained(**here, other_bases=1) == (2 * 2 + 3 + 1) * 100 + (2 + 1 + 1) * 1000
+    with pytest.raises(ValueError, match="other_bases is -2"):
+        trained(base_saes=[sae], prompts_sae=sae, other_bases=-2)
     harvest = [estimate(prompts_sae=place).loc[("04", "harvest"), "tokens"] for place in (sae, "")]
     assert harvest[1] - harvest[0] == profiles.complete({})["pretraining_tokens"], "wrapped as prompts once more"
 

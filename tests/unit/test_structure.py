@@ -106,6 +106,15 @@ def test_parameters_are_literals_and_a_name_means_the_same_everywhere(path):
         assert defaults[name] == value, f"{name} has two defaults"
 
 
+def test_chat_is_harvested_once_for_the_saes_of_03_and_04():
+    """The default's chat store has one name in both, as what goes into the name is equal."""
+    of_03, of_04 = (build_graph.parameters(path) for path in NOTEBOOKS if path.stem[:2] in ("03", "04"))
+    same = {"corpus": "chat_corpus", "max_tokens": "chat_tokens"}
+    same |= {name: name for name in ("layer", "context", "store", "held_out_tokens", "split_seed")}
+    assert [of_03[name] for name in same] == [of_04[name] for name in same.values()]
+    assert of_04["pretraining_tokens"] == of_04["chat_tokens"], "or the placebo would see other text"
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_papermill_reads_the_same_parameters(path, tmp_path, caplog):
     """Its parser goes by the line, and a mark such as ``=`` in a comment leads it astray."""
