@@ -26,6 +26,7 @@
 
 # %%
 import json
+from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
@@ -49,7 +50,15 @@ from lib.probing import (
 )
 from lib.probing import dense as dense_probes
 from lib.probing.tasks import Probe, Task, load_scores
-from lib.results import cost_figures, figures, probe_tables, records, tables, why_figures
+from lib.results import (
+    cost_figures,
+    figures,
+    monitor_tables,
+    probe_tables,
+    records,
+    tables,
+    why_figures,
+)
 from lib.sae import comparison, folders, latents, widths
 from lib.stats import metrics
 from lib.stats.draws import Draws
@@ -273,7 +282,7 @@ for name in list(silent)[:1]:
         f"Profile {profile}, layer {layer}; latents of the {name} that the k = {show_k} probe "
         "reads: share of the prompts of"
     )
-    counted = "harmful prompts: " + ", ".join(f"{wrapper} {n}" for wrapper, n in n_pairs.items())
+    counted = ", ".join(f"{wrapper} {n}" for wrapper, n in n_pairs.items())
     for file, of_latents, label, which in (
         ("08_silent", silent[name].table, "share silent", "their class whose plain form they fire"),
         ("08_begins", silent[name].begins, "share fires", "the other class that they do not fire"),
@@ -281,7 +290,10 @@ for name in list(silent)[:1]:
         names = [f"{latent}, {figures.LABELS[side]}" for side, latent in of_latents.index]
         shown = of_latents.set_axis(names)
         figure = why_figures.shares(shown, label, "latent, and what it speaks for")
-        caption = f"{about} {which} on. Empty: there is none. N of {counted}."
+        caption = (
+            f"{about} {which} on. Empty: there is none. Harmful prompts that are also wrapped: "
+            f"{counted}."
+        )
         display(figures.save(figure, run.figures, file, caption))
 
 # %% [markdown]
@@ -304,7 +316,7 @@ if silent:
 # %%
 for name in list(silent)[:1]:
     instead = silent[name].instead.round(2)
-    page = f"../figures/{profile}/latents.html"
+    page = f"../figures/{quote(profile)}/latents.html"
     link = '<a href="{}#{}">{}</a>'
     instead["latent"] = [
         link.format(page, cards.anchor(name, latent), latent) for latent in instead["latent"]
@@ -447,6 +459,8 @@ every_monitor[f"k = {show_k}"] = monitors.of_latents(sparse_scores, read)
 every_monitor["TF-IDF"] = monitors.Monitor(words, 0.0, None)
 monitor_scores = {name: monitor.scores for name, monitor in every_monitor.items()}
 by_name = {Probe(name): of_all for name, of_all in monitor_scores.items()}
+
+# %%
 kinds, here_weights = datasets.kind(prompts), {gap_split: weights[gap_split]}
 monitor_rows = pd.concat([
     probe_tables.by_split(prompts, monitor_scores, here_weights),
@@ -473,7 +487,7 @@ figures.save(figure, run.figures, "08_monitors", caption)
 # model's own are none where it runs anyway.) Milliseconds are of this run, and in no record.
 
 # %%
-behind_rows = probe_tables.behind(prompts, kinds, gap_split, by_name, weights, seed)
+behind_rows = monitor_tables.behind(prompts, kinds, gap_split, by_name, weights, seed)
 flops = monitors.cost_table(every_monitor, bridge, tokens_per_prompt)
 some = np.flatnonzero(prompts["split"] == gap_split)[:100]
 taken = {
@@ -538,13 +552,16 @@ else:
 # %%
 of_others = {probe: of_all for probe, of_all in in_best.items() if probe.variant not in apart}
 at_cost = Draws.of(prompts, of_show_k | of_others, here_weights)
-of_dense = Draws.of(prompts, {Probe("dense"): monitor_scores["dense"]}, here_weights)
-gaps = at_cost.over_seeds(seed, apart=tuple(apart)).behind(of_dense, ["split"]).estimates()
-cost_tables = [costs.of_saes(pd.concat([every_sae, looked_into, others]), show_k)]
-cost_tables.append(costs.of_controls(basis_inputs, show_k))
-cost_table = pd.concat(cost_tables, ignore_index=True).drop_duplicates("variant", keep="last")
+dense = Draws.of(prompts, {Probe("dense"): monitor_scores[monitors.DENSE]}, here_weights)
+gaps = at_cost.over_seeds(seed, apart=tuple(apart)).behind(dense, ["split"]).estimates()
+cost_table = pd.concat([
+    costs.of_controls(basis_inputs, show_k),
+    costs.of_saes(pd.concat([every_sae, looked_into, others]), show_k),
+], ignore_index=True).drop_duplicates("variant")  # fmt: skip
 gaps = gaps[gaps["variant"].isin(cost_table["variant"]) & (gaps["k"] == show_k)]
-gaps = costs.beside_gaps(gaps.drop_duplicates("variant"), cost_table)
+gaps = costs.beside_gaps(gaps, cost_table)
+
+# %%
 figure = cost_figures.gaps_against_cost(gaps)
 caption = (
     f"Profile {profile}, layer {layer}, k = {show_k}, split {gap_split}; 95 % over base prompts, "
@@ -568,12 +585,14 @@ in_order = of_width["variant"].iloc[np.argsort(d_sae, kind="stable")].tolist()
 compared = [pd.DataFrame(columns=["against", "metric", "value", "low", "high"])]
 if cheaper:
     compared.append(
-        probe_tables.ahead_of_others(at_cost, scratch, cheaper, "auroc_ahead_of_cheaper", seed)
+        monitor_tables.ahead_of_others(at_cost, scratch, cheaper, "auroc_ahead_of_cheaper", seed)
     )
 if by_width:
     narrowest, *_, widest = in_order
     compared.append(
-        probe_tables.ahead_of_others(at_cost, widest, [narrowest], "auroc_ahead_of_narrower", seed)
+        monitor_tables.ahead_of_others(
+            at_cost, widest, [narrowest], "auroc_ahead_of_narrower", seed
+        )
     )
 compared = pd.concat(compared, ignore_index=True)
 tables.in_columns(compared, "against", "metric")
@@ -612,13 +631,21 @@ of_few = "; ".join(scarce["probe"] + " " + tables.texts(scarce)) or "not measure
 loss = part_rows[part_rows["variant"] == main[0]].set_index("part")
 in_words = ", ".join(f"{part} {text}" for part, text in tables.texts(loss).items())
 over_jailbreaks = silent_rows[silent_rows["wrapper"] == silence.JAILBREAKS].set_index("variant")
+is_ahead = (behind_rows["high"] < 0).groupby(behind_rows["probe"]).all()
+ahead_of_dense = ", ".join(is_ahead.index[is_ahead]) or "none"
+gained = cascade_rows[cascade_rows["metric"] == cascade.GAINED].dropna(subset=["value"])
+of_cascade = "; ".join(gained["share_passed_on"].map("{:.0%} ".format) + tables.texts(gained))
+of_training = "; ".join(compared["against"] + " " + tables.texts(compared)) or "not measured"
 Markdown(
     f"Loss of the {main[0]}'s probe to the dense one, {gap_split}, and its parts: "
     f"{in_words or 'not applicable'}. Silent in jailbreaks beyond latents of equal frequency: "
     f"{'; '.join(f'{name} {text}' for name, text in tables.texts(over_jailbreaks).items())}. "
     f"At k = {show_k} and on the {gap_split} split, the controls that the {main[0]} is not shown "
     f"to be ahead of: {', '.join(behind) or 'none'}. With {least or 'few'} training prompts: "
-    f"{of_few}."
+    f"{of_few}. Monitors that are ahead of the dense probe both pooled and within wrappers: "
+    f"{ahead_of_dense}. AUROC that a cascade gains over its probe, by the share passed on: "
+    f"{of_cascade or 'not measured'}. What the SAE from scratch, or the widest, is ahead of those "
+    f"with fewer tokens or latents: {of_training}."
 )
 
 # %%

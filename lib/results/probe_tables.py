@@ -97,37 +97,20 @@ def at_validation_threshold(
 def within_wrappers(
     prompts: pd.DataFrame, kinds: pd.Series, split: str, scores: dict, weights: SplitWeights, seed: int
 ) -> pd.DataFrame:
-    """The mean AUROC within the wrappers of a split (:func:`lib.stats.metrics.within`), by the keys of ``scores``: rows
-    of ``auroc_within_wrapper``, with the interval of :func:`over_wrappers`."""
-    drawn, n_wrappers = _within(prompts, kinds, split, scores, weights, seed)
+    """:func:`draws_within` as rows of ``auroc_within_wrapper``, with the interval of :func:`over_wrappers`."""
+    drawn, n_wrappers = draws_within(prompts, kinds, split, scores, weights, seed)
     return over_wrappers(drawn, n_wrappers).assign(metric="auroc_within_wrapper")
 
 
-def _within(prompts: pd.DataFrame, kinds: pd.Series, split: str, scores: dict, weights: SplitWeights, seed: int):
-    """Draws of the mean AUROC within the wrappers of a split, and the number of these wrappers."""
+def draws_within(
+    prompts: pd.DataFrame, kinds: pd.Series, split: str, scores: dict, weights: SplitWeights, seed: int
+) -> tuple[Draws, int]:
+    """Draws of the mean AUROC within the wrappers of a split (:func:`lib.stats.metrics.within`), and the number of
+    these wrappers."""
     here = (prompts["split"] == split).to_numpy()
     rows, y = metrics.wrapper_rows(prompts[here], kinds[here]), prompts["label"].to_numpy()[here]
     parts = {name: [part] for name, part in rows.items() if len(np.unique(y[part])) == 2}
     return Draws.of(prompts, scores, {split: weights[split]}, metrics.within(parts, seed)), len(parts)
-
-
-def behind(
-    prompts: pd.DataFrame, kinds: pd.Series, split: str, scores: dict, weights: SplitWeights, seed: int
-) -> pd.DataFrame:
-    """AUROC of the probe ``dense`` minus that of every other one of a split, pooled and within wrappers: rows of
-    ``auroc_behind_dense`` and ``auroc_behind_dense_within_wrapper``, the latter with the interval of
-    :func:`over_wrappers`."""
-    pooled = Draws.of(prompts, scores, {split: weights[split]})
-    within, n_wrappers = _within(prompts, kinds, split, scores, weights, seed)
-    ahead = {
-        "auroc_behind_dense": _behind(pooled).estimates(),
-        "auroc_behind_dense_within_wrapper": over_wrappers(_behind(within), n_wrappers),
-    }
-    return pd.concat([rows.assign(metric=metric) for metric, rows in ahead.items()], ignore_index=True)
-
-
-def _behind(draws: Draws) -> Draws:
-    return draws.without(probe="dense").behind(draws.where(probe="dense"), ["split"])
 
 
 def over_wrappers(drawn: Draws, n_wrappers: int) -> pd.DataFrame:
@@ -209,18 +192,6 @@ def ahead_of_controls(drawn: Draws, variant: str, split: str, seed: int) -> pd.D
     means = of_split.over_seeds(seed, apart=(*APART, *names))  # the draws of each control vary as they do
     ahead = means.where(probe="control").behind(means.where(probe="k-sparse", variant=variant), ["k", "split"])
     family = families.estimates(ahead).assign(metric="auroc_ahead_of_control", control=lambda table: table["variant"])
-    return family.assign(variant=variant)
-
-
-def ahead_of_others(drawn: Draws, variant: str, others: list[str], metric: str, seed: int) -> pd.DataFrame:
-    """AUROC of a variant's k-sparse probes minus that of each of ``others``, one k and split, as one family.
-
-    All are means over seeds, with the seed variance of SAEs pooled over the variants of ``drawn``, since one SAE tells
-    nothing of another. Rows of ``metric`` with the column ``against``.
-    """
-    means = drawn.where(probe="k-sparse").over_seeds(seed)
-    ahead = means.where(variant=others).behind(means.where(variant=variant), ["k", "split"])
-    family = families.estimates(ahead).assign(metric=metric, against=lambda table: table["variant"])
     return family.assign(variant=variant)
 
 

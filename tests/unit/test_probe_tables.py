@@ -8,7 +8,7 @@ import pytest
 import scipy.stats
 
 from lib.probing.tasks import Probe
-from lib.results import probe_tables
+from lib.results import monitor_tables, probe_tables
 from lib.results.probe_tables import Finetuning, gained, gained_by_seed
 from lib.stats import metrics
 from lib.stats.draws import Draws
@@ -115,7 +115,7 @@ def test_a_mean_over_k_is_a_text_in_json_and_none_in_parquet(tmp_path):
 def test_an_sae_is_ahead_of_cheaper_ones_by_the_pooled_variance_of_seeds():
     aurocs = {"base": AUROCS["base"], "whole": [(0.8, 0.8)], "share": [(0.7, 0.75)], "tiny": [(0.6, 0.5)]}
     drawn = planted(aurocs).where(k=1)
-    table = probe_tables.ahead_of_others(drawn, "whole", ["share", "tiny"], "auroc_ahead_of_cheaper", 0)
+    table = monitor_tables.ahead_of_others(drawn, "whole", ["share", "tiny"], "auroc_ahead_of_cheaper", 0)
     assert table["against"].to_list() == ["share", "tiny"] and set(table["variant"]) == {"whole"}
     np.testing.assert_allclose(table["value"], [0.1, 0.2])
     assert set(table["metric"]) == {"auroc_ahead_of_cheaper"} and table["alpha"].between(0.0, 0.05).all()
@@ -134,7 +134,7 @@ def test_what_is_behind_the_dense_probe_pooled_and_within_wrappers():
     dense = np.array([0.0, 1.0] * 4)
     scores = {Probe("dense"): dense, Probe("shifted"): dense + 2.0 * (transform == "story"), Probe("reverse"): -dense}
     weights = {"ood": metrics.bootstrap_weights(prompts["base_id"].to_numpy(), 200, 0)}
-    table = probe_tables.behind(prompts, kinds, "ood", scores, weights, 0).set_index(["probe", "metric"])["value"]
+    table = monitor_tables.behind(prompts, kinds, "ood", scores, weights, 0).set_index(["probe", "metric"])["value"]
     assert table["shifted", "auroc_behind_dense"] == pytest.approx(1 - 12 / 16)
     assert table["shifted", "auroc_behind_dense_within_wrapper"] == pytest.approx(0)
     assert table["reverse", "auroc_behind_dense"] == table["reverse", "auroc_behind_dense_within_wrapper"] == 1

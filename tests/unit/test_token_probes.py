@@ -1,7 +1,6 @@
 """Token probes: aggregations by hand, planted worlds in which one or another must win, and what is kept apart."""
 
 import numpy as np
-import pandas as pd
 import pytest
 import scipy.sparse
 import torch
