@@ -101,12 +101,15 @@ def _steps(v: dict[str, Any], shape: dict[str, Any]) -> list[Step]:
     n_first = len(first_bases(range(n_bases), v["other_bases"]))
     n_others = len(v["resample_shares"]) + len(v["prompt_repeats"]) + 1 + (not v["base_saes"])
     n_finetuned = n_bases * 2 + n_first * n_others + 1
-    read_again = 2 * v["dictionary_draws"] + 8  # control dictionaries; then one of each with the main SAEs and others
+    n_cheaper = len(v["token_shares"]) + len(v["sae_widths"])  # SAEs from scratch of fewer tokens, or of other widths
+    # Control dictionaries; then one of each with the main SAEs and others.
+    read_again = 3 * v["dictionary_draws"] + 9 + n_cheaper
     finetuned_trials = TRIALS * sum(v[name] == CHOSEN for name in ("finetune_lr", "scratch_lr"))
     base_d_sae = v["base_d_sae"] if not v["base_saes"] else shape["d_sae"] or v["base_d_sae"]
     per_latent = 10 * d_model
     compared_tokens = (n_compared + compared_trials) * v["train_tokens"]
     finetuned_tokens = (n_finetuned + finetuned_trials) * max(v["finetune_tokens"], v["scratch_tokens"])
+    finetuned_tokens += (sum(v["token_shares"]) + len(v["sae_widths"])) * v["scratch_tokens"]
     # The earlier checkpoint of a base SAE that is trained here is nearly as long a training as the SAE itself.
     n_trained = (not v["base_saes"]) * (n_bases + n_first) + (not v["prompts_sae"])
     n_trained += TRIALS * (n_trained > 0 and v["base_lr"] == CHOSEN)

@@ -39,11 +39,14 @@ def test_trainings_are_counted_by_hand():
     sae = "data/pretrained/SmolLM2-135M-Instruct-layer-21-base"
 
     def trained(**values):
+        values = {"token_shares": [], "sae_widths": []} | values
         return estimate(**tokens, **ways, **values).loc[("04", "SAE training"), "tokens"]
 
     # Chat and placebo of each base SAE, resampled and scratch of the first ones; the IT-formatted SAE finetuned once.
     three = [sae, f"{sae}-1", f"{sae}-2"]
     assert trained(base_saes=[sae], prompts_sae=sae) == (4 + 1) * 100
+    cheaper = {"token_shares": [0.5, 0.25], "sae_widths": [64]}
+    assert trained(base_saes=[sae], prompts_sae=sae, **cheaper) == (4 + 1 + 1.75) * 100
     assert trained(base_saes=three, prompts_sae=sae, other_bases=1) == (3 * 2 + 2 + 1) * 100
     assert trained(base_saes=three, prompts_sae=sae, other_bases=2) == (3 * 2 + 2 * 2 + 1) * 100
     assert trained(base_saes=three, prompts_sae=sae, other_bases=0) == (3 * 4 + 1) * 100
