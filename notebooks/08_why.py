@@ -503,9 +503,10 @@ tables.in_columns(behind_rows, "probe", "metric").join(cost_columns).assign(
 # ## The model asked itself, and a cascade
 # The logit of yes against no to the question whether a request is harmful, asked about some prompts
 # of the split, no two of one base prompt. In a **cascade** the dense probe reads every prompt, and
-# passes those on to the model of which it is least sure. **What to look for:** a share passed on at
-# which the cascade is ahead of both its ends. **What would refute that a cascade helps:** a curve
-# that falls from its left end.
+# passes those on to the model of which it is least sure. A small model may answer the request in
+# the place of the question, and say No to a harmful one: then its AUROC is below one half. **What
+# to look for:** a share passed on at which the cascade is ahead of both its ends. **What would
+# refute that a cascade helps:** a curve that falls from its left end.
 
 # %%
 why_not = asked.impossible(bridge) if n_asked else "`n_asked` is 0"
@@ -528,8 +529,8 @@ if not why_not:
     names = {"auroc": "AUROC", "recall_at_1pct_fpr": "recall at 1 % false positives"}
     curve = cascade_rows[cascade_rows["metric"].isin(list(names))].replace({"metric": names})
     figure = figures.curves(
-        curve, "share_passed_on", "metric", "split", "share of prompts passed on to the model", "",
-        share_y=False,
+        curve.assign(monitor="cascade"), "share_passed_on", "metric", "monitor",
+        "share of prompts passed on to the model", "", share_y=False,
     )  # fmt: skip
     caption = (
         f"Profile {profile}, layer {layer}, {is_asked.sum()} prompts; 95 % bootstrap over base "

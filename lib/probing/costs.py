@@ -114,7 +114,7 @@ def cost(kind: str, size: Size, k: int) -> Cost:
     return Cost(entry.making(size), every, rows(size, k) if entry.reads_alone else every)
 
 
-def forward_pass(n_weights: int, tokens: float) -> float:
+def forward_pass(n_weights: int, tokens: float | int) -> float:
     """2 · n_weights · tokens: what a language model's weights up to a layer cost to make the activations (Kaplan et al.
     2020). Control dictionaries are made of activations that the probe needs anyway; those of an SAE come on top."""
     return 2.0 * n_weights * tokens

@@ -43,11 +43,11 @@ class Grid(NamedTuple):
         held_share: the share of the training split's base prompts on which the choice is made.
     """
 
-    learning_rates: tuple[float, ...] = (3e-3, 1e-2, 3e-2)
+    learning_rates: tuple[float, ...] = (1e-2, 3e-2)
     weight_decays: tuple[float, ...] = (1e-2, 1.0)
     options: dict[str, tuple[Option, ...]] = {}
-    epochs: int = 30
-    patience: int = 8
+    epochs: int = 20
+    patience: int = 4
     batch_prompts: int = 64
     held_share: float = 0.2
 
