@@ -77,8 +77,7 @@ folders.check_fits(base, bridge.cfg.d_model, models.resid_post(layer), model)
 parent = run.folder / "activations"
 raw_texts = prompts["text"].tolist()
 clean_texts = prompts["text"].map(datasets.normalise).tolist()
-raw = readings.read(bridge, identity, raw_texts, layer, parent)
-clean = readings.read(bridge, identity, clean_texts, layer, parent)
+raw, clean = readings.read_all(bridge, identity, [raw_texts, clean_texts], layer, parent)
 formatted = np.array(raw_texts, dtype=object) != np.array(clean_texts, dtype=object)
 print(f"{len(prompts):,} prompts, {len(raw.ids):,} tokens")
 print(f"normalising changes {formatted.mean():.0%} of the prompts")
@@ -156,10 +155,13 @@ if n_planted:
     plain = plain.sample(min(n_planted, len(plain)), random_state=seed)
 labels = plain["label"].to_numpy()
 plant_shares = sorted({show_share, *plant_shares})
+forms = [artefacts.plant(name, plain["text"].tolist(), seed) for name in artefacts.ARTEFACTS]
+forms = [form for pair in forms for form in pair]  # without and with the first artefact, …
+read = readings.read_all(bridge, identity, forms, layer, parent)
+
+# %%
 parts = []
-for name in artefacts.ARTEFACTS:
-    forms = artefacts.plant(name, plain["text"].tolist(), seed)
-    without, with_it = (readings.read(bridge, identity, form, layer, parent) for form in forms)
+for name, without, with_it in zip(artefacts.ARTEFACTS, read[::2], read[1::2], strict=True):
     pair = debugging.paired(without, with_it, base)
     ranks = planted.benchmark(pair, labels, plant_shares, plant_seeds)
     parts.append(ranks.assign(artefact=name))
