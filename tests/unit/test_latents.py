@@ -141,8 +141,8 @@ def test_prompts_that_begin_alike_have_the_latents_of_their_own_tokens():
 
 def test_tokens_that_no_pooling_reads_are_not_encoded(monkeypatch):
     sae, tokens = example()
-    in_turn = torch.ones(len(tokens.activations), dtype=torch.bool)
-    in_turn[tokens.starts[1:] - 1] = False  # what stands behind a turn
+    in_turn, longer = torch.ones(len(tokens.activations), dtype=torch.bool), tokens.starts.diff() > 1
+    in_turn[tokens.starts[1:][longer] - 1] = False  # what stands behind a turn
     tokens = tokens._replace(in_turn=in_turn, fixed=-2)
     every = ("max", "mean", "fixed", "position -1")
     expected, n_encoded, encode = latents.pool_latents(sae, tokens, every), [], latents.active_entries
