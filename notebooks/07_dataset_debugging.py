@@ -157,12 +157,10 @@ labels = plain["label"].to_numpy()
 plant_shares = sorted({show_share, *plant_shares})
 forms = [artefacts.plant(name, plain["text"].tolist(), seed) for name in artefacts.ARTEFACTS]
 forms = [form for pair in forms for form in pair]  # without and with the first artefact, …
-read = readings.read_all(bridge, identity, forms, layer, parent)
-
-# %%
+of_forms = readings.read_all(bridge, identity, forms, layer, parent)
 parts = []
-for name, without, with_it in zip(artefacts.ARTEFACTS, read[::2], read[1::2], strict=True):
-    pair = debugging.paired(without, with_it, base)
+for name, *forms_read in zip(artefacts.ARTEFACTS, of_forms[::2], of_forms[1::2], strict=True):
+    pair = debugging.paired(*forms_read, base)
     ranks = planted.benchmark(pair, labels, plant_shares, plant_seeds)
     parts.append(ranks.assign(artefact=name))
 ranks = pd.concat(parts, ignore_index=True)
