@@ -79,8 +79,7 @@ folders.check_fits(base, bridge.cfg.d_model, models.resid_post(layer), model)
 parent = run.folder / "activations"
 raw_texts = prompts["text"].tolist()
 clean_texts = prompts["text"].map(datasets.normalise).tolist()
-raw = readings.read(bridge, identity, raw_texts, layer, parent)
-clean = readings.read(bridge, identity, clean_texts, layer, parent)
+raw, clean = readings.read_all(bridge, identity, [raw_texts, clean_texts], layer, parent)
 formatted = np.array(raw_texts, dtype=object) != np.array(clean_texts, dtype=object)
 print(f"{len(prompts):,} prompts, {len(raw.ids):,} tokens")
 print(f"normalising changes {formatted.mean():.0%} of the prompts")
@@ -158,11 +157,12 @@ if n_planted:
     plain = plain.sample(min(n_planted, len(plain)), random_state=seed)
 labels = plain["label"].to_numpy()
 plant_shares = sorted({show_share, *plant_shares})
+forms = [artefacts.plant(name, plain["text"].tolist(), seed) for name in artefacts.ARTEFACTS]
+forms = [form for pair in forms for form in pair]  # without and with the first artefact, …
+of_forms = readings.read_all(bridge, identity, forms, layer, parent)
 parts = []
-for name in artefacts.ARTEFACTS:
-    forms = artefacts.plant(name, plain["text"].tolist(), seed)
-    without, with_it = (readings.read(bridge, identity, form, layer, parent) for form in forms)
-    pair = debugging.paired(without, with_it, base)
+for name, *forms_read in zip(artefacts.ARTEFACTS, of_forms[::2], of_forms[1::2], strict=True):
+    pair = debugging.paired(*forms_read, base)
     ranks = planted.benchmark(pair, labels, plant_shares, plant_seeds)
     parts.append(ranks.assign(artefact=name))
 ranks = pd.concat(parts, ignore_index=True)

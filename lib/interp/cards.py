@@ -60,7 +60,7 @@ def card(
     for name, sequences in chosen.items():
         if len(sequences):
             maximum = float(active.peak.max())
-            groups[name] = [examples.example(encoded, latent, i, maximum) for i in sequences.tolist()]
+            groups[name] = examples.shown(encoded, latent, sequences.tolist(), maximum)
     return Card(sae, latent, why, facts, explanation, groups)
 
 

@@ -214,15 +214,13 @@ def quantiles(active: Activating, n: int) -> list[Int[np.ndarray, " _"]]:
     return np.array_split(active.ordered(), n)
 
 
-def example(encoded: Encoded, latent: int, i: int, maximum: float) -> Example:
-    """Sequence ``i`` with the latent's levels: 0 where silent, else ⌈MAX_LEVEL · activation / maximum⌉."""
-    first, last = encoded.sequences.starts[i], encoded.sequences.starts[i + 1]
-    tokens, activation = encoded.column(latent)
-    inside = slice(*np.searchsorted(tokens, [first, last]))
-    values = np.zeros(last - first, dtype=np.float32)
-    values[tokens[inside] - first] = activation[inside]
-    levels = np.ceil(MAX_LEVEL * values / maximum).clip(0, MAX_LEVEL).astype(int)
-    return Example(encoded.sequences.words(i), levels, int(i))
+def shown(encoded: Encoded, latent: int, chosen: list[int], maximum: float) -> list[Example]:
+    """The chosen sequences with the latent's levels: 0 where silent, else ⌈MAX_LEVEL · activation / maximum⌉."""
+    sequences, (tokens, activation) = encoded.sequences, encoded.column(latent)
+    levels = np.zeros(len(sequences.tokens), dtype=int)
+    levels[tokens] = np.ceil(MAX_LEVEL * activation / maximum).clip(0, MAX_LEVEL).astype(int)
+    starts = sequences.starts
+    return [Example(sequences.words(i), levels[starts[i] : starts[i + 1]], i) for i in chosen]
 
 
 def draw(encoded: Encoded, latent: int, plan: Plan, rng: np.random.Generator) -> Drawn | None:
@@ -252,7 +250,7 @@ def draw(encoded: Encoded, latent: int, plan: Plan, rng: np.random.Generator) ->
     sides = []
     for parts in (explaining, scoring):
         chosen = np.concatenate(parts).astype(int).tolist()
-        sides.append([example(encoded, latent, i, maximum) for i in chosen])
+        sides.append(shown(encoded, latent, chosen, maximum))
     return Drawn(*sides)
 
 

@@ -18,13 +18,14 @@ import sklearn
 from jaxtyping import Float
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
-from sklearn.linear_model import LassoCV, LinearRegression
+from sklearn.linear_model import LinearRegression, lasso_path
 from sklearn.model_selection import GroupKFold
 
 from lib.interp.examples import MAX_LEVEL, Example, Explanation, Plan
 
 STEM = 5  # first letters that stand for the words of one family
 FOLDS = 3
+N_PENALTIES, LEAST_PENALTY = 12, 2e-2  # tried; the least one as a share of that which leaves no condition
 LEAST_WEIGHT = 0.5  # of a condition in levels, below which a rule does without it
 WORDING = {
     "token": "at “{}”",
@@ -186,8 +187,14 @@ class NgramJudge:
 
     def levels(self, rule: Rule, tokens: list[str]) -> Float[np.ndarray, " tokens"]:
         """The rule's level of every token."""
-        position, number = self._encoded(tokens)
-        total = np.zeros(len(tokens))
+        return self._levels(rule, [tokens])
+
+    def _levels(self, rule: Rule, sequences: list[list[str]]) -> Float[np.ndarray, " tokens"]:
+        """:meth:`levels` of sequences, one behind the other."""
+        ends = np.cumsum([len(tokens) for tokens in sequences])
+        parts = [self._encoded(tokens) for tokens in sequences]
+        position = np.concatenate([here + start for (here, _), start in zip(parts, [0, *ends[:-1]], strict=True)])
+        number, total = np.concatenate([numbers for _, numbers in parts]), np.zeros(ends[-1])
         for condition, weight in rule.weights.items():
             if condition in self._number:  # one that was never met holds nowhere
                 total[position[number == self._number[condition]]] += weight
@@ -195,7 +202,10 @@ class NgramJudge:
 
     def simulate(self, explanation: Explanation, sequences: list[list[str]]) -> list[float]:
         """See ``Judge``."""
-        return [float(self.levels(explanation.rule, tokens).max()) for tokens in sequences]
+        if not sequences:
+            return []
+        starts = np.cumsum([0, *map(len, sequences[:-1])])
+        return np.maximum.reduceat(self._levels(explanation.rule, sequences), starts).tolist()
 
     def detect(self, explanation: Explanation, sequences: list[list[str]]) -> list[bool]:
         """See ``Judge``: yes where some condition holds that lifts the level by 1."""
@@ -211,13 +221,29 @@ class NgramJudge:
 
 
 def _lasso(matrix: np.ndarray, y: np.ndarray, sequence: np.ndarray) -> np.ndarray:
-    """Coefficients of the non-negative lasso, with the penalty that predicts sequences left out best."""
+    """Coefficients of the non-negative lasso, with the penalty that predicts sequences left out best.
+
+    It is scikit-learn's ``LassoCV`` without its checks, which take longer than the fits of so small matrices.
+    """
     n_folds = min(FOLDS, len(np.unique(sequence)))
     folds = GroupKFold(n_folds, shuffle=True, random_state=0).split(matrix, y, sequence)
-    model = LassoCV(positive=True, alphas=12, eps=2e-2, tol=1e-3, precompute=True, cv=list(folds))
+    largest = np.max((matrix - matrix.mean(0)).T @ (y - y.mean())) / len(y)
+    alphas = np.geomspace(largest, LEAST_PENALTY * largest, N_PENALTIES)
+    errors = np.zeros(len(alphas))
     with warnings.catch_warnings(), sklearn.config_context(assume_finite=True, skip_parameter_validation=True):
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return model.fit(matrix, y).coef_
+        for fitted, tested in folds:
+            weights = _path(matrix[fitted], y[fitted], alphas)
+            base = y[fitted].mean() - matrix[fitted].mean(0) @ weights
+            errors += ((matrix[tested] @ weights + base - y[tested, None]) ** 2).mean(0)
+        return _path(matrix, y, alphas[[errors.argmin()]])[:, 0]
+
+
+def _path(matrix: np.ndarray, y: np.ndarray, alphas: np.ndarray) -> Float[np.ndarray, "columns alphas"]:
+    """Weights of the non-negative lasso with an intercept, for each of falling penalties."""
+    x, target = np.asfortranarray(matrix - matrix.mean(0)), y - y.mean()
+    products = {"precompute": x.T @ x, "Xy": x.T @ target}
+    return lasso_path(x, target, alphas=alphas, **products, positive=True, tol=1e-3, check_input=False)[1]
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 Units are SAE latents, or coordinates of the residual stream. Special tokens are left out.
 """
 
+import itertools
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,11 +15,12 @@ from sae_lens import SAE
 from transformer_lens.model_bridge import TransformerBridge
 
 from lib.interp.examples import Sequences, token_texts
-from lib.model.activations import prompt_tokens
+from lib.model.activations import SHARD_TOKENS, prompt_tokens
 from lib.model.models import seeing, special_ids, token_offsets, tokenise_with_spans
 from lib.sae.latents import active_entries
 from lib.texts.artefacts import Spans
 
+READ_TOKENS = 4 * SHARD_TOKENS  # of a shard: texts that begin alike differ in length, and share within a shard
 Matrix = scipy.sparse.csr_matrix | np.ndarray
 
 
@@ -31,6 +33,13 @@ class Reading(NamedTuple):
     activations: Float[np.ndarray, "tokens d_model"]
     ids: Int[np.ndarray, " tokens"]
 
+    def of(self, chosen: Int[np.ndarray, " chosen"]) -> "Reading":
+        """The chosen texts, in this order."""
+        tokens = np.concatenate([np.arange(self.starts[i], self.starts[i + 1]) for i in chosen])
+        starts = np.r_[0, np.diff(self.starts)[chosen].cumsum()]
+        texts = [self.texts[i] for i in chosen]
+        return Reading(texts, starts, self.offsets[tokens], self.activations[tokens], self.ids[tokens])
+
 
 def read(bridge: TransformerBridge, model: dict[str, str], texts: list[str], layer: int, parent: Path) -> Reading:
     """Token activations of texts with the characters that each token stands for; of a chat, of the user's turn.
@@ -41,12 +50,14 @@ def read(bridge: TransformerBridge, model: dict[str, str], texts: list[str], lay
         ValueError: a text without any token.
     """
     token_ids, spans = tokenise_with_spans(bridge, texts)
+    first, ends = spans.T.tolist()
+    token_ids = [ids[:end] for ids, end in zip(token_ids, ends, strict=True)]
+    places = [of_text[:end] for of_text, end in zip(token_offsets(bridge, texts), ends, strict=True)]
     flat = np.concatenate(token_ids)
-    first = spans[:, 0].tolist()
     is_late = np.concatenate([np.arange(len(ids)) >= start for ids, start in zip(token_ids, first, strict=True)])
     stored = is_late & seeing(bridge, torch.from_numpy(flat)).numpy()
-    tokens = prompt_tokens(bridge, model, texts, layer, parent)
-    flat, places = flat[stored], np.concatenate(token_offsets(bridge, texts))[stored]
+    tokens = prompt_tokens(bridge, model, texts, layer, parent, to_end=False, shard_tokens=READ_TOKENS)
+    flat, places = flat[stored], np.concatenate(places)[stored]
     kept = ~np.isin(flat, special_ids(bridge).numpy())
     kept &= True if tokens.in_turn is None else tokens.in_turn.numpy()
     counts = np.add.reduceat(kept, tokens.starts[:-1].numpy())
@@ -55,12 +66,24 @@ def read(bridge: TransformerBridge, model: dict[str, str], texts: list[str], lay
     return Reading(texts, np.r_[0, counts.cumsum()], places[kept], tokens.activations.float().numpy()[kept], flat[kept])
 
 
+def read_all(
+    bridge: TransformerBridge, model: dict[str, str], lists: list[list[str]], layer: int, parent: Path
+) -> list[Reading]:
+    """:func:`read` of several lists of texts in one pass, which reads equal texts once, and equal beginnings too.
+
+    Raises:
+        ValueError: a text without any token.
+    """
+    number = {text: i for i, text in enumerate(dict.fromkeys(itertools.chain(*lists)))}
+    whole = read(bridge, model, list(number), layer, parent)
+    return [whole.of(np.array([number[text] for text in texts])) for texts in lists]
+
+
 def sequences(reading: Reading, bridge: TransformerBridge, chosen: Int[np.ndarray, " chosen"]) -> Sequences:
     """The chosen texts as sequences for explanations and cards; every second one is set apart for scoring."""
-    tokens = np.concatenate([np.arange(reading.starts[i], reading.starts[i + 1]) for i in chosen])
-    starts = np.r_[0, np.diff(reading.starts)[chosen].cumsum()]
-    words = token_texts(bridge.tokenizer, reading.ids[tokens].tolist())
-    return Sequences(words, starts, np.arange(len(chosen)) % 2 == 1, reading.activations[tokens])
+    part = reading.of(chosen)
+    words = token_texts(bridge.tokenizer, part.ids.tolist())
+    return Sequences(words, part.starts, np.arange(len(chosen)) % 2 == 1, part.activations)
 
 
 class Peaks(NamedTuple):

@@ -63,20 +63,24 @@ def _harvest_prompts(
     token_layer: int | None,
     shard_tokens: int,
     over: str,
+    to_end: bool = True,
 ) -> list[Path]:
     """The stores of activations under the given ``poolings`` (unless ``layers`` is empty) and of the tokens at
     ``token_layer`` (unless None), from one forward pass where both are wanting.
 
-    Prompts of like length share a shard.
+    Prompts of like length share a shard. Without ``to_end`` they are read up to the end of what is pooled.
     """
     if not texts:
         raise ValueError("nothing to harvest: there are no texts")
     prompts, dtype = Prompts(*tokenise_with_spans(bridge, texts, over)), _stored_dtype(bridge)
+    if not to_end:
+        ends = prompts.spans[:, 1].tolist()
+        prompts = prompts._replace(token_ids=[ids[:end] for ids, end in zip(prompts.token_ids, ends, strict=True)])
     token_ids = prompts.token_ids
     chunks = _by_tokens(_by_length(token_ids), token_ids, shard_tokens)
     common = model | {"texts": texts_hash(texts), "shard_tokens": shard_tokens}
     if has_template(bridge.tokenizer):
-        common |= {"over": over}
+        common |= {"over": over} | ({} if to_end else {"to_end": False})
     stores: dict[Path, _Store] = {}
     if layers:
         parameters = common | {"kind": "pooled", "layers": layers, "poolings": list(poolings), "dtype": "float32"}
@@ -316,12 +320,21 @@ def load_prompt_tokens(folder: Path, fixed: int = -1) -> PromptTokens:
 
 
 def prompt_tokens(
-    bridge: TransformerBridge, model: dict[str, str], texts: list[str], layer: int, parent: Path, over: str = "turn"
+    bridge: TransformerBridge,
+    model: dict[str, str],
+    texts: list[str],
+    layer: int,
+    parent: Path,
+    over: str = "turn",
+    *,
+    to_end: bool = True,
+    shard_tokens: int = SHARD_TOKENS,
 ) -> PromptTokens:
     """Harvest (or find) the activations of the prompts' tokens at one layer, special ones included.
 
-    They are those of the user's turn and what the template puts behind it, or of the whole sequence (``over``).
+    They are those of the user's turn and, unless ``to_end`` is false, what the template puts behind it; or of the whole
+    sequence (``over``). Without what is behind it there is no fixed position.
     """
-    options = {"layers": [], "poolings": (), "token_layer": layer, "shard_tokens": SHARD_TOKENS, "over": over}
-    (store,) = _harvest_prompts(bridge, model, texts, parent, **options)
+    options = {"layers": [], "poolings": (), "token_layer": layer, "shard_tokens": shard_tokens, "over": over}
+    (store,) = _harvest_prompts(bridge, model, texts, parent, to_end=to_end, **options)
     return load_prompt_tokens(store, fixed_position(bridge))

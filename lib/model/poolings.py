@@ -91,11 +91,14 @@ class Pooling(NamedTuple):
             (prompts, d_sae).
         exact: whether decoding pooled latents gives the pooled reconstruction. Decoding is affine, so it does if the
             pooling is a weighted mean of tokens.
+        position: of the one token that is read, counted from a prompt's end, from the fixed position; None where the
+            pooled tokens are read.
     """
 
     dense: Callable[[Tensor, Tokens], Tensor]
     sparse: Callable[[ActiveLatents, int], scipy.sparse.csr_matrix]
     exact: bool
+    position: Callable[[int], int] | None = None
 
 
 def _max(resid: Tensor, tokens: Tokens) -> Tensor:
@@ -121,6 +124,7 @@ def at_position(position: int) -> Pooling:
         dense=lambda resid, tokens: _at(resid, tokens.end, position),
         sparse=lambda latents, _: latents.at(position),
         exact=True,
+        position=lambda _: position,
     )
 
 
@@ -129,7 +133,10 @@ POOLINGS = {
     "mean": Pooling(_mean, _mean_latents, exact=True),
     # The end of the user's turn for a chat model, else the last token.
     "fixed": Pooling(
-        lambda resid, tokens: _at(resid, tokens.end, tokens.fixed), lambda latents, fixed: latents.at(fixed), exact=True
+        lambda resid, tokens: _at(resid, tokens.end, tokens.fixed),
+        lambda latents, fixed: latents.at(fixed),
+        exact=True,
+        position=lambda fixed: fixed,
     ),
 }
 ALL_POOLINGS = tuple(POOLINGS)
@@ -152,6 +159,22 @@ def named(names: Iterable[str]) -> dict[str, Pooling]:
         ValueError: see :func:`pooling`.
     """
     return {name: pooling(name) for name in names}
+
+
+def tokens_read(
+    entries: Iterable[Pooling],
+    starts: Int[np.ndarray, " prompts_plus_1"],
+    in_turn: Bool[np.ndarray, " tokens"] | None,
+    fixed: int,
+) -> Bool[np.ndarray, " tokens"]:
+    """Which tokens some of the poolings read, of prompts as in :class:`ActiveLatents`."""
+    read = np.zeros(starts[-1], dtype=bool)
+    for entry in entries:
+        if entry.position:
+            read[np.maximum(starts[1:] + entry.position(fixed), starts[:-1])] = True
+        else:
+            read |= True if in_turn is None else in_turn
+    return read
 
 
 def with_positions(positions: Iterable[int], fixed: int) -> tuple[str, ...]:

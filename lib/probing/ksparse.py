@@ -19,6 +19,7 @@ from lib.base.registry import lookup
 Columns = np.ndarray | scipy.sparse.csr_matrix | scipy.sparse.csc_matrix
 Chosen = dict[int, Int[np.ndarray, " _"]]
 Ranking = Int[np.ndarray, " _"]  # columns, best first
+BLOCK = 256  # dense columns that are sorted at a time, so that they stay in the cache
 UNPENALISED = 1e4  # inverse L2 strength on standardised columns: as good as none, and finite on separable rows
 
 
@@ -122,7 +123,7 @@ def column_aurocs(x: Columns, y: Int[np.ndarray, " rows"]) -> Float[np.ndarray, 
     ranks come first. Columns must not be negative if they are sparse.
     """
     if not scipy.sparse.issparse(x):
-        return column_aurocs(scipy.sparse.csr_matrix(x - x.min(0)), y)
+        return np.concatenate([_dense_aurocs(x[:, i : i + BLOCK], y == 1) for i in range(0, x.shape[1], BLOCK)])
     n, positives, width = len(y), int((y == 1).sum()), x.shape[1]
     column, value, is_positive = _entries_by_value(x, y == 1)
     n_entries = np.bincount(column, minlength=width)
@@ -135,6 +136,19 @@ def column_aurocs(x: Columns, y: Int[np.ndarray, " rows"]) -> Float[np.ndarray, 
     rank_of_zeros = (n_zeros + 1) / 2
     total = ranks_of_positives + positives_at_zero * rank_of_zeros
     return (total - positives * (positives + 1) / 2) / (positives * (n - positives))
+
+
+def _dense_aurocs(x: np.ndarray, is_positive: np.ndarray) -> Float[np.ndarray, " columns"]:
+    """:func:`column_aurocs` of a few dense columns, compared in single precision, each sorted for itself."""
+    n, positives, place = len(x), int(is_positive.sum()), np.arange(1, len(x) + 1, dtype=np.int32)
+    bits = np.ascontiguousarray((x - x.min(0)).astype(np.float32).T).view(np.uint32)
+    packed = np.sort((bits << 1) | is_positive.astype(np.uint32))  # no sign bit is lost: all are at least zero
+    starts_tie = np.diff(packed >> 1, axis=1, prepend=np.uint32(2**32 - 1)) != 0
+    first = np.maximum.accumulate(np.where(starts_tie, place, 0), axis=1)
+    ends_tie = np.roll(starts_tie, -1, axis=1)  # the first entry starts a tie, so the last one ends one
+    last = np.minimum.accumulate(np.where(ends_tie, place, n)[:, ::-1], axis=1)[:, ::-1]
+    twice = ((first + last) * (packed & 1).astype(bool)).sum(1, dtype=np.int64)
+    return (twice / 2 - positives * (positives + 1) / 2) / (positives * (n - positives))
 
 
 def _entries_by_value(x: Columns, is_positive: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -181,13 +181,14 @@ class _Job(NamedTuple):
 
 
 class _MappedTokens(NamedTuple):
-    """``PromptTokens`` as arrays that processes map and do not copy (numpy has no bfloat16)."""
+    """``PromptTokens`` as arrays that processes map and do not copy (numpy has no bfloat16), and which are equal."""
 
     bits: np.ndarray
     starts: np.ndarray
     dtype: torch.dtype
     fixed: int
     in_turn: np.ndarray | None
+    distinct: latents.Distinct
 
     def tokens(self) -> PromptTokens:
         """The tokens, without a copy."""
@@ -215,7 +216,8 @@ def probe_saes(table: pd.DataFrame, inputs: Inputs, grid: Grid) -> Probed:
         jobs.append(_Job(row.variant, None if pd.isna(row.seed) else int(row.seed), row.folder, not repeated))
     bits = tokens.activations.view(torch.int16).numpy()
     in_turn = None if tokens.in_turn is None else tokens.in_turn.numpy()
-    mapped = _MappedTokens(bits, tokens.starts.numpy(), tokens.activations.dtype, tokens.fixed, in_turn)
+    distinct = latents.distinct_rows(tokens.activations)
+    mapped = _MappedTokens(bits, tokens.starts.numpy(), tokens.activations.dtype, tokens.fixed, in_turn, distinct)
     without_tokens = inputs._replace(tokens=None)
     workers = processes.parallel(len(jobs) if inputs.device == "cpu" else 1)
     calls = (joblib.delayed(_probe_sae)(job, mapped, without_tokens, grid) for job in jobs)
@@ -235,7 +237,7 @@ def _probe_sae(job: _Job, mapped: _MappedTokens, inputs: Inputs, grid: Grid) -> 
     """All probes on one SAE."""
     sae, tokens = folders.load(job.folder, inputs.device), mapped.tokens()
     folders.check_fits(sae, tokens.activations.shape[1], inputs.hook_name, inputs.model)
-    pooled = latents.pool_latents(sae, tokens, _needed(inputs, grid))
+    pooled = latents.pool_latents(sae, tokens, _needed(inputs, grid), mapped.distinct)
     probed = Probed({}, {}, {job.variant: pooled} if job.keep else {})
     for pooling in grid.poolings:
         _probe_latents(probed, job, pooled[pooling], inputs.task, pooling, grid)

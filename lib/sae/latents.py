@@ -9,16 +9,22 @@ from jaxtyping import Float, Int
 from sae_lens import SAE
 
 from lib.model.activations import PromptTokens
-from lib.model.poolings import ALL_POOLINGS, ActiveLatents, named
+from lib.model.poolings import ALL_POOLINGS, ActiveLatents, named, tokens_read
 from lib.sae.folders import check_fits
 
 BATCH_TOKENS = 2048
 Pooled = dict[str, scipy.sparse.csr_matrix]
+Distinct = tuple[Int[np.ndarray, " distinct"], Int[np.ndarray, " tokens"]]  # see distinct_rows
 
 
 @torch.inference_mode()
-def pool_latents(sae: SAE, tokens: PromptTokens, poolings: Iterable[str] = ALL_POOLINGS) -> Pooled:
+def pool_latents(
+    sae: SAE, tokens: PromptTokens, poolings: Iterable[str] = ALL_POOLINGS, distinct: Distinct | None = None
+) -> Pooled:
     """Latents of every prompt as a (prompts, d_sae) matrix for each of ``poolings`` (see ``lib.model.poolings``).
+
+    ``distinct`` is :func:`distinct_rows` of the activations, for those who have it. What no pooling reads, such as the
+    template behind the user's turn, is not encoded.
 
     Raises:
         ValueError: the SAE's width is not the activations', or an unknown pooling.
@@ -26,22 +32,26 @@ def pool_latents(sae: SAE, tokens: PromptTokens, poolings: Iterable[str] = ALL_P
     check_fits(sae, tokens.activations.shape[1])
     entries = named(poolings)
     parts: dict[str, list] = {name: [] for name in entries}
-    first_of, same_as = distinct_rows(tokens.activations)
-    latents = _encoded(sae, tokens.activations, first_of)
+    first_of, same_as = distinct or distinct_rows(tokens.activations)
+    in_turns = None if tokens.in_turn is None else tokens.in_turn.numpy()
+    read = np.unique(same_as[tokens_read(entries.values(), tokens.starts.numpy(), in_turns, tokens.fixed)])
+    row = np.full(len(first_of), len(read))  # of a distinct token in the latents; the last one is empty
+    row[read] = np.arange(len(read))
+    latents = _encoded(sae, tokens.activations, first_of[read])
+    latents = scipy.sparse.vstack([latents, scipy.sparse.csr_matrix((1, sae.cfg.d_sae), dtype=latents.dtype)], "csr")
+    row_of = row[same_as]
     for first, last in prompt_batches(tokens.starts.numpy(), BATCH_TOKENS):
         starts = tokens.starts[first : last + 1].numpy()
-        batch = latents[same_as[starts[0] : starts[-1]]]
+        batch = latents[row_of[starts[0] : starts[-1]]]
         flat = np.repeat(np.arange(batch.shape[0]), np.diff(batch.indptr)) * sae.cfg.d_sae + batch.indices
-        in_turn = None if tokens.in_turn is None else tokens.in_turn[starts[0] : starts[-1]].numpy()
+        in_turn = None if in_turns is None else in_turns[starts[0] : starts[-1]]
         active = ActiveLatents(flat, batch.data, sae.cfg.d_sae, starts - starts[0], in_turn)
         for name, pooling in entries.items():
             parts[name].append(pooling.sparse(active, tokens.fixed))
     return {name: scipy.sparse.vstack(part, format="csr") for name, part in parts.items()}
 
 
-def distinct_rows(
-    activations: Float[torch.Tensor, "tokens d_model"],
-) -> tuple[Int[np.ndarray, " distinct"], Int[np.ndarray, " tokens"]]:
+def distinct_rows(activations: Float[torch.Tensor, "tokens d_model"]) -> Distinct:
     """A place of each different row, and for every row which of those it equals.
 
     Prompts of a causal model that begin alike share the activations of their beginning to the bit, as these were

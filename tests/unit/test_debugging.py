@@ -8,7 +8,7 @@ from lib.interp.debugging import METHODS, Dataset, Pair
 from lib.interp.examples import Encoded, Plan, Sequences
 from lib.interp.ngram import NgramJudge
 from lib.interp.readings import Peaks, Reading
-from lib.model import models, weights
+from lib.model import activations, models, weights
 from lib.stats import metrics
 from tests.unit.test_latents import example
 
@@ -196,9 +196,29 @@ def test_a_reading_of_a_chat_is_of_the_users_turn(gemma, minilm, tmp_path, monke
         assert spans[0, 0] == 0 and spans[-1, 1] == len(text) and (spans[1:, 0] == spans[:-1, 1]).all()
     plain = readings.read(minilm, {"model": "m"}, texts, 1, tmp_path)
     real = readings.prompt_tokens  # A store of an earlier version does not know of turns.
-    monkeypatch.setattr(readings, "prompt_tokens", lambda *a: real(*a)._replace(in_turn=None))
+    monkeypatch.setattr(readings, "prompt_tokens", lambda *a, **options: real(*a, **options)._replace(in_turn=None))
     old = readings.read(minilm, {"model": "m"}, texts, 1, tmp_path)
     np.testing.assert_array_equal(plain.activations, old.activations)
+
+
+def test_lists_of_texts_are_read_together_as_one_by_one(gemma, minilm, tmp_path):
+    lists = [["tell me of ships", "why?"], ["why?", "tell me of ships and sails", "why?"]]
+    for bridge in (gemma, minilm):
+        for texts, together in zip(lists, readings.read_all(bridge, {"model": "m"}, lists, 1, tmp_path), strict=True):
+            alone = readings.read(bridge, {"model": "m"}, texts, 1, tmp_path)
+            assert together.texts == alone.texts == texts
+            for name in ("starts", "offsets", "ids"):
+                np.testing.assert_array_equal(getattr(together, name), getattr(alone, name))
+            np.testing.assert_allclose(together.activations, alone.activations, rtol=2e-3, atol=1e-3)
+
+
+def test_reading_stops_at_the_end_of_the_turn_and_changes_nothing_before_it(gemma, tmp_path):
+    texts = ["tell me of ships", "why?"]
+    whole = activations.prompt_tokens(gemma, {"model": "m"}, texts, 1, tmp_path)
+    part = activations.prompt_tokens(gemma, {"model": "m"}, texts, 1, tmp_path, to_end=False)
+    assert part.in_turn.all() and len(part.in_turn) < len(whole.in_turn)
+    expected = whole.activations[whole.in_turn].float()
+    np.testing.assert_allclose(part.activations.float(), expected, rtol=2e-3, atol=1e-3)
 
 
 def test_cleaning_helps_where_formatting_told_the_label():

@@ -26,10 +26,10 @@ def test_peaks_counts_and_levels_by_hand():
     active = examples.activating(encoded, 0)
     assert active.sequence.tolist() == [0, 2] and active.peak.tolist() == pytest.approx([4, 3.9])
     assert examples.activating_counts(encoded).tolist() == [[1, 1]]
-    last = examples.example(encoded, 0, 2, 4.0)
+    first, silent, last = examples.shown(encoded, 0, [0, 1, 2], 4.0)
     assert last.levels.tolist() == [5, 0, 10] and last.peak == 10 and last.tokens == [" w5", " w6", " w7"]
-    assert examples.example(encoded, 0, 0, 4.0).levels.tolist() == [0, 10, 3]
-    assert examples.example(encoded, 0, 1, 4.0).peak == 0
+    assert first.levels.tolist() == [0, 10, 3]
+    assert silent.peak == 0
 
 
 def test_counts_equal_a_dense_loop():

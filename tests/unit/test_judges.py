@@ -4,6 +4,8 @@ import zlib
 import numpy as np
 import pytest
 import scipy.sparse
+from sklearn.linear_model import LassoCV
+from sklearn.model_selection import GroupKFold
 
 from lib.interp import autointerp, examples, judges, llm, ngram
 from lib.interp.examples import MAX_LEVEL, Encoded, Example, Explanation
@@ -141,3 +143,21 @@ def test_judges_are_made_by_name_and_an_unknown_one_is_named(tmp_path):
     assert "'requests': 0" in judges.make("llm", settings).bill((1.0, 1.0))
     with pytest.raises(ValueError, match="unknown judge 'gpt'; allowed are ngram, llm"):
         judges.make("gpt", settings)
+
+
+def test_the_lasso_is_that_of_scikit_learn():
+    rng = np.random.default_rng(0)
+    for n_columns in (1, 5, 40):
+        matrix = (rng.random((600, n_columns)) < 0.1).astype(float)
+        y, sequence = matrix[:, :3].sum(1) * 4 + rng.random(600), np.repeat(np.arange(20), 30)
+        folds = list(GroupKFold(ngram.FOLDS, shuffle=True, random_state=0).split(matrix, y, sequence))
+        theirs = LassoCV(positive=True, alphas=12, eps=2e-2, tol=1e-3, precompute=True, cv=folds).fit(matrix, y)
+        np.testing.assert_allclose(ngram._lasso(matrix, y, sequence), theirs.coef_, atol=1e-10)
+
+
+def test_sequences_together_have_the_levels_of_each():
+    judge, sequences = NgramJudge(), [["a", " b", " c"], [" b"], [" c", " a", " d", " b"]]
+    rule = Rule(0.5, {Condition("token", "b"): 2.0, Condition("previous", "a"): 1.5, Condition("token", "new"): 1.0})
+    peaks = judge.simulate(Explanation("", rule), sequences)
+    assert peaks == [judge.levels(rule, tokens).max() for tokens in sequences] == [4.0, 2.5, 2.5]
+    assert judge.simulate(Explanation("", rule), []) == []

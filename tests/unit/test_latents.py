@@ -137,3 +137,22 @@ def test_prompts_that_begin_alike_have_the_latents_of_their_own_tokens():
     of_third = sae.encode(shared[4:11].float()).detach().numpy()
     np.testing.assert_allclose(pooled["max"][2].toarray()[0], of_third.max(0), atol=1e-6)
     np.testing.assert_allclose(pooled["mean"][2].toarray()[0], of_third.mean(0), atol=1e-6)
+
+
+def test_tokens_that_no_pooling_reads_are_not_encoded(monkeypatch):
+    sae, tokens = example()
+    in_turn, longer = torch.ones(len(tokens.activations), dtype=torch.bool), tokens.starts.diff() > 1
+    in_turn[tokens.starts[1:][longer] - 1] = False  # what stands behind a turn
+    tokens = tokens._replace(in_turn=in_turn, fixed=-2)
+    every = ("max", "mean", "fixed", "position -1")
+    expected, n_encoded, encode = latents.pool_latents(sae, tokens, every), [], latents.active_entries
+
+    def counting(sae, x):
+        n_encoded.append(len(x))
+        return encode(sae, x)
+
+    monkeypatch.setattr(latents, "active_entries", counting)
+    pooled = latents.pool_latents(sae, tokens, every[:3], latents.distinct_rows(tokens.activations))
+    assert sum(n_encoded) == int(in_turn.sum()) < len(in_turn)
+    for name, matrix in pooled.items():
+        assert (matrix != expected[name]).nnz == 0
