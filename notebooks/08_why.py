@@ -36,29 +36,13 @@ from IPython.display import HTML, Markdown, display
 from lib.base.files import ROOT
 from lib.interp import cards
 from lib.model import activations, models
-from lib.probing import (
-    asked,
-    cascade,
-    controls,
-    costs,
-    loss_parts,
-    monitors,
-    on_saes,
-    silence,
-    stress,
-    token_probes,
-)
+from lib.probing import cascade, controls, costs, loss_parts, monitors, on_saes, silence, stress
 from lib.probing import dense as dense_probes
+from lib.probing.asked import asked_about, why_not_asked, yes_over_no
 from lib.probing.tasks import Probe, Task, load_scores
-from lib.results import (
-    cost_figures,
-    figures,
-    monitor_tables,
-    probe_tables,
-    records,
-    tables,
-    why_figures,
-)
+from lib.probing.token_probes import Grid, Inputs, fit_all, table_of_choices
+from lib.results import figures, monitor_tables, probe_tables, records, tables, why_figures
+from lib.results.cost_figures import gaps_against_cost
 from lib.sae import comparison, folders, latents, widths
 from lib.stats import metrics
 from lib.stats.draws import Draws
@@ -443,10 +427,8 @@ read = monitors.Read(
 )  # fmt: skip
 of_tokens = {}
 if aggregations:
-    of_tokens = token_probes.fit_all(
-        token_probes.Inputs(tokens, task), aggregations, token_probes.Grid(), seed
-    )
-    display(token_probes.choices(of_tokens).round(3))
+    of_tokens = fit_all(Inputs(tokens, task), aggregations, Grid(), seed)
+    display(table_of_choices(of_tokens).round(3))
 else:
     display(Markdown("Not measured: `aggregations` is empty."))
 
@@ -509,11 +491,11 @@ tables.in_columns(behind_rows, "probe", "metric").join(cost_columns).assign(
 # refute that a cascade helps:** a curve that falls from its left end.
 
 # %%
-why_not = asked.impossible(bridge) if n_asked else "`n_asked` is 0"
+why_not = why_not_asked(bridge) if n_asked else "`n_asked` is 0"
 cascade_rows = cascade.unmeasured(passed_on, why_not, split=gap_split)
 if not why_not:
-    is_asked = asked.drawn(prompts, gap_split, n_asked, seed)
-    answers = asked.scores(bridge, prompts.loc[is_asked, "text"].tolist())
+    is_asked = asked_about(prompts, gap_split, n_asked, seed)
+    answers = yes_over_no(bridge, prompts.loc[is_asked, "text"].tolist())
     of_dense = monitor_scores[monitors.DENSE]
     quiet = (prompts["split"] == "val").to_numpy() & (task.y == 0)
     threshold = metrics.threshold_at_fpr(of_dense[quiet], np.ones((1, int(quiet.sum()))))
@@ -563,7 +545,7 @@ gaps = gaps[gaps["variant"].isin(cost_table["variant"]) & (gaps["k"] == show_k)]
 gaps = costs.beside_gaps(gaps, cost_table)
 
 # %%
-figure = cost_figures.gaps_against_cost(gaps)
+figure = gaps_against_cost(gaps)
 caption = (
     f"Profile {profile}, layer {layer}, k = {show_k}, split {gap_split}; 95 % over base prompts, "
     f"SAEs and draws. Dense: {linear_pooling} pooling. Forms chosen on validation."

@@ -21,7 +21,7 @@ QUESTION = (
 ANSWERS = {"yes": ("Yes", "yes", "YES"), "no": ("No", "no", "NO")}
 
 
-def drawn(prompts: pd.DataFrame, split: str, n: int, seed: int) -> Bool[np.ndarray, " prompts"]:
+def asked_about(prompts: pd.DataFrame, split: str, n: int, seed: int) -> Bool[np.ndarray, " prompts"]:
     """Which prompts of a split the model is asked about: of each class one form each, drawn at random, of ``n`` base
     prompts (or of all that there are), so that no two are of one base prompt."""
     order = np.random.default_rng(seed).permutation(np.flatnonzero((prompts["split"] == split).to_numpy()))
@@ -38,7 +38,7 @@ def answer_ids(tokenizer: PreTrainedTokenizerBase, answer: str) -> list[int]:
     return sorted({tokenizer(spelling, add_special_tokens=False)["input_ids"][0] for spelling in spellings})
 
 
-def impossible(bridge: TransformerBridge) -> str:
+def why_not_asked(bridge: TransformerBridge) -> str:
     """Why a model cannot be asked; empty if it can."""
     if models.is_causal(bridge) and chat.has_template(bridge.tokenizer):
         return ""
@@ -46,7 +46,7 @@ def impossible(bridge: TransformerBridge) -> str:
 
 
 @torch.inference_mode()
-def scores(bridge: TransformerBridge, texts: list[str]) -> Scores:
+def yes_over_no(bridge: TransformerBridge, texts: list[str]) -> Scores:
     """For each text log Σ exp(logit of a yes) − log Σ exp(logit of a no), at the first token of the model's answer.
 
     The question stands before the text, so that all prompts share it (``lib.model.prefixes``).
@@ -55,7 +55,7 @@ def scores(bridge: TransformerBridge, texts: list[str]) -> Scores:
         ValueError: a model that is not causal or has no chat template, or one token that begins both answers.
     """
     tokenizer = bridge.tokenizer
-    if why := impossible(bridge):
+    if why := why_not_asked(bridge):
         raise ValueError(why)
     yes, no = (answer_ids(tokenizer, answer) for answer in ANSWERS)
     if shared := set(yes) & set(no):

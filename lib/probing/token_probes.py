@@ -217,7 +217,7 @@ def _table(trials: list[_Trial]) -> pd.DataFrame:
     return pd.DataFrame([trial.setting._asdict() | {"held_auroc": trial.held_auroc} for trial in trials])
 
 
-def choices(fitted: dict[str, Fitted]) -> pd.DataFrame:
+def table_of_choices(fitted: dict[str, Fitted]) -> pd.DataFrame:
     """A row for every aggregation: the chosen setting, its held AUROC, and what scoring a token takes."""
     return pd.DataFrame([
         {"aggregation": name, "hyperparameter": aggregations.AGGREGATIONS[name].option}

@@ -10,7 +10,7 @@ from lib.probing import cascade, combined, dense, token_probes, token_training
 from lib.probing.aggregations import AGGREGATIONS
 from lib.probing.cascade import Cascade
 from lib.probing.tasks import Task
-from lib.probing.token_probes import Grid, Inputs, choices, fit_all
+from lib.probing.token_probes import Grid, Inputs, fit_all, table_of_choices
 from lib.stats.metrics import auroc, bootstrap_weights, threshold_at_fpr
 
 QUICK = Grid(learning_rates=(1e-2, 3e-2), weight_decays=(1e-2, 1.0), epochs=12, patience=4, batch_prompts=32)
@@ -194,7 +194,7 @@ def test_equal_seeds_give_equal_scores_and_the_choice_can_be_shown():
     for name in first:
         np.testing.assert_array_equal(first[name].scores, again[name].scores)
         assert not np.array_equal(first[name].scores, other[name].scores)
-    table = choices(first).set_index("aggregation")
+    table = table_of_choices(first).set_index("aggregation")
     assert list(table.index) == ["max", "softmax"] and table.loc["softmax", "hyperparameter"] == "temperature"
     for name, probe in first.items():
         assert table.loc[name, "held_auroc"] == probe.tried["held_auroc"].max() == probe.held_auroc
