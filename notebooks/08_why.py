@@ -62,7 +62,9 @@ train_sizes = [60, 200, 600, 2000, 0]  # training prompts; 0: all; empty: not me
 noise_shares = [0.0, 0.1, 0.2, 0.4]  # of training labels flipped; empty: not measured
 positive_shares = [0.5, 0.1, 0.01]  # of training prompts that are positive; empty: not measured
 stress_draws = 5  # draws of training prompts, or of flipped labels
-aggregations = ["mean", "max", "last", "softmax", "attention", "MultiMax", "EMA, max"]  # of tokens
+aggregations = [
+    "mean", "max", "last", "softmax", "attention", "MultiMax", "rolling mean, max", "EMA, max",
+]  # of a token probe's scores; empty: none
 n_asked = 80  # prompts of each class, each of another base prompt, that the model is asked about
 passed_on = [0.0, 0.1, 0.2, 0.5, 1.0]  # shares of prompts that a cascade passes on to the model
 seed = 0

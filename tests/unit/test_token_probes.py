@@ -155,7 +155,7 @@ def test_settings_side_by_side_are_each_as_if_alone():
     together = Grid(options={"attention": (2,)}).blocks(["max", "attention", "MultiMax"])
     *_, bank = token_training.train(together, data, inputs.task.y, 3, seed=0)
     places = [(block.name, setting) for block in together for setting in block.settings]
-    for i in (1, 8, 17):
+    for i in (1, 6, 11):
         name, setting = places[i]
         *_, alone = token_training.train((token_training.Block(name, (setting,)),), data, inputs.task.y, 3, seed=0)
         for ours, theirs in zip(bank.probe(i), alone.probe(0), strict=True):
