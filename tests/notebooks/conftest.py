@@ -39,6 +39,9 @@ noise_shares: [0.2]
 positive_shares: [0.1]
 control_draws: 2
 dictionary_draws: 1
+token_shares: [0.5]
+sae_widths: [64]
+aggregations: [mean, attention]
 stress_draws: 2
 plant_shares: [0.5]
 plant_seeds: [0, 1]
