@@ -231,16 +231,16 @@ from_scratch = finetuned[finetuned["variant"] == "from scratch"]
 settled = dataclasses.replace(
     recipe, tokens=scratch_tokens, lr=from_scratch["lr"].iloc[0], seed=first_seed
 )
-columns = ["variant", "differs_in", "seed", "folder"]
-others = [pd.DataFrame(columns=columns)]
+needed = ["variant", "differs_in", "seed", "folder"]
+for_08 = [pd.DataFrame(columns=needed)]
 if token_shares:
     of_shares = shares.train_shares(settled, token_shares, chat, place, [first_seed], **options)
-    others.append(of_shares.assign(differs_in="tokens"))
+    for_08.append(of_shares.assign(differs_in="tokens"))
 if sae_widths:
     of_widths = widths.train_widths(settled, sae_widths, chat, place, [first_seed], **options)
-    others.append(of_widths.assign(differs_in="width"))
-others = pd.concat(others, ignore_index=True)
-others.drop(columns="folder")
+    for_08.append(of_widths.assign(differs_in="width"))
+for_08 = pd.concat(for_08, ignore_index=True)
+for_08.drop(columns="folder")
 
 # %% [markdown]
 # ## Reconstruction before and after
@@ -334,11 +334,11 @@ Markdown(
 
 # %%
 list_path = write_table(run.results / "chat_saes.parquet", saes)
-others_path = write_table(run.results / "other_saes.parquet", others[columns])
+others_path = write_table(run.results / "other_saes.parquet", for_08[needed])
 headline = pd.concat([summary, losses], ignore_index=True) if len(losses) else summary
 values = pd.concat([measured, headline], ignore_index=True)
 inputs = [prompts_path, *(source for source in sources.values() if isinstance(source, Path))]
-folders_made = [*saes["folder"], *others["folder"]]
+folders_made = [*saes["folder"], *for_08["folder"]]
 record = records.write(run, values, headline, inputs=inputs, folders=folders_made,
                        outputs={"saes": list_path, "others": others_path})
 print(record.name)
