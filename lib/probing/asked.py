@@ -25,7 +25,7 @@ def asked_about(prompts: pd.DataFrame, split: str, n: int, seed: int) -> Bool[np
     """Which prompts of a split the model is asked about: of each class one form each, drawn at random, of ``n`` base
     prompts (or of all that there are), so that no two are of one base prompt."""
     order = np.random.default_rng(seed).permutation(np.flatnonzero((prompts["split"] == split).to_numpy()))
-    of_bases = prompts.iloc[order].reset_index(names="row").drop_duplicates("base_id")
+    of_bases = prompts.iloc[order].reset_index(drop=True).drop_duplicates("base_id")
     rows = of_bases.groupby("label").head(n).index
     chosen = np.zeros(len(prompts), dtype=bool)
     chosen[order[rows]] = True

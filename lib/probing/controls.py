@@ -258,9 +258,8 @@ def directions_in_dictionary(
     """
     rows = dictionary / np.maximum(np.linalg.norm(dictionary, axis=1, keepdims=True), 1e-12)
     unit = direction / np.linalg.norm(direction)
-    most = max(ks)
-    basis, residual, shares = np.zeros((most, len(unit))), unit.astype(np.float64), {0: 0.0}
-    for k in range(1, most + 1):
+    basis, residual, shares = np.zeros((max(ks), len(unit))), unit.astype(np.float64), {0: 0.0}
+    for k in range(1, max(ks) + 1):
         row = rows[int(np.argmax(np.abs(rows @ residual.astype(rows.dtype))))].astype(np.float64)
         for _ in range(2):
             row = row - basis[: k - 1].T @ (basis[: k - 1] @ row)

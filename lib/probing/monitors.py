@@ -11,7 +11,6 @@ from transformer_lens.model_bridge import TransformerBridge
 from lib.model.activations import PromptTokens
 from lib.probing import costs, ksparse
 from lib.probing.combined import dense_plus_latents, multi_layer
-from lib.probing.dense import fit_logistic
 from lib.probing.tasks import Task
 from lib.probing.token_probes import Fitted
 from lib.stats.metrics import Scores
@@ -62,8 +61,7 @@ def linear(read: Read, c_grid: tuple[float, ...]) -> dict[str, Monitor]:
     """
     here, task = read.pooled[read.layer, read.pooling], read.task
     cells = {cell: x for cell, x in read.pooled.items() if cell[1] == read.pooling}
-    y, train, groups, *_ = task
-    dense = fit_logistic(here[train], y[train], groups[train], c_grid).decision_function(here)
+    dense = multi_layer({(read.layer, read.pooling): here}, task, c_grid).scores
     d_model, k = here.shape[1], read.latents.shape[1]
     encoder = _rows(d_model, k) * read.tokens_per_prompt
     several = multi_layer(cells, task, c_grid).scores
