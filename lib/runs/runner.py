@@ -15,6 +15,7 @@ import re
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,25 @@ from lib.results import records
 from lib.runs import progress
 from lib.runs.profiles import complete, flat_yaml, profile_path, read_profile, select
 from lib.texts import sources
+
+
+MANY_TASKS = "09_many_tasks"
+TASKS = "-tasks-"  # in the name of a profile, between that whose model and SAEs are used and the tasks
+SHOWN = {MANY_TASKS: f"embedded{TASKS}all"}  # whose executed notebook stands beside the ``.py``, if not embedded's
+TASK_VARIABLES: dict[str, tuple[str, Callable[[str], Any]]] = {  # of make
+    "TEXT": ("text_column", str),
+    "LABEL": ("label_column", str),
+    "GROUP": ("group_column", str),
+    "POSITIVE": ("positive_label", lambda text: [part.strip() for part in text.split(",")]),
+    "ENCODING": ("encoding", str),
+    "ROWS": ("task_rows", lambda text: _whole("ROWS", text)),
+}
+
+
+def _whole(name: str, text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"{name}={text!r} must be a whole number of at least 1")
+    return int(text)
 
 
 def execute(notebook: Path, values: dict[str, Any], **options: Any) -> Path:
@@ -137,6 +157,38 @@ def debug(train_csv: str, ood_csv: str = "") -> None:
     print(f"notebooks in {folder}, latents with their examples in figures/{profile}/debugging.html")
 
 
+def tasks(base: str, chosen: list[str], folder: str, given: dict[str, Any]) -> None:
+    """Notebook 09 on tasks of ``sae-probes`` or on a ``folder`` of labelled files, with the model and the SAEs of the
+    profile ``base``, as the profile ``<base>-tasks-<what>``.
+
+    Raises:
+        ValueError: neither tasks nor a folder, no such folder, or a parameter that notebook 09 does not have.
+    """
+    if not chosen and not folder:
+        raise ValueError("give TASKS=core, TASKS=all or names of sae-probes, or DIR=folder of labelled files")
+    if folder and not Path(folder).is_dir():
+        raise ValueError(f"there is no folder {folder!r}; give one with labelled files, such as spam.csv")
+    own = read_profile(profile_path(base))
+    what = "-".join([*chosen, *([Path(folder).resolve().name] if folder else [])])
+    name = own["profile"] + TASKS + re.sub(r"[^\w-]+", "-", what)[:60]
+    values = own | given | {"profile": name, "tasks": chosen}
+    values |= {"tasks_folder": str(Path(folder).resolve())} if folder else {}
+    notebook = build_graph.NOTEBOOKS / f"{MANY_TASKS}.py"
+    select(notebook, values)
+    _run(notebook, values)
+    print(f"notebook in {relative(run_dir(name) / 'notebooks')}, the page: figures/{name}/tasks.html")
+
+
+def _task_parameters() -> dict[str, Any]:
+    """Parameters of notebook 09 from the variables of make that are set in the environment."""
+    given = {}
+    for variable, (parameter, read) in TASK_VARIABLES.items():
+        text = os.environ.get(variable, "")
+        if text:
+            given[parameter] = read(text)
+    return given
+
+
 def alone(profile: str, command: list[str]) -> None:
     """Become ``command`` (make), holding the lock of a profile's runs until it and all that it starts have ended.
 
@@ -164,7 +216,8 @@ def alone(profile: str, command: list[str]) -> None:
 def publish(profile: str = "embedded") -> None:
     """Copy the records of a profile to ``data/records``.
 
-    Of ``embedded`` it also copies the executed notebooks beside their ``.py``. Nothing is copied unless all can be.
+    Of ``embedded`` it also copies the executed notebooks beside their ``.py``, but for those of ``SHOWN``. A run over
+    many tasks has the record of notebook 09 alone. Nothing is copied unless all can be.
 
     Raises:
         ValueError: a notebook has not been run, the code is not committed, or a record was not made by committed code
@@ -172,9 +225,10 @@ def publish(profile: str = "embedded") -> None:
     """
     records.check_committed()
     folder = run_dir(profile)
-    needed = [folder / "results" / f"{path.stem}.json" for path in build_graph.notebooks()]
-    if profile == "embedded":
-        needed += [folder / "notebooks" / f"{path.stem}.ipynb" for path in build_graph.notebooks()]
+    run = [path for path in build_graph.notebooks() if TASKS not in profile or path.stem == MANY_TASKS]
+    shown = [path for path in run if SHOWN.get(path.stem, "embedded") == profile]
+    needed = [folder / "results" / f"{path.stem}.json" for path in run]
+    needed += [folder / "notebooks" / f"{path.stem}.ipynb" for path in shown]
     for path in needed:
         if not path.exists():
             raise ValueError(f"{relative(path)} is missing; run make reproduce PROFILE={profile} first")
@@ -183,15 +237,14 @@ def publish(profile: str = "embedded") -> None:
         records.check_made_by_commit(record)
     for record in kept:
         write_text(DATA / "records" / profile / record.name, record.read_text(encoding="utf-8"), only_if_changed=True)
-    if profile == "embedded":
-        _publish_notebooks()
+    _publish_notebooks(folder / "notebooks", shown)
 
 
-def _publish_notebooks() -> None:
+def _publish_notebooks(executed: Path, shown: list[Path]) -> None:
     import nbformat
 
-    for path in build_graph.notebooks():
-        notebook = nbformat.read(run_dir("embedded") / "notebooks" / f"{path.stem}.ipynb", as_version=4)
+    for path in shown:
+        notebook = nbformat.read(executed / f"{path.stem}.ipynb", as_version=4)
         for cell in notebook.cells:
             for output in cell.get("outputs", []):
                 images = output.get("data", {})
@@ -217,6 +270,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
     debug_help = "debug your own data: training CSV, and a CSV out of distribution"
     parser.add_argument("--debug", nargs="+", metavar="CSV", help=debug_help)
+    tasks_help = "notebook 09 on TASKS and DIR of the environment, with the model and SAEs of --profile"
+    parser.add_argument("--tasks", action="store_true", help=tasks_help)
     alone_help = "run a command unless another one holds the profile"
     parser.add_argument("--alone", nargs=argparse.REMAINDER, metavar="COMMAND", help=alone_help)
     publish_help = "copy a profile's records to data/records, and executed embedded notebooks beside their .py"
@@ -235,9 +290,13 @@ def main() -> None:
         if arguments.committed:
             return records.check_committed()
         if arguments.publish:
-            return publish(profile_path(arguments.profile).stem)
+            is_tasks = TASKS in arguments.profile
+            return publish(arguments.profile if is_tasks else profile_path(arguments.profile).stem)
         if arguments.debug:
             return debug(*arguments.debug[:2])
+        if arguments.tasks:
+            chosen = os.environ.get("TASKS", "").replace(",", " ").split()
+            return tasks(arguments.profile, chosen, os.environ.get("DIR", ""), _task_parameters())
         values = read_profile(profile_path(arguments.profile))
         values |= {name: flat_yaml(value, f"parameter {name}") for name, value in arguments.parameter}
         if arguments.fetch:

@@ -1,0 +1,257 @@
+"""Classification tasks: those inside the package ``sae-probes`` (read there and never copied), or a folder of labelled
+files.
+
+The package holds the 113 binary tasks of Kantamneni et al. 2025 (arXiv 2502.16681; MIT), and for eight of them texts
+out of distribution. In a folder, ``name.ood.csv`` beside ``name.csv`` is what is out of distribution for it.
+"""
+
+import hashlib
+import importlib.util
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from lib.texts import labelled
+from lib.texts.labelled import Columns
+
+PACKAGE = "sae_probes"
+INSTALL = "make tasks installs it, or: pip install --no-deps sae-probes==0.4.2 zstandard"
+LIST = "probing_datasets_MASTER.csv.zst"
+OOD = "ood"
+SPLITS = {"test": 0.25, "val": 0.15}  # shares of each class's groups; the rest is for training
+FEWEST = 5  # rows of each class that a split must hold
+
+# Kind of a task of the package, by how its name begins once the number is off.
+KINDS = {
+    "names and places": ("hist_fig", "nyc", "us_", "world_country", "art_type", "athlete"),
+    "wikidata, in context": ("wikidata",),
+    "news headlines": ("headline",),
+    "a pair of words at the end": (
+        "high-school", "living-room", "social-security", "credit-card", "blood-pressure", "prime-factors",
+        "social-media", "gene-expression", "control-group", "magnetic-field", "cell-lines", "trial-court",
+        "second-derivative", "north-america", "human-rights", "side-effects", "public-health", "federal-government",
+        "third-party", "clinical-trials", "mental-health",
+    ),
+    "language understanding": ("glue_",),
+    "truth and reasoning": ("sciq", "truthqa", "phys_tf", "reasoning", "cs_tf", "arith"),
+    "morals": ("cm_", "deon_", "just_", "virtue_"),
+    "time and context": ("temp_", "context_type"),
+    "topic": ("agnews", "news_class", "cancer", "disease", "it_tick"),
+    "sentiment and emotion": ("movie_sent", "amazon", "twt_emotion"),
+    "unwanted or made up": ("ai_gen", "toxic", "spam", "news_fake", "click_bait", "hate_", "aimade"),
+    "programming language": ("code_",),
+}  # fmt: skip
+OTHER = "other"
+# One task of each kind, those of the post's neighbourhood (spam, toxic, clickbait) first; four have texts out of
+# distribution.
+CORE = (
+    "96_spam_is", "95_toxic_is", "105_click_bait", "106_hate_hate", "92_glue_sst2", "87_glue_cola", "90_glue_qnli",
+    "66_living-room", "5_hist_fig_ismale", "41_truthqa_tf", "50_deon_isvalid", "149_twt_emotion_happiness",
+)  # fmt: skip
+
+
+class TaskTexts(NamedTuple):
+    """A task's texts.
+
+    Attributes:
+        rows: ``text``, ``label`` (0/1), ``group`` (rows of one group share a split) and ``split`` (train | val | test |
+            ood), every text once.
+        n_read: rows of the files; ``dropped``: how many of them are not in ``rows``, by reason.
+    """
+
+    name: str
+    kind: str
+    rows: pd.DataFrame
+    n_read: int
+    dropped: dict[str, int]
+    said: list[str]
+
+
+class LeftOut(NamedTuple):
+    """A task that cannot be measured, and why."""
+
+    name: str
+    why: str
+
+
+def kind_of(name: str) -> str:
+    """The kind of a task of the package: ``96_spam_is`` is ``unwanted or made up``."""
+    tag = name.partition("_")[2]
+    return next((kind for kind, beginnings in KINDS.items() if tag.startswith(beginnings)), OTHER)
+
+
+def package() -> Path:
+    """The package's folder of data, found without importing it.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    specification = importlib.util.find_spec(PACKAGE)
+    if specification is None or not specification.submodule_search_locations:
+        raise ValueError(f"the package sae-probes, which holds the tasks, is not installed; {INSTALL}")
+    if importlib.util.find_spec("zstandard") is None:
+        raise ValueError(f"zstandard, which unpacks the tasks of sae-probes, is not installed; {INSTALL}")
+    return Path(next(iter(specification.submodule_search_locations))) / "data"
+
+
+def names() -> list[str]:
+    """The package's binary tasks, such as ``96_spam_is``, in the order of its list."""
+    table = pd.read_csv(package() / LIST)
+    binary = table.loc[table["Data type"] == "Binary Classification", "Dataset save name"]
+    return [Path(name).stem for name in binary]
+
+
+def chosen(tasks: Iterable[str]) -> list[str]:
+    """The tasks that ``core``, ``all`` and names stand for, each once; a name may lack its number.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    known = names()
+    by_tag = {name.partition("_")[2]: name for name in known}
+    sets = {"core": list(CORE), "all": known}
+    picked: list[str] = []
+    for task in tasks:
+        name = by_tag.get(task, task)
+        if name not in known and task not in sets:
+            near = [other for other in known if task.lower() in other.lower()][:5]
+            hint = f"near it: {', '.join(near)}" if near else f"the first are {', '.join(known[:5])}"
+            raise ValueError(f"unknown task {task!r}; allowed are core, all, and {len(known)} of sae-probes, {hint}")
+        picked += sets.get(task, [name])
+    return list(dict.fromkeys(picked))
+
+
+def packaged(name: str, most: int) -> TaskTexts | LeftOut:
+    """A task of the package, with at most ``most`` of its rows (see :func:`of_rows`).
+
+    The label is 1 for the second of the two targets in sorted order, as the package encodes them.
+    """
+    data = package()
+    sources = {"": data / "cleaned_data" / f"{name}.csv.zst", OOD: data / "OOD data" / f"{name}_OOD.csv.zst"}
+    parts = []
+    for pool, path in sources.items():
+        if not path.exists():
+            continue
+        table = pd.read_csv(path, keep_default_na=False)
+        targets = table["target"].astype(str)
+        classes = sorted(targets.unique())
+        if len(classes) != 2:
+            return LeftOut(name, f"its targets are {classes[:5]}, and two are needed")
+        label = (targets == classes[1]).astype(int)
+        parts.append(pd.DataFrame({"text": table["prompt"].astype(str), "label": label, "pool": pool}))
+    rows = pd.concat(parts, ignore_index=True)
+    return of_rows(name, kind_of(name), rows.assign(group=rows["text"].str.strip()), most)
+
+
+def of_folder(folder: Path, columns: Columns, most: int) -> list[TaskTexts | LeftOut]:
+    """A task for each labelled file of a folder, in the order of their names; what cannot be read is left out.
+
+    Raises:
+        ValueError: no such folder, no readable file in it, or two files of one name.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {str(folder)!r}; give one with labelled files, such as spam.csv")
+    files: dict[str, dict[str, Path]] = {}
+    for path in sorted(path for path in folder.iterdir() if path.is_file() and labelled.is_labelled(path)):
+        name, _, pool = labelled.stem(path).partition(".")
+        if pool not in ("", OOD):
+            name, pool = labelled.stem(path), ""
+        if pool in files.setdefault(name, {}):
+            both = f"{files[name][pool].name} and {path.name}"
+            raise ValueError(f"two files of {folder} are the task {name!r}: {both}; rename one")
+        files[name][pool] = path
+    if not files:
+        raise ValueError(f"{folder} holds no labelled file; allowed are {', '.join(labelled.SUFFIXES)}")
+    return [_of_files(name, pools, columns, most) for name, pools in files.items()]
+
+
+def _of_files(name: str, pools: dict[str, Path], columns: Columns, most: int) -> TaskTexts | LeftOut:
+    if "" not in pools:
+        return LeftOut(name, f"{pools[OOD].name} has no {name} file beside it")
+    parts, n_read, dropped, said = [], 0, {}, []
+    for pool, path in pools.items():
+        try:
+            file = labelled.read(path, columns)
+        except ValueError as error:
+            return LeftOut(name, str(error))
+        parts.append(file.rows.assign(pool=pool))
+        n_read += file.n_read
+        for reason, n in file.dropped.items():
+            dropped[reason] = dropped.get(reason, 0) + n
+        said += [f"{path.name}: {sentence}" for sentence in file.said]
+    task = of_rows(name, OTHER, pd.concat(parts, ignore_index=True), most)
+    if isinstance(task, LeftOut):
+        return task
+    return task._replace(n_read=n_read, dropped=_added(dropped, task.dropped), said=said)
+
+
+def _added(first: dict[str, int], second: dict[str, int]) -> dict[str, int]:
+    return {reason: first.get(reason, 0) + second.get(reason, 0) for reason in (*first, *second)}
+
+
+def of_rows(name: str, kind: str, rows: pd.DataFrame, most: int) -> TaskTexts | LeftOut:
+    """A task of ``text``, ``label``, ``group`` and ``pool`` (empty, or ``ood``).
+
+    Empty texts, repeated texts and texts of both labels are dropped. Of each pool ``most`` rows are kept, those whose
+    texts have the smallest hashes, so that tasks on the same texts keep the same ones; each class keeps its share.
+    Whole groups are then put to test, validation or training, by the hash of the group within its class.
+    """
+    text = rows["text"].str.strip()
+    both = rows["label"].groupby([rows["pool"], text]).transform("nunique") > 1
+    checks: dict[str, Callable[[], pd.Series]] = {
+        "empty text": lambda: text == "",
+        "text with both labels": lambda: both,
+        "repeated text": lambda: text.duplicated(),
+        "not drawn": lambda: ~_drawn(rows.assign(text=text, dropped=reason != ""), most),
+    }
+    reason = pd.Series("", index=rows.index)
+    for why, is_bad in checks.items():
+        reason = reason.mask((reason == "") & is_bad(), why)
+    kept = rows.assign(text=text)[reason == ""].reset_index(drop=True)
+    dropped = reason[reason != ""].value_counts().to_dict()
+    split = _split(kept)
+    wanted = ["train", "val", "test", *([OOD] if (kept["pool"] == OOD).any() else [])]
+    counts = kept.groupby([split, "label"]).size().unstack(fill_value=0).reindex(index=wanted, columns=[0, 1])
+    fewest = counts.fillna(0).min(axis=None)
+    if fewest < FEWEST:
+        which, label = counts.fillna(0).stack().idxmin()
+        few = f"{fewest:.0f} rows of class {label} in {which}"
+        return LeftOut(name, f"too few rows: of {len(rows)} read there are {few}; {FEWEST} are needed")
+    columns = ["text", "label", "group"]
+    return TaskTexts(name, kind, kept[columns].assign(split=split), len(rows), dropped, [])
+
+
+def _hashed(texts: pd.Series) -> pd.Series:
+    """A number from 0 to 1 for each text, which depends on nothing else."""
+    digests = texts.map(lambda text: hashlib.sha256(text.encode(errors="surrogatepass")).digest()[:8])
+    return digests.map(lambda digest: int.from_bytes(digest, "big") / 2**64)
+
+
+def _drawn(rows: pd.DataFrame, most: int) -> pd.Series:
+    """Whether a row is among the ``most`` of its pool that are kept; those already dropped are in no draw."""
+    left = rows[~rows["dropped"]]
+    order = _hashed(left["text"]).sort_values().index
+    left = left.loc[order]
+    share = most / left.groupby("pool")["label"].transform("size")
+    n_of_class = left.groupby(["pool", "label"])["text"].transform("size")
+    rank = left.groupby(["pool", "label"]).cumcount()
+    is_drawn = rank < np.maximum(1, (share * n_of_class).round())
+    return is_drawn.reindex(rows.index, fill_value=False)
+
+
+def _split(rows: pd.DataFrame) -> pd.Series:
+    """train | val | test by the rank of a group's hash within its class; the other pool is ``ood``."""
+    group = rows["group"].astype(str)
+    label = rows["label"].groupby(group).transform("first")
+    first = ~group.duplicated() & (rows["pool"] != OOD)
+    hashed = _hashed(group[first])
+    rank = hashed.groupby(label[first]).rank(pct=True, method="first")
+    place = group.map(dict(zip(group[first], rank, strict=True)))
+    split = pd.Series("train", index=rows.index)
+    split[place <= SPLITS["test"] + SPLITS["val"]] = "val"
+    split[place <= SPLITS["test"]] = "test"
+    split[rows["pool"] == OOD] = OOD
+    return split
