@@ -122,6 +122,8 @@ jobs = []
 if has_tasks:
     bridge, identity = models.load_model(model, device, dtype), models.identity(model)
     saes = task_tables.sae_table(base_saes, prompts_sae)
+    n_long = task_features.n_long(bridge, measured, task_tokens)
+    print(f"{sum(n_long.values())} texts of more than {task_tokens} tokens keep their end")
     reader = task_features.Reader(
         bridge, identity, layer, tuple(k_poolings), saes,
         ("untrained SAE", "training tokens"), task_tokens, device,
@@ -164,7 +166,7 @@ if has_tasks:
     averages = task_tables.by_level(results, margin, n_bootstrap, seed)
     shown = task_tables.for_figure(averages, tasks_show_k)
     caption = f"Profile {profile}, {len(measured)} tasks; 95 % bootstrap over tasks."
-    figure = figures.points(shown, "what", "panel", xlabel="AUROC minus dense")
+    figure = figures.points(shown, "place", "panel", hue="what", xlabel="AUROC minus dense")
     display(figures.save(figure, run.figures, "09_averages", caption))
 
 # %%

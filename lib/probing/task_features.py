@@ -162,6 +162,18 @@ def load(folder: Path, texts: list[str]) -> Features:
 
 def shortened(bridge: TransformerBridge, texts: list[str], most_tokens: int) -> list[str]:
     """The texts, of which those of more than ``most_tokens`` tokens keep their end, as SAE-Probes' do."""
-    offsets = bridge.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    starts = [spans[-most_tokens][0] if len(spans) > most_tokens else 0 for spans in offsets["offset_mapping"]]
+    starts = [spans[-most_tokens][0] if len(spans) > most_tokens else 0 for spans in _offsets(bridge, texts)]
     return [text[start:] for text, start in zip(texts, starts, strict=True)]
+
+
+def n_long(bridge: TransformerBridge, tasks: list[TaskTexts], most_tokens: int) -> dict[str, int]:
+    """How many texts of each task are longer than ``most_tokens``."""
+    return {
+        task.name: sum(len(spans) > most_tokens for spans in _offsets(bridge, task.rows["text"].tolist()))
+        for task in tasks
+    }
+
+
+def _offsets(bridge: TransformerBridge, texts: list[str]) -> list[list[tuple[int, int]]]:
+    encoding = bridge.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    return encoding["offset_mapping"]

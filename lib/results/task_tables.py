@@ -214,16 +214,15 @@ def beside_dense(rows: pd.DataFrame, k: int) -> pd.DataFrame:
 
 
 def for_figure(averages: pd.DataFrame, k: int) -> pd.DataFrame:
-    """The averages with ``panel`` (setting and level) and ``what`` (probe): at one latent and at k, controls at k."""
+    """The averages with ``panel`` (one latent, k, all), ``place`` (setting and level) and ``what`` (SAE or control);
+    of controls those at k."""
     is_shown = averages["k"].isna() | (averages["k"] == k) | ((averages["k"] == 1) & (averages["probe"] == K_SPARSE))
     rows = averages[is_shown]
-    number = rows["k"].map(lambda k: "" if pd.isna(k) else f", k = {k:.0f}")
-    names = rows["variant"].fillna(rows["probe"]) + number
-    names = names.where(rows["probe"] != "all latents", rows["variant"] + ", all latents")
-    return rows.assign(what=names, panel=_panels(rows))
+    panel = rows["k"].map(lambda k: "all columns" if pd.isna(k) else f"{k:.0f} column{'s' * (k > 1)}")
+    return rows.assign(panel=panel, place=_places(rows), what=rows["variant"].fillna(rows["probe"]))
 
 
-def _panels(rows: pd.DataFrame) -> list[str]:
+def _places(rows: pd.DataFrame) -> list[str]:
     """What a setting and its level are called in figures and tables."""
     name = {
         NORMAL: "all training rows", OOD: "out of distribution", SCARCITY: "{:.0f} rows",
@@ -236,7 +235,7 @@ def in_words(averages: pd.DataFrame, k: int) -> pd.DataFrame:
     """Difference to the dense probe, win rate and verdict of the main SAE's probe at k, a row per setting and level."""
     rows = averages[(averages["probe"] == K_SPARSE) & (averages["variant"] == MAIN) & (averages["k"] == k)]
     shown = {
-        "setting": _panels(rows), "tasks": rows["n"], "AUROC minus dense": tables.texts(rows),
+        "setting": _places(rows), "tasks": rows["n"], "AUROC minus dense": tables.texts(rows),
         "ahead of dense in": rows["win_rate"].map("{:.0%} of tasks".format), "verdict": rows["verdict"],
     }  # fmt: skip
     return pd.DataFrame(shown).set_index("setting")

@@ -27,7 +27,6 @@ from lib.runs import progress
 from lib.runs.profiles import complete, flat_yaml, profile_path, read_profile, select
 from lib.texts import sources
 
-
 MANY_TASKS = "09_many_tasks"
 TASKS = "-tasks-"  # in the name of a profile, between that whose model and SAEs are used and the tasks
 SHOWN = {MANY_TASKS: f"embedded{TASKS}all"}  # whose executed notebook stands beside the ``.py``, if not embedded's

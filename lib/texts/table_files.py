@@ -342,3 +342,13 @@ def _csv_table(records: Iterator[tuple[int, list[str]]], wanted: Wanted, options
 
 KINDS = dict.fromkeys((".csv", ".tsv", ".txt"), _csv) | dict.fromkeys((".jsonl", ".ndjson", ".json"), _json)
 KINDS |= dict.fromkeys((".parquet", ".pq"), _parquet)
+
+
+def stem(path: Path) -> str | None:
+    """A file's name without the suffixes that say its kind and compression; None of a kind that is known not to be a
+    table (such as ``notes.md``). What is a table that cannot be read (``NOT_READ``) has a stem: reading it says why."""
+    name = path.name
+    compression = next((end for end in OPENERS if end and name.lower().endswith(end)), "")
+    name = name[: len(name) - len(compression)]
+    suffix = next((end for end in (*KINDS, *NOT_READ) if name.lower().endswith(end)), None)
+    return None if suffix is None else name[: len(name) - len(suffix)]

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from lib.texts import labelled
+from lib.texts import labelled, table_files
 from lib.texts.labelled import Columns
 
 PACKAGE = "sae_probes"
@@ -155,37 +155,42 @@ def of_folder(folder: Path, columns: Columns, most: int) -> list[TaskTexts | Lef
     if not folder.is_dir():
         raise ValueError(f"there is no folder {str(folder)!r}; give one with labelled files, such as spam.csv")
     files: dict[str, dict[str, Path]] = {}
-    for path in sorted(path for path in folder.iterdir() if path.is_file() and labelled.is_labelled(path)):
-        name, _, pool = labelled.stem(path).partition(".")
-        if pool not in ("", OOD):
-            name, pool = labelled.stem(path), ""
+    left_out: list[TaskTexts | LeftOut] = []
+    for path in sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")):
+        stem = table_files.stem(path)
+        if stem is None:
+            left_out.append(LeftOut(path.name, f"no labelled file; allowed are {', '.join(table_files.KINDS)}"))
+            continue
+        name, pool = (stem[: -len(OOD) - 1], OOD) if stem.endswith(f".{OOD}") else (stem, "")
         if pool in files.setdefault(name, {}):
             both = f"{files[name][pool].name} and {path.name}"
             raise ValueError(f"two files of {folder} are the task {name!r}: {both}; rename one")
         files[name][pool] = path
     if not files:
-        raise ValueError(f"{folder} holds no labelled file; allowed are {', '.join(labelled.SUFFIXES)}")
-    return [_of_files(name, pools, columns, most) for name, pools in files.items()]
+        raise ValueError(f"{folder} holds no labelled file; allowed are {', '.join(table_files.KINDS)}")
+    return [*(_of_files(name, pools, columns, most) for name, pools in files.items()), *left_out]
 
 
 def _of_files(name: str, pools: dict[str, Path], columns: Columns, most: int) -> TaskTexts | LeftOut:
     if "" not in pools:
-        return LeftOut(name, f"{pools[OOD].name} has no {name} file beside it")
+        return LeftOut(name, f"there is {pools[OOD].name} without the {name} file that it belongs to")
     parts, n_read, dropped, said = [], 0, {}, []
     for pool, path in pools.items():
         try:
             file = labelled.read(path, columns)
         except ValueError as error:
             return LeftOut(name, str(error))
-        parts.append(file.rows.assign(pool=pool))
+        group = file.rows["group"]
+        own_groups = group.where(~group.str.startswith("line "), f"{pool} " + group)
+        parts.append(file.rows.assign(pool=pool, group=own_groups))
         n_read += file.n_read
-        for reason, n in file.dropped.items():
-            dropped[reason] = dropped.get(reason, 0) + n
+        dropped = _added(dropped, file.dropped)
         said += [f"{path.name}: {sentence}" for sentence in file.said]
     task = of_rows(name, OTHER, pd.concat(parts, ignore_index=True), most)
     if isinstance(task, LeftOut):
         return task
-    return task._replace(n_read=n_read, dropped=_added(dropped, task.dropped), said=said)
+    dropped = {reason: n for reason, n in _added(dropped, task.dropped).items() if n}
+    return task._replace(n_read=n_read, dropped=dropped, said=said)
 
 
 def _added(first: dict[str, int], second: dict[str, int]) -> dict[str, int]:
