@@ -23,7 +23,7 @@ SPLITS = {
     "rotation": "each wrapper held out of training",
 }
 COLOURS = {"harmless": "#4477aa", "harmful": "#cc3311"}
-VERDICT_CELL, TITLES = 3.2, 1.15  # width of a verdict's cell in inches, and of the parts' titles in cells
+VERDICT_CELL, TITLES, RULES = 3.2, 1.13, 1.02  # width of a verdict's cell in inches; of titles and rules in cells
 CAPTION_CHARACTERS = 15  # in an inch
 MOST_TICKS, TICK_ROOM = 10, 0.07  # of an axis with a tick at each value: ticks, and share of its length between two
 LEAST_HEIGHT = 0.05  # of a fraction's axis that no other panel shares, or a thousandth would look like a difference
@@ -365,26 +365,29 @@ def projection(points_by_split: dict[str, pd.DataFrame]) -> Figure:
 
 
 def verdicts(table: pd.DataFrame, order: tuple[str, ...]) -> Figure:
-    """A line per part (``id``, ``title``) of a ``claim`` below its ``claim_title``, with a cell per ``profile``: the
-    ``verdict``, whose colour is by its place in ``order``, of several comparisons how many hold, and the ``number``."""
+    """A line per part (``id``, ``title``, ``rule``) of a ``claim`` below its ``claim_title``, with a cell per
+    ``profile``: the ``verdict``, whose colour is by its place in ``order``, of several comparisons how many hold, and
+    the ``number``, of which the rule says which way speaks for the claim, and in what unit."""
     profiles = list(dict.fromkeys(table["profile"]))
     colours = dict(zip(order, ["#4477aa", "#ee7733", "#eedd88", "#cfd8dc", "#eeeeee", "#fafafa"], strict=True))
-    places, lines = {}, []  # of the parts; text and weight
+    places, lines = {}, []  # of the parts; text, rule and weight
     for (claim, title), parts in table.drop_duplicates("id").groupby(["claim", "claim_title"], sort=False):
-        lines.append((f"{claim}  {title}", "bold"))
+        lines.append((f"{claim}  {title}", "", "bold"))
         places |= {name: len(lines) + place for place, name in enumerate(parts["id"])}
-        lines += [(f"  {row.id.removeprefix(claim)}  {row.title}", "normal") for row in parts.itertuples()]
-    figure, (ax,) = _panels(1, width=VERDICT_CELL * (len(profiles) + TITLES), height=0.7 + 0.22 * len(lines))
-    for y, (text, weight) in enumerate(lines):
-        ax.text(-TITLES, y + 0.5, text, fontsize=8.5, weight=weight, va="center")
+        lines += [(f"  {row.id.removeprefix(claim)}  {row.title}", row.rule, "normal") for row in parts.itertuples()]
+    size = VERDICT_CELL * (len(profiles) + TITLES + RULES), 0.7 + 0.22 * len(lines)
+    figure, (ax,) = _panels(1, width=size[0], height=size[1])
+    for y, (text, rule, weight) in enumerate(lines):
+        ax.text(-TITLES - RULES, y + 0.5, text, fontsize=8.5, weight=weight, va="center")
+        ax.text(-RULES, y + 0.5, rule, fontsize=7.5, va="center")
     for row in table.itertuples():
         x, y = profiles.index(row.profile), places[row.id]
         ax.add_patch(plt.Rectangle((x, y), 0.985, 0.92, color=colours[row.verdict], linewidth=0))
-        style = {"va": "center", "color": "white" if row.verdict == order[0] else "0.4" if not row.number else "black"}
+        style = {"va": "center", "color": "white" if row.verdict == order[0] else "black"}
         ax.text(x + 0.02, y + 0.48, row.verdict, fontsize=8.5, weight="bold", **style)
         ax.text(x + 0.35, y + 0.48, f"{row.holding}: {row.number}".removeprefix(": "), fontsize=7.5, **style)
-    ax.set(xlim=(-TITLES, len(profiles)), ylim=(len(lines), 0), yticks=[])
-    ax.set_xticks(np.arange(len(profiles)) + 0.49, profiles)
+    ax.set(xlim=(-TITLES - RULES, len(profiles)), ylim=(len(lines), 0), yticks=[])
+    ax.set_xticks([-RULES / 2, *np.arange(len(profiles)) + 0.49], ["holds if it is", *profiles])
     ax.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
     ax.grid(False)
     sns.despine(ax=ax, left=True, bottom=True)
