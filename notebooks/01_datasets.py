@@ -210,7 +210,8 @@ caption = f"Profile {profile}; {prompts['base_id'].nunique():,} base prompts."
 figures.save(figures.composition(prompts), run.figures, "01_composition", caption)
 
 # %%
-caption = f"Profile {profile}; n = {len(prompts):,} prompts after augmentation."
+caption = f"Profile {profile}; n = {len(prompts):,} prompts after augmentation, of which the "
+caption += f"longest {1 - figures.SHOWN_LENGTHS:.1%} are not shown."
 figures.save(figures.lengths(prompts), run.figures, "01_lengths", caption)
 
 # %% [markdown]
@@ -240,7 +241,7 @@ tables.in_columns(wrapper, "of")
 # refused by the phrases it begins with, or by a language model's judgement (`refusal_judge`).
 # **What to look for:** plain requests refused most, jailbreaks less, innocuous transformations
 # least. A model without chat template cannot be asked: not applicable. (Where all answers agree,
-# the bootstrap has no spread and no bar.)
+# the bootstrap has no spread, and the interval is the exact one of Clopper and Pearson.)
 
 # %%
 answered = pd.DataFrame(columns=[*prompts.columns, "response", "refused"])
@@ -263,13 +264,14 @@ refused = refusals.rates(answered, n_bootstrap, seed)
 # %%
 caption = (
     f"Profile {profile}, {model}; greedy, {response_tokens} tokens; refusal by {refusal_judge}; "
-    "95 % bootstrap over base prompts."
+    "95 % bootstrap over base prompts, exact (Clopper and Pearson) where all answers agree."
 )
 if len(refused):
     kinds = refused["kind"].where(refused["kind"] != "plain", "request")
     named = refused.assign(
-        row=kinds + ", " + refused["transform"] + " (" + refused["pool"] + ")",
-        panel=f"{answered['base_id'].nunique()} harmful base prompts",
+        row=kinds + ", " + refused["transform"] + " (" + refused["pool"].map(figures.SPLITS)
+        + ", n = " + refused["n"].astype(str) + ")",
+        panel="harmful base prompts",
     )
     axis = {"xlabel": "refusal rate (fraction)", "xlim": (-0.02, 1.02)}
     figure = figures.points(named, "row", "panel", **axis)

@@ -106,8 +106,8 @@ shards[["length", "tokens", "seconds", "tokens_per_s"]].round(1)
 # %% [markdown]
 # ## Norms and throughput
 # **What to look for:** norms of one order of magnitude over the layers; a jump would mean that a
-# few coordinates dominate max pooling. Speed falls for the longest prompts, where attention costs
-# more.
+# few coordinates dominate max pooling. Right, a point is a shard: the speed at which it was read,
+# once, against its prompts' mean length.
 
 # %%
 caption = (
@@ -131,15 +131,14 @@ train = (prompts["split"] == "train").to_numpy()
 mean, plane = dense_probes.projection_plane(pooled[train], prompts["label"].to_numpy()[train])
 direction, component = ((pooled - mean) @ plane.T).T
 placed = prompts.assign(direction=direction, component=component, kind=datasets.kind(prompts))
-shown = placed.groupby("split").sample(n=900, random_state=seed, replace=True)
-shown = shown.drop_duplicates("prompt_id")
+shown = placed.sample(frac=1, random_state=seed).groupby("split").head(900)
 by_split = {split: shown[shown["split"] == split] for split in datasets.SPLITS}
 parts = {split: rows for split, rows in by_split.items() if len(rows)}
 
 # %%
 caption = (
     f"Profile {profile}, {model}, residual stream after block {shown_layer}, mean over tokens; "
-    "about 900 prompts a panel."
+    "at most 900 prompts a panel, drawn at random."
 )
 figures.save(figures.projection(parts), run.figures, "02_projection", caption)
 
@@ -164,7 +163,8 @@ dense = dense_probes.table(prompts, probes, weights)
 areas = dense[dense["metric"] == "auroc"]
 
 # %%
-caption = f"Profile {profile}, {model}. Dense probe; bands: 95 % bootstrap over base prompts."
+caption = f"Profile {profile}, {model}. Dense probe; bands: 95 % bootstrap over base prompts. "
+caption += f"Each panel has its own scale.\n{poolings.MEANING}"
 labels = "layer", "split", "pooling", "layer (after block)"
 figure = figures.curves(areas, *labels, share_y=False)
 figures.save(figure, run.figures, "02_dense", caption)

@@ -148,11 +148,14 @@ tables.in_columns(convergence, "variant", "metric")
 
 # %%
 panel = f"layer {layer}, {d_sae:,} latents"
-about = f"Profile {profile}, {corpus}, {train_tokens:,} training tokens, held-out tokens; "
-about += f"mean of {len(seeds)} seeds, bands: their range.\n{not_converged}"
+about = f"Profile {profile}; {corpora.in_words(corpus)}, {train_tokens:,} training tokens; "
+about += f"held-out tokens, mean of {len(seeds)} seeds, bands: their range.\n{not_converged}"
 labels = {"x": "l0", "panel": "panel", "hue": "variant", "xlabel": "L0 (active latents per token)"}
 points = comparison.curves(table, "fvu", panel)
-figure = figures.curves(points, **labels, ylabel="FVU (fraction of variance)", logx=True)
+near = points[points["variant"] != "gated"].assign(panel="the same without gated")
+points = pd.concat([points, near] if len(near) < len(points) else [points])
+label = "FVU (fraction of variance)"
+figure = figures.curves(points, **labels, ylabel=label, logx=True, share_y=False)
 figures.save(figure, run.figures, "03_pareto", about)
 
 # %% [markdown]
@@ -163,7 +166,8 @@ figures.save(figure, run.figures, "03_pareto", about)
 
 # %%
 points = comparison.curves(table, "high_frequency_mass", panel)
-figure = figures.curves(points, **labels, ylabel="share of active latents above 10 %", logx=True)
+label = "share of firings by latents\nthat fire on > 10 % of tokens"
+figure = figures.curves(points, **labels, ylabel=label, logx=True)
 figures.save(figure, run.figures, "03_frequent_mass", about)
 
 # %% [markdown]

@@ -179,7 +179,8 @@ ordered.assign(auroc=tables.texts(ordered))[columns].reset_index(drop=True)
 # %%
 caption = (
     f"Profile {profile}. Dense probe; bands: 95 % bootstrap over base prompts. "
-    f"Layer and pooling chosen on validation: {layer}, {pooling}."
+    f"Layer and pooling chosen on validation: {layer}, {pooling}. Each panel has its own scale.\n"
+    f"{poolings.MEANING}"
 )
 lexical = methods_auroc[methods_auroc["probe"] == "TF-IDF"]
 figure = figures.curves(
@@ -453,7 +454,8 @@ of_one = sparse_grid[sparse_grid["variant"] == finetuned]
 ways = of_one[of_one["selection"].isin(selections)]
 ways = ways.assign(way=ways["pooling"] + ", " + ways["selection"])
 figure = figures.curves(ways, "k", "split", "way", "k (latents)", logx=True, **line)
-figures.save(figure, run.figures, "05_selection", f"{about}\nSAE: {finetuned}. {dotted}")
+caption = f"{about}\nSAE: {finetuned}. {dotted}\n{poolings.MEANING}"
+figures.save(figure, run.figures, "05_selection", caption)
 
 # %%
 of_forms = on_saes.in_own_pooling(probed.scores, forms, main[:2], show_k)

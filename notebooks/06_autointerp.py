@@ -174,10 +174,11 @@ tables.in_columns(weighting, ["metric", "variant", "l0"], "mean")
 # the right (C12). **What would refute it:** level or rising curves.
 
 # %%
-compared = summaries.of_same_rank(saes, "03", shown_seed)
+compared = summaries.of_same_rank(saes, scored, "03", shown_seed)
 fifths = summaries.by_frequency_of_saes(compared, scored)
 l0s = ", ".join(f"{summaries.l0(scored[place]):.0f}" for place in compared.index)
-caption = f"One SAE of each architecture of notebook 03, of the same rank of sparsity (L0 {l0s})."
+caption = f"One SAE of each architecture of notebook 03, seed {shown_seed}, of the same rank of "
+caption += f"measured L0 (in the legend's order {l0s})."
 shown = fifths.assign(panel="fifths of the " + fifths["by"])
 x_label = "fifth by frequency (1: rarest)"
 if len(shown):

@@ -178,15 +178,15 @@ net_draws = planted.net(recall_draws)
 recall, recall_net = (
     planted.over_artefacts(draws, ranks) for draws in (recall_draws, net_draws)
 )
-caption = f"Profile {profile}, layer {layer}; {len(artefacts.ARTEFACTS)} artefacts (n) in "
-caption += f"{len(plain):,} prompts, {len(plant_seeds)} draws."
+caption = f"Profile {profile}, layer {layer}; {len(artefacts.ARTEFACTS)} artefacts, each planted "
+caption += f"in {len(plain):,} prompts, of which {len(plant_seeds)} draws take 80 %."
 is_of_one = recall_net["share"] != planted.ALL
 by_share = recall_net[is_of_one].astype({"share": float}).assign(line="net of placebo")
 x_label = "share of a class with the artefact (fraction)"
 y_label = f"recall at {debugging.TOP} net of placebo (fraction)"
 figure = figures.curves(by_share, "share", "method", "line", x_label, y_label, logx=True)
 about = f"{caption} The first ten items of each method. Bands: 95 % bootstrap over artefacts and "
-about += "draws; of no width where all artefacts agree."
+about += "draws; of no width where all of these agree, which does not say that others would."
 figures.save(figure, run.figures, "07_planted", about)
 
 # %% [markdown]
@@ -209,7 +209,8 @@ at_share = each[(each["share"] == show_share) & (each["control"] == "planted")]
 x_label = f"exposed within {debugging.TOP} (fraction of draws)"
 figure = figures.points(at_share, "artefact", "method", xlabel=x_label, xlim=(-0.05, 1.05))
 about = f"{caption} Planted in {show_share:.0%} of class 1. Bars: 95 % t intervals over draws; no "
-figures.save(figure, run.figures, "07_artefacts", f"{about}bar: all draws agree.")
+about += "bar: all draws agree, which share most of their prompts; other prompts may differ."
+figures.save(figure, run.figures, "07_artefacts", about)
 
 # %% [markdown]
 # Rank of the first item that exposes the artefact, median over the draws in which one does; empty
@@ -231,7 +232,8 @@ aurocs = auroc_draws.estimates()
 gains = debugging.gains_by_cleaning(auroc_draws)
 
 # %%
-sizes = ", ".join(f"{n:,} {split}" for split, n in prompts["split"].value_counts().items())
+counts = prompts["split"].value_counts()
+sizes = ", ".join(f"{n:,} {figures.SPLITS[split]}" for split, n in counts.items())
 caption = f"Profile {profile}, layer {layer}, plain prompts; 95 % bootstrap over base prompts "
 caption += f"(n = {sizes})."
 shown = aurocs[aurocs["split"] != "train"].sort_values("split", ascending=False, kind="stable")

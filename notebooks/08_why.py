@@ -101,6 +101,8 @@ tokens = activations.prompt_tokens(
 every_sae = pd.read_parquet(saes_path)
 first_of_kind = every_sae[every_sae["variant"].isin(main)].drop_duplicates("variant")
 first = folders.load(first_of_kind["folder"].iloc[0], device)
+n_bases = int((every_sae["variant"] == main[0]).sum())
+where = figures.SPLITS[gap_split]  # in captions
 dense_line = probes[probes["probe"] == "dense"]
 print(f"{len(prompts):,} prompts, layer {layer}; {', '.join(first_of_kind['variant'])}")
 
@@ -163,14 +165,18 @@ every_score = load_scores(scores_path) | of_controls
 apart = {*probe_tables.APART, *(probe.variant for probe in of_controls)}  # vary as they do
 beside = Draws.of(prompts, every_score, few).over_seeds(seed, apart=tuple(apart)).estimates()
 beside = beside[beside["variant"].isin(main[:2]) | (beside["probe"] == controls.CONTROL)]
-about = f"Profile {profile}, layer {layer}, n = {len(prompts):,} prompts; 95 % over base prompts"
+over_saes = f"95 % over {probe_tables.units(every_sae, main[0], main[:1])}"
+over_draws = f"of controls over base prompts and draws ({control_draws} of a basis, "
+over_draws += f"{dictionary_draws} of a dictionary)"
 caption = (
-    f"{about}, SAEs and draws ({control_draws} of a basis, {dictionary_draws} of a dictionary).\n"
+    f"Profile {profile}, layer {layer}, n = {len(prompts):,} prompts; {over_saes}; {over_draws}. "
+    f"Band: {main[0]}; the others have bars at k = {show_k}, side by side.\n"
     f"Form chosen on validation. Dotted: dense probe, {choices['dense_pooling']} pooling."
 )
 figure = figures.curves(
-    beside, "k", "split", "variant", "k (columns)",
-    reference=dense_line, reference_label="dense probe", logx=True,
+    beside, "k", "split", "variant", "k (columns)", logx=True,
+    reference=dense_line, reference_label="dense probe",
+    colours=why_figures.COLOURS, banded=main[:1], bar_at=show_k,
 )  # fmt: skip
 figures.save(figure, run.figures, "08_controls", caption)
 
@@ -225,18 +231,19 @@ if not impossible:
         {gap_split: weights[gap_split]}, records.read(run, "05_probing")["parameters"]["c_grid"],
         seed,
     ).estimates()  # fmt: skip
-    figure = why_figures.stacked(part_rows, loss_parts.LOSS, "AUROC lost to the dense probe")
-    caption = (
-        f"Profile {profile}, layer {layer}, k = {show_k}, split {gap_split}; one dictionary of "
-        f"each kind. Dense: {linear_pooling} pooling. Dots: 95 % bootstrap over base prompts."
-    )
-    display(figures.save(figure, run.figures, "08_loss_parts", caption))
-else:
-    display(Markdown(f"Not applicable: {impossible}."))
 
 # %%
 if len(part_rows):
+    figure = why_figures.stacked(part_rows, loss_parts.LOSS, "AUROC lost to the dense probe")
+    caption = (
+        f"Profile {profile}, layer {layer}, k = {show_k}, {where}; one dictionary of each kind, "
+        f"the first seed. Dense: {linear_pooling} pooling. Lines: 95 % bootstrap over base "
+        f"prompts, thin at the end of each part.\n{loss_parts.REPAIRS}"
+    )
+    display(figures.save(figure, run.figures, "08_loss_parts", caption))
     display(tables.in_columns(part_rows, "variant", "part"))
+else:
+    display(Markdown(f"Not applicable: {impossible}."))
 
 # %% [markdown]
 # ## Latents that fall silent
@@ -262,23 +269,22 @@ if not silent:
     display(Markdown("Not applicable: no chosen latent speaks for prompts that are also wrapped."))
 
 # %%
-n_pairs = {wrapper: len(of_one.base) for wrapper, of_one in silence.pairs(prompts).items()}
-for name in list(silent)[:1]:
-    about = (
-        f"Profile {profile}, layer {layer}; latents of the {name} that the k = {show_k} probe "
-        "reads: share of the prompts of"
-    )
-    counted = ", ".join(f"{wrapper} {n}" for wrapper, n in n_pairs.items())
-    for file, of_latents, label, which in (
-        ("08_silent", silent[name].table, "share silent", "their class whose plain form they fire"),
-        ("08_begins", silent[name].begins, "share fires", "the other class that they do not fire"),
-    ):
-        names = [f"{latent}, {figures.LABELS[side]}" for side, latent in of_latents.index]
-        shown = of_latents.set_axis(names)
-        figure = why_figures.shares(shown, label, "latent, and what it speaks for")
+n_pairs = [len(of_one.base) for of_one in silence.pairs(prompts).values()]
+for name, of_probe in list(silent.items())[:1]:
+    latents_read = f"latents of the {name} (the first seed) that the k = {show_k} probe reads"
+    for file, of_latents, counts, which, what in (
+        ("08_silent", of_probe.table, of_probe.table_of,
+         "the class that a latent speaks for on whose plain form it fires", "is silent"),
+        ("08_begins", of_probe.begins, of_probe.begins_of,
+         "the other class on whose plain form it does not fire", "fires"),
+    ):  # fmt: skip
+        label = f"share of prompts on which the latent {what} once they are wrapped"
+        figure = why_figures.shares(of_latents, counts, jailbreaks, label)
         caption = (
-            f"{about} {which} on. Empty: there is none. Harmful prompts that are also wrapped: "
-            f"{counted}."
+            f"Profile {profile}, layer {layer}; {latents_read}. Of the base prompts of {which}, it "
+            f"{what} on this share once they are wrapped. With a number: of fewer than "
+            f"{why_figures.FEW} prompts; empty: of none. {min(n_pairs)} to {max(n_pairs)} harmful "
+            "base prompts stand in a wrapper."
         )
         display(figures.save(figure, run.figures, file, caption))
 
@@ -331,10 +337,11 @@ shares = controls.direction_shares(directions, rows_of, ks)
 # %%
 figure = figures.curves(
     shares, "k", "direction", "dictionary", "k (decoder rows)",
-    ylabel="share of squared norm", logx=True,
+    ylabel="share of squared norm", logx=True, colours=why_figures.COLOURS,
 )  # fmt: skip
-caption = f"Profile {profile}, layer {layer}, dense probe with {linear_pooling} pooling;"
-figures.save(figure, run.figures, "08_directions", f"{caption} one SAE of each kind, no intervals.")
+caption = f"Profile {profile}, layer {layer}, dense probe with {linear_pooling} pooling; one "
+caption += "dictionary of each kind, the first seed; no intervals."
+figures.save(figure, run.figures, "08_directions", caption)
 
 # %% [markdown]
 # The same fixed weights applied to the two parts of the activation, $w\cdot x = w\cdot\hat x +
@@ -360,10 +367,10 @@ by_part.pivot(columns="split", values="auroc").join(variance).round(3)
 
 # %%
 areas = pd.read_parquet(latents_path)
-figure = figures.latent_scatter(areas[areas["frequency"] > 0.01], "val", gap_split)
+figure = why_figures.latent_scatter(areas[areas["frequency"] > 0.01], "val", gap_split)
 caption = (
-    f"Profile {profile}, layer {layer}; latents that fire in more than 1 % of "
-    f"prompts. Marked: chosen for k = {show_k} on the training split."
+    f"Profile {profile}, layer {layer}; latents that fire in more than 1 % of prompts, of one SAE "
+    f"of each kind, the first seed. Marked: chosen for k = {show_k} on the training split."
 )
 figures.save(figure, run.figures, "08_latents", caption)
 
@@ -393,18 +400,30 @@ stressed = {
 
 # %%
 caption = (
-    f"Profile {profile}, layer {layer}; mean and 95 % t interval over {stress_draws} draws. "
-    f"Dense: C = {strength:g}, chosen on all training prompts."
+    f"Profile {profile}, layer {layer}; mean and 95 % t interval over {stress_draws} draws; one "
+    f"SAE of each kind, the first seed. Dense: C = {strength:g}, chosen on all training prompts.\n"
 )
+n_positive = int(task.y[task.train].sum())
+left = [min(n_positive / share, (n_train - n_positive) / (1 - share)) for share in positive_shares]
+kept = f"About {' / '.join(f'{n:,.0f}' for n in left)} training prompts"
+kept += f" at {' / '.join(map(str, positive_shares))}: some of one class are left out at random."
 names = {
-    "training prompts": ("08_scarcity", "train_sizes", True),
-    "share of labels flipped": ("08_label_noise", "noise_shares", False),
-    "share of positives": ("08_imbalance", "positive_shares", True),
-}
-for what, (file, parameter, is_log) in names.items():
+    "training prompts": (
+        "08_scarcity", "train_sizes", True,
+        "No band where all are taken: there the draws are the same.",
+    ),
+    "share of labels flipped": (
+        "08_label_noise", "noise_shares", False,
+        f"{n_train:,} training prompts. No band where none is flipped: the draws are the same.",
+    ),
+    "share of positives": ("08_imbalance", "positive_shares", True, kept),
+}  # fmt: skip
+
+# %%
+for what, (file, parameter, is_log, about) in names.items():
     if len(stressed[what]):
         figure = figures.curves(stressed[what], "setting", "split", "probe", what, logx=is_log)
-        display(figures.save(figure, run.figures, file, caption))
+        display(figures.save(figure, run.figures, file, caption + about))
     else:
         display(Markdown(f"Not measured: `{parameter}` is empty."))
 
@@ -460,8 +479,8 @@ areas_shown = monitor_rows[monitor_rows["metric"].isin(list(shown))].replace({"m
 dense_rows = areas_shown[areas_shown["probe"] == monitors.DENSE]
 figure = figures.points(areas_shown, "probe", "metric", reference=dense_rows)
 caption = (
-    f"Profile {profile}, layer {layer}, split {gap_split}; 95 % bootstrap over base prompts (and "
-    "wrappers). Dotted: dense probe."
+    f"Profile {profile}, layer {layer}, {where}; 95 % bootstrap over base prompts (right: and "
+    f"wrappers). Dotted: dense probe. Latents and k = {show_k}: of the {main[0]}, the first seed."
 )
 figures.save(figure, run.figures, "08_monitors", caption)
 
@@ -512,13 +531,15 @@ if not why_not:
 if not why_not:
     names = {"auroc": "AUROC", "recall_at_1pct_fpr": "recall at 1 % false positives"}
     curve = cascade_rows[cascade_rows["metric"].isin(list(names))].replace({"metric": names})
+    chance = pd.DataFrame({"metric": list(names.values()), "value": [0.5, 0.01]})
     figure = figures.curves(
         curve.assign(monitor="cascade"), "share_passed_on", "metric", "monitor",
-        "share of prompts passed on to the model", "", share_y=False,
+        "share of prompts passed on to the model", "fraction", share_y=False,
+        reference=chance.assign(low=np.nan, high=np.nan), reference_label="chance",
     )  # fmt: skip
     caption = (
-        f"Profile {profile}, layer {layer}, {is_asked.sum()} prompts; 95 % bootstrap over base "
-        "prompts. At 0 the dense probe alone, at 1 the model alone."
+        f"Profile {profile}, layer {layer}, {is_asked.sum()} prompts, {where}; 95 % bootstrap "
+        "over base prompts. At 0 the dense probe alone, at 1 the model alone."
     )
     display(figures.save(figure, run.figures, "08_cascade", caption))
     display(tables.in_columns(cascade_rows, "share_passed_on", "metric"))
@@ -547,10 +568,12 @@ gaps = gaps[gaps["variant"].isin(cost_table["variant"]) & (gaps["k"] == show_k)]
 gaps = costs.beside_gaps(gaps, cost_table)
 
 # %%
+alone = " An SAE that is the only one of its kind has the spread of the others." * (n_bases > 1)
 figure = gaps_against_cost(gaps)
 caption = (
-    f"Profile {profile}, layer {layer}, k = {show_k}, split {gap_split}; 95 % over base prompts, "
-    f"SAEs and draws. Dense: {linear_pooling} pooling. Forms chosen on validation."
+    f"Profile {profile}, layer {layer}, k = {show_k}, {where}; {over_saes}; {over_draws}.{alone} "
+    f"Dense: {linear_pooling} pooling. Forms chosen on validation. Colours as beside the controls; "
+    "dark grey: other SAEs."
 )
 figures.save(figure, run.figures, "08_cost", caption)
 

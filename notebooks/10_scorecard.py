@@ -101,8 +101,9 @@ rows = scorecard.every(rules, by_profile)
 table = scorecard.table(rows, rules)
 caption = (
     "Parts of the paper's claims by profile, each with its value and 95 % interval; of several "
-    "comparisons how many hold,\nand the one that speaks most against the claim. "
-    "Rules: data/claims.yaml."
+    "comparisons how many hold, and the one that speaks most against the claim.\nA value is a "
+    "difference, or is compared with the number that it should be the same as. The margin is the "
+    "smallest difference that matters. Rules: data/claims.yaml."
 )
 figure = figures.verdicts(table, scorecard.VERDICTS)
 figures.save(figure, run.figures, "10_scorecard", caption)

@@ -210,11 +210,16 @@ def common_seed(saes: pd.DataFrame, seeds: list[int]) -> int:
     return min(common)
 
 
-def of_same_rank(saes: pd.DataFrame, notebook: str, seed: int, rank: int = 3) -> pd.DataFrame:
-    """One SAE of each variant of a notebook, of the same rank of sparsity: ``rank``, or the last that all have."""
+def of_same_rank(saes: pd.DataFrame, scored: list[Scored], notebook: str, seed: int, rank: int = 3) -> pd.DataFrame:
+    """One SAE of each variant of a notebook, of the same rank of measured L0: ``rank``, or the last that all have.
+
+    The column ``sparsity`` would not do: it is an L0 that was aimed at, or of gated SAEs the coefficient of a penalty,
+    which makes the L0 smaller the larger it is.
+    """
     chosen = saes[(saes["notebook"] == notebook) & (saes["seed"] == seed)]
-    by_variant = chosen.groupby("variant")
-    return chosen[by_variant["sparsity"].rank() == min(rank, by_variant.size().min())]
+    measured = pd.Series({place: l0(scored[place]) for place in chosen.index}, dtype=float)
+    by_variant = measured.groupby(chosen["variant"])
+    return chosen[by_variant.rank(method="first") == min(rank, by_variant.size().min())]
 
 
 def by_frequency_of_saes(saes: pd.DataFrame, scored: list[Scored]) -> pd.DataFrame:

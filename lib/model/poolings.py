@@ -140,6 +140,10 @@ POOLINGS = {
     ),
 }
 ALL_POOLINGS = tuple(POOLINGS)
+MEANING = (  # of those whose names do not say it, for captions
+    "fixed: the end of the user's turn (the last token where there are no turns); position -n: the n-th token before "
+    "the response."
+)
 
 
 def pooling(name: str) -> Pooling:

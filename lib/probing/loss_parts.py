@@ -45,6 +45,11 @@ PARTS = THRESHOLD, WEIGHTS, LATENTS, NUMBER, DECODER, ERROR = (
     "error",
 )
 LOSS = "loss"
+REPAIRS = (  # for captions
+    "What a part repairs: threshold: each jailbreak gets its own; weights: the same latents refitted; latents: chosen "
+    "anew as well; number: all latents in the place of k; decoder: the reconstruction is read in their place; error: "
+    "what the dictionary leaves out is read too."
+)
 AFTER = {LATENTS: {WEIGHTS}, NUMBER: {THRESHOLD, LATENTS}, DECODER: {NUMBER}, ERROR: {NUMBER}}
 DENSE_PARTS = (THRESHOLD, WEIGHTS)
 BEST_OF_K = frozenset({THRESHOLD, WEIGHTS, LATENTS})

@@ -125,6 +125,17 @@ def by_latent(
     return pd.DataFrame(table, index=pd.Index(chosen, name="latent"))
 
 
+def by_latent_of(
+    latents: ksparse.Columns, pairs_of: dict[str, Pairs], chosen: Int[np.ndarray, " latents"], begins: bool = False
+) -> pd.DataFrame:
+    """The number of pairs that each share of :func:`by_latent` is one of."""
+    fires = scipy.sparse.csc_matrix(latents > 0)
+    counts = {
+        wrapper: (fires[of_one.plain][:, chosen].toarray() != begins).sum(0) for wrapper, of_one in pairs_of.items()
+    }
+    return pd.DataFrame(counts, index=pd.Index(chosen, name="latent"))
+
+
 def _changing_share(
     fires: scipy.sparse.csc_matrix,
     of_one: Pairs,
@@ -187,6 +198,7 @@ class Silence(NamedTuple):
         drawn: of :func:`shares`, of these.
         table: of :func:`by_latent`, of these, then of those that speak for harmless prompts (index: label, latent).
         begins: the reverse on prompts of the other class, where firing speaks for the wrong one; same rows.
+        table_of, begins_of: the number of prompts that each of their shares is one of.
         instead: of :func:`in_place`, of the first.
     """
 
@@ -194,6 +206,8 @@ class Silence(NamedTuple):
     drawn: Draws
     table: pd.DataFrame
     begins: pd.DataFrame
+    table_of: pd.DataFrame
+    begins_of: pd.DataFrame
     instead: pd.DataFrame
 
 
@@ -220,16 +234,18 @@ def of_probe(
     of_harmless = pairs(prompts, label=0)
     of_class = {1: pairs_of, 0: {name: of_harmless[name] for name in pairs_of if name in of_harmless}}
     speak_for = {1: for_harm, 0: speaking(latents, task, chosen, 0, of_class[0])}
-    silent = {label: by_latent(latents, of_class[label], speak_for[label]) for label in (1, 0)}
-    begins = {label: by_latent(latents, of_class[1 - label], speak_for[label], begins=True) for label in (1, 0)}
+    tables = [
+        {label: function(latents, of_class[abs(label - begins)], speak_for[label], begins) for label in (1, 0)}
+        for function in (by_latent, by_latent_of)
+        for begins in (False, True)
+    ]
     plain = np.unique(np.concatenate([of_one.plain for of_one in pairs_of.values()]))
     beside = controls(latents, plain, for_harm, chosen, np.random.default_rng(seed))
     of_jailbreaks = {name: of_one for name, of_one in pairs_of.items() if name in jailbreaks}
     return Silence(
         for_harm,
         shares(latents, pairs_of, for_harm, beside, replicates, seed),
-        pd.concat(silent, names=["label"]),
-        pd.concat(begins, names=["label"]),
+        *(pd.concat(of_labels, names=["label"]) for of_labels in tables),
         in_place(latents, of_jailbreaks, for_harm, decoder),
     )
 

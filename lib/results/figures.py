@@ -2,6 +2,7 @@
 
 import itertools
 import textwrap
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -12,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.transforms import offset_copy
 
 LABELS = {0: "harmless", 1: "harmful"}
 SPLITS = {
@@ -21,9 +23,12 @@ SPLITS = {
     "rotation": "each wrapper held out of training",
 }
 COLOURS = {"harmless": "#4477aa", "harmful": "#cc3311"}
-VERDICT_CELL, TITLES = 3.2, 1.15  # width of a verdict's cell in inches, and of the parts' titles in cells
+VERDICT_CELL, TITLES, RULES = 3.2, 1.13, 1.02  # width of a verdict's cell in inches; of titles and rules in cells
 CAPTION_CHARACTERS = 15  # in an inch
 MOST_TICKS, TICK_ROOM = 10, 0.07  # of an axis with a tick at each value: ticks, and share of its length between two
+LEAST_HEIGHT = 0.05  # of a fraction's axis that no other panel shares, or a thousandth would look like a difference
+BESIDE = 3.5  # points between two bars at one place
+SHOWN_LENGTHS, LENGTH_BINS = 0.995, 40  # share of the prompts that a figure of lengths shows, and bins
 CYCLE = [
     "#4477aa", "#ee7733", "#228833", "#aa3377", "#66ccee", "#bbbbbb",
     "#222255", "#ccbb44", "#117733", "#ee99aa", "#009988", "#663333",
@@ -41,7 +46,7 @@ def save(figure: Figure, folder: Path, name: str, caption: str) -> Figure:
     """Write ``folder/name.png`` with the caption below the axes, as wide as they are, and return the figure for
     display."""
     width = int(CAPTION_CHARACTERS * figure.get_figwidth())
-    lines = [textwrap.fill(line, width) for line in caption.splitlines()]
+    lines = [_balanced(line, width) for line in caption.splitlines()]
     figure.supxlabel("\n".join(lines), fontsize=8, color="0.35")
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / f"{name}.png", dpi=120, metadata={"Software": None})
@@ -49,10 +54,18 @@ def save(figure: Figure, folder: Path, name: str, caption: str) -> Figure:
     return figure
 
 
+def _balanced(text: str, width: int) -> str:
+    """A text in as few lines as ``width`` allows, all of about one length, so that no word stands alone, and no %."""
+    text = text.replace(" %", "\N{NO-BREAK SPACE}%")
+    n_lines = len(textwrap.wrap(text, width))
+    narrower = (textwrap.wrap(text, least) for least in range(max(1, len(text) // max(n_lines, 1)), width))
+    return "\n".join(next((lines for lines in narrower if len(lines) <= n_lines), textwrap.wrap(text, width)))
+
+
 def composition(prompts: pd.DataFrame) -> Figure:
     """Number of prompts by split, transform and label."""
     splits = [split for split in SPLITS if (prompts["split"] == split).any()]
-    figure, axes = _panels(len(splits), width=4.0, height=3.2)
+    figure, axes = _panels(len(splits), width=4.0, height=3.2, sharex=True)
     for ax, split in zip(axes, splits, strict=True):
         rows = prompts[prompts["split"] == split]
         counts = rows.groupby(["transform", "label"], sort=False).size().unstack(fill_value=0).rename(columns=LABELS)
@@ -64,15 +77,17 @@ def composition(prompts: pd.DataFrame) -> Figure:
 
 
 def lengths(prompts: pd.DataFrame) -> Figure:
-    """Distribution of prompt lengths in words, by split and label."""
+    """Distribution of prompt lengths in words, by split and label, in bins of whole words; the longest prompts, beyond
+    the share ``SHOWN_LENGTHS``, are left out."""
     splits = [split for split in SPLITS if (prompts["split"] == split).any()]
     figure, axes = _panels(len(splits), width=3.6, height=2.9, sharey=True)
     table = prompts.assign(words=prompts["text"].str.split().str.len(), label=prompts["label"].map(LABELS))
-    top = table["words"].quantile(0.995)
+    top = int(table["words"].quantile(SHOWN_LENGTHS))
+    step = -(-(top + 1) // LENGTH_BINS)
     for ax, split in zip(axes, splits, strict=True):
         rows = table[table["split"] == split]
         colours = {"hue": "label", "hue_order": list(COLOURS), "palette": COLOURS, "legend": ax is axes[0]}
-        style = {"element": "step", "stat": "density", "common_norm": False, "bins": np.linspace(0, top, 40)}
+        style = {"element": "step", "stat": "density", "common_norm": False, "bins": np.arange(-0.5, top + step, step)}
         sns.histplot(rows, x="words", ax=ax, **colours, **style)
         ax.set(title=SPLITS[split], xlabel="length (words)", ylabel="density (1 / word)")
     axes[0].get_legend().set_title(None)
@@ -127,7 +142,7 @@ def points(
             ax.set_xlim(xlim)
         ax.set_yticks(range(len(names)), names[::-1])
     if hue or reference is not None:
-        _legend(figure, axes[-1])
+        _legend(figure)
     return figure
 
 
@@ -142,27 +157,39 @@ def curves(
     reference: pd.DataFrame | None = None,
     reference_label: str = "TF-IDF",
     single: pd.DataFrame | None = None,
+    colours: Mapping[str, str] | None = None,
+    banded: Collection[str] | None = None,
+    bar_at: int | float | None = None,
     logx: bool = False,
     share_y: bool = True,
 ) -> Figure:
-    """Lines with 95 % bands (a bar for a single point), a panel per value of ``panel``.
+    """Lines with 95 % bands (a bar for a single point), a panel per value of ``panel``; a colour per ``hue``, of
+    ``colours`` where it is there.
 
-    ``reference`` is as in :func:`points`; ``single`` has what a line is the mean of, as small points.
+    Where only some lines are ``banded``, the others are thin, and have their intervals at ``bar_at`` alone, as bars
+    side by side. ``reference`` is as in :func:`points`; ``single`` has what a line is the mean of, as small points.
     """
-    panels = _in_order(table[panel])
+    panels, names = _in_order(table[panel]), list(dict.fromkeys(table[hue]))
+    colours = dict(zip(names, itertools.cycle(CYCLE))) | dict(colours or {})
+    beside = dict(zip(names, BESIDE * (np.arange(len(names)) - (len(names) - 1) / 2))) if banded else {}
     figure, axes = _panels(len(panels), width=max(3.7, 7.5 / len(panels)), height=3.6, sharey=share_y)
     for ax, value in zip(axes, panels, strict=True):
-        groups = table[table[panel] == value].groupby(hue, sort=False)
-        for colour, (group, rows) in zip(itertools.cycle(CYCLE), groups, strict=False):
-            rows = rows.dropna(subset=["value"]).sort_values(x)
+        for group, rows in table[table[panel] == value].groupby(hue, sort=False):
+            rows, has_band = rows.dropna(subset=["value"]).sort_values(x), banded is None or group in banded
             low, high = rows[["low", "high"]].astype(float).to_numpy().T
-            ax.plot(rows[x], rows["value"], marker="o", markersize=4, color=colour, label=group)
-            ax.fill_between(rows[x], low, high, color=colour, alpha=0.15, linewidth=0)
+            style = {"color": colours[group], "linewidth": 1.5 if has_band else 1.0}
+            ax.plot(rows[x], rows["value"], marker="o", markersize=4 if has_band else 3, label=group, **style)
+            if has_band:
+                ax.fill_between(rows[x], low, high, color=colours[group], alpha=0.15, linewidth=0)
             if single is not None:
                 of_line = single[(single[panel] == value) & (single[hue] == group)]
-                ax.plot(of_line[x], of_line["value"], ".", markersize=4, color=colour, alpha=0.6)
-            if len(rows) == 1:  # where a band has no width
-                ax.errorbar(rows[x], rows["value"], yerr=_spread(rows), color=colour, capsize=2.5)
+                ax.plot(of_line[x], of_line["value"], ".", markersize=4, color=colours[group], alpha=0.6)
+            barred = rows[rows[x] == bar_at] if not has_band else rows if len(rows) == 1 else rows[:0]
+            moved = offset_copy(ax.transData, figure, x=beside.get(group, 0.0), units="points")
+            style |= {"fmt": "none", "capsize": 2.5, "transform": moved}
+            for end in ("low", "high"):  # what is drawn beside its place is not seen by the axes' limits
+                ax.update_datalim(barred[[x, end]].dropna().to_numpy(dtype=float))
+            ax.errorbar(barred[x], barred["value"], yerr=_spread(barred), **style)
         if reference is not None:
             _reference(ax, reference[reference[panel] == value], reference_label, vertical=False)
         ax.set(title=SPLITS.get(value, value), xlabel=xlabel, ylabel=ylabel)
@@ -171,7 +198,12 @@ def curves(
         _ticks_at(ax.xaxis, table.loc[(table[panel] == value) & table["value"].notna(), x])
         if share_y:
             ax.label_outer()
-    _legend(figure, axes[-1])
+        else:
+            bottom, top = ax.get_ylim()
+            if top - bottom < LEAST_HEIGHT:
+                ax.set_ylim(top - LEAST_HEIGHT, top + LEAST_HEIGHT / 20)
+    if len(names) > 1 or reference is not None:
+        _legend(figure)
     return figure
 
 
@@ -184,17 +216,17 @@ def _in_order(values: pd.Series) -> list:
 def _ticks_at(axis: Axis, values: pd.Series) -> None:
     """Ticks at the values used, where these are few; measured values, such as an L0, keep the axis' own ticks.
 
-    Values of three digits at most count as chosen, not measured. One that is too near the tick before it to have room
-    for its number has none.
+    Whole numbers, and values of three digits at most, count as chosen, not measured. One that is too near the tick
+    before it to have room for its number has none.
     """
     used = sorted(set(values))
-    if 0 < len(used) <= MOST_TICKS and all(float(f"{value:.3g}") == value for value in used):
+    if 0 < len(used) <= MOST_TICKS and all(value in (round(value), float(f"{value:.3g}")) for value in used):
         places = axis.get_transform().transform(np.array(used, dtype=float))
         ticks = [0]
         for i, place in enumerate(places):
             ticks += [i] * bool(place - places[ticks[-1]] > TICK_ROOM * (places[-1] - places[0]))
         axis.set_major_locator(FixedLocator([used[i] for i in ticks]))
-        axis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
+        axis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:,g}"))
         axis.set_minor_locator(NullLocator())
 
 
@@ -229,7 +261,7 @@ def facets(table: pd.DataFrame, about: dict) -> Figure:
         if share_y:
             ax.label_outer()
     if "hue" in about:
-        _legend(figure, axes[-1])
+        _legend(figure)
     return figure
 
 
@@ -270,9 +302,11 @@ def _log2(axis: Axis) -> None:
     axis.set_major_formatter("{x:g}")
 
 
-def _legend(figure: Figure, ax: Axes) -> None:
-    """Above all panels, in as many columns as the figure's width has room for."""
-    handles, labels = ax.get_legend_handles_labels()
+def _legend(figure: Figure) -> None:
+    """Of all panels, above them, in as many columns as the figure's width has room for."""
+    found = [zip(*ax.get_legend_handles_labels(), strict=True) for ax in figure.axes]
+    of_label = {label: handle for handle, label in itertools.chain(*found)}
+    labels, handles = list(of_label), list(of_label.values())
     columns = int(figure.get_figwidth() / (0.5 + 0.075 * max(map(len, labels), default=1)))
     figure.legend(handles, labels, loc="outside upper center", ncols=max(1, min(5, columns)), fontsize=8)
 
@@ -297,7 +331,7 @@ def norms(table: pd.DataFrame, layers: list[int]) -> Figure:
     left.errorbar(layers, middle, yerr=[middle - low, high - middle], marker="o", capsize=3)
     left.set(title="norms", xlabel="layer (residual stream after block)", ylabel="token norm ‖x‖₂ (model units)")
     left.set(xticks=layers, ylim=(0, None))
-    right.plot(table["length"], table["tokens_per_s"] / 1000, marker="o")
+    right.plot(table["length"], table["tokens_per_s"] / 1000, "o")
     right.set(title="harvest, all layers", xlabel="mean prompt length of the shard (tokens)")
     right.set(ylabel="thousand tokens / s", ylim=(0, 1.1 * table["tokens_per_s"].max() / 1000))
     return figure
@@ -323,52 +357,37 @@ def projection(points_by_split: dict[str, pd.DataFrame]) -> Figure:
             ax=ax,
             legend="brief" if ax is axes[-1] else False,
         )
-        ax.set(title=SPLITS[split], xlabel="mean-difference direction (model units)")
+        ax.set(title=f"{SPLITS[split]} (n = {len(rows):,})", xlabel="mean-difference direction (model units)")
         ax.set(ylabel="first orthogonal component (model units)")
         ax.label_outer()
     sns.move_legend(axes[-1], "center left", bbox_to_anchor=(1, 0.5), title=None, frameon=False)
     return figure
 
 
-def latent_scatter(table: pd.DataFrame, x: str, y: str) -> Figure:
-    """A dot per latent: AUROC in one split against another, a panel per SAE; chosen latents marked, diagonal dotted."""
-    variants = list(dict.fromkeys(table["variant"]))
-    figure, axes = _panels(len(variants), width=4.2, height=4.0, sharex=True, sharey=True)
-    for ax, variant in zip(axes, variants, strict=True):
-        rows = table[table["variant"] == variant]
-        ax.scatter(rows[x], rows[y], s=6, color="0.6", alpha=0.5, linewidth=0, label="latents")
-        chosen = rows[rows["chosen"]]
-        ax.scatter(chosen[x], chosen[y], s=28, facecolor="none", edgecolor=CYCLE[1], linewidth=1.5, label="chosen")
-        ax.axline((0.5, 0.5), slope=1, color="black", linestyle=":", linewidth=1)
-        for line in (ax.axhline, ax.axvline):
-            line(0.5, color="0.8", linewidth=0.8, zorder=0)
-        ax.set(title=variant, xlabel=f"AUROC, {SPLITS.get(x, x)}", ylabel=f"AUROC, {SPLITS.get(y, y)}")
-        ax.label_outer()
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=8)
-    return figure
-
-
 def verdicts(table: pd.DataFrame, order: tuple[str, ...]) -> Figure:
-    """A line per part (``id``, ``title``) of a ``claim`` below its ``claim_title``, with a cell per ``profile``: the
-    ``verdict``, whose colour is by its place in ``order``, of several comparisons how many hold, and the ``number``."""
+    """A line per part (``id``, ``title``, ``rule``) of a ``claim`` below its ``claim_title``, with a cell per
+    ``profile``: the ``verdict``, whose colour is by its place in ``order``, of several comparisons how many hold, and
+    the ``number``, of which the rule says which way speaks for the claim, and in what unit."""
     profiles = list(dict.fromkeys(table["profile"]))
     colours = dict(zip(order, ["#4477aa", "#ee7733", "#eedd88", "#cfd8dc", "#eeeeee", "#fafafa"], strict=True))
-    places, lines = {}, []  # of the parts; text and weight
+    places, lines = {}, []  # of the parts; text, rule and weight
     for (claim, title), parts in table.drop_duplicates("id").groupby(["claim", "claim_title"], sort=False):
-        lines.append((f"{claim}  {title}", "bold"))
+        lines.append((f"{claim}  {title}", "", "bold"))
         places |= {name: len(lines) + place for place, name in enumerate(parts["id"])}
-        lines += [(f"  {row.id.removeprefix(claim)}  {row.title}", "normal") for row in parts.itertuples()]
-    figure, (ax,) = _panels(1, width=VERDICT_CELL * (len(profiles) + TITLES), height=0.7 + 0.22 * len(lines))
-    for y, (text, weight) in enumerate(lines):
-        ax.text(-TITLES, y + 0.5, text, fontsize=8.5, weight=weight, va="center")
+        lines += [(f"  {row.id.removeprefix(claim)}  {row.title}", row.rule, "normal") for row in parts.itertuples()]
+    size = VERDICT_CELL * (len(profiles) + TITLES + RULES), 0.7 + 0.22 * len(lines)
+    figure, (ax,) = _panels(1, width=size[0], height=size[1])
+    for y, (text, rule, weight) in enumerate(lines):
+        ax.text(-TITLES - RULES, y + 0.5, text, fontsize=8.5, weight=weight, va="center")
+        ax.text(-RULES, y + 0.5, rule, fontsize=7.5, va="center")
     for row in table.itertuples():
         x, y = profiles.index(row.profile), places[row.id]
         ax.add_patch(plt.Rectangle((x, y), 0.985, 0.92, color=colours[row.verdict], linewidth=0))
-        style = {"va": "center", "color": "white" if row.verdict == order[0] else "0.4" if not row.number else "black"}
+        style = {"va": "center", "color": "white" if row.verdict == order[0] else "black"}
         ax.text(x + 0.02, y + 0.48, row.verdict, fontsize=8.5, weight="bold", **style)
         ax.text(x + 0.35, y + 0.48, f"{row.holding}: {row.number}".removeprefix(": "), fontsize=7.5, **style)
-    ax.set(xlim=(-TITLES, len(profiles)), ylim=(len(lines), 0), yticks=[])
-    ax.set_xticks(np.arange(len(profiles)) + 0.49, profiles)
+    ax.set(xlim=(-TITLES - RULES, len(profiles)), ylim=(len(lines), 0), yticks=[])
+    ax.set_xticks([-RULES / 2, *np.arange(len(profiles)) + 0.49], ["holds if it is", *profiles])
     ax.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
     ax.grid(False)
     sns.despine(ax=ax, left=True, bottom=True)

@@ -5,10 +5,12 @@ import itertools
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from lib.results.figures import CYCLE, _panels
 
 HISTOGRAM_COLUMNS = 4
+COUNTS = (0, 1, 5, 20, 50, 100, 200, 400, 800, 1600, 3200, 6400)  # ticks of an axis of square roots
 
 
 def frequency_histograms(frequencies: dict[str, list[np.ndarray]], baseline: str, line: float) -> Figure:
@@ -20,7 +22,7 @@ def frequency_histograms(frequencies: dict[str, list[np.ndarray]], baseline: str
     """
     rows = -(-len(frequencies) // HISTOGRAM_COLUMNS)
     columns = -(-len(frequencies) // rows)
-    figure, axes = _panels(columns, width=3.2, height=3.0, rows=rows, sharex=True, sharey=True)
+    figure, axes = _panels(columns, width=3.2, height=3.4, rows=rows, sharex=True, sharey=True)
     edges = line * 10.0 ** np.arange(-4, 1.01, 0.125)
     counts = {name: np.mean([np.histogram(x, edges)[0] for x in part], axis=0) for name, part in frequencies.items()}
     first = np.flatnonzero(sum(counts.values()))[:1].sum()
@@ -33,7 +35,10 @@ def frequency_histograms(frequencies: dict[str, list[np.ndarray]], baseline: str
         ax.set_title(f"{name}\nL0 {l0:.1f}\n{held}", fontsize=9)
         ax.set_xscale("log")
         ax.set_yscale("function", functions=(np.sqrt, np.square))
-        ax.set(xlim=edges[[first, -1]], ylabel="latents per bin" if i % columns == 0 else "")
+        top = 1.1 * max(part.max() for part in counts.values())
+        ax.set(xlim=edges[[first, -1]], ylabel="latents per bin" if i % columns == 0 else "", ylim=(0, top))
+        ax.set_yticks([count for count in COUNTS if count <= top])
+        ax.tick_params(axis="y", labelsize=8)
         if i + columns >= len(frequencies):
             ax.set_xlabel("firing frequency (fraction of tokens)")
             ax.tick_params(labelbottom=True)
@@ -49,17 +54,30 @@ def _above(frequency: np.ndarray, line: float) -> tuple[int, float, float]:
 
 
 def training_curves(curves: dict[str, pd.DataFrame]) -> Figure:
-    """FVU, L0, dead and high-frequency latents of the training batches against tokens seen."""
+    """FVU, L0, dead and high-frequency latents of the training batches against tokens seen.
+
+    L0 is logarithmic, and so are the high-frequency latents from one up: where all latents are frequent before a
+    penalty has settled, those of the others would lie on zero.
+    """
     names = {
         "fvu": "FVU (fraction of variance)",
         "l0": "L0 (latents per token)",
         "dead": "dead latents",
-        "high_frequency": "latents above 10 %",
+        "high_frequency": "latents active on\n> 10 % of tokens",
     }
-    figure, axes = _panels(len(names), width=2.9, height=2.8)
+    figure, axes = _panels(len(names), width=3.0, height=2.9)
     for ax, (column, label) in zip(axes, names.items(), strict=True):
         for colour, (name, curve) in zip(CYCLE, curves.items(), strict=False):
             ax.plot(curve["tokens"] / 1000, curve[column], color=colour, label=name)
-        ax.set(xlabel="training tokens (thousands)", ylabel=label, yscale="log" if column == "l0" else "linear")
+        ax.set(xlabel="training tokens (thousands)", ylabel=label)
+    _, l0, dead, frequent = axes
+    l0.set_yscale("log")
+    l0.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    dead.yaxis.set_major_locator(MaxNLocator(integer=True))
+    frequent.set_yscale("symlog", linthresh=1)
+    frequent.set_ylim(bottom=-0.1)
+    for ax in (l0, frequent):
+        ax.yaxis.set_major_formatter("{x:,g}")
+        ax.yaxis.set_minor_locator(NullLocator())
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize=8)
     return figure

@@ -190,11 +190,12 @@ def committed(folder: Path = DATA / "records") -> dict[str, dict[str, Record]]:
 
 
 def table(rows: list[Row], rules: Rules) -> pd.DataFrame:
-    """The rows as a table, with the title of each claim."""
+    """The rows as a table, with the title of each claim and the rule of each part."""
     frame = pd.DataFrame(rows, columns=Row._fields)
     titles = frame["claim"].map({name: claim.title for name, claim in rules.claims.items()})
+    rule = frame["id"].map({name: part.rule_text() for name, part in rules.parts().items()})
     measured = [row.measured for row in rows]
-    return frame.assign(claim_title=titles, measured=measured, n=frame["n"].astype("Int64"))
+    return frame.assign(claim_title=titles, rule=rule, measured=measured, n=frame["n"].astype("Int64"))
 
 
 def counts(rows: list[Row]) -> pd.DataFrame:

@@ -224,13 +224,19 @@ def difference(
 def rate(values: Scores, groups: np.ndarray, weights: Weights) -> Estimate:
     """Mean of ``values`` (0/1: a rate), with the percentile interval over the replicates of ``weights``.
 
-    Everything is null without rows.
+    Where all values agree, no replicate differs: the interval is then the exact one of as many trials as there are
+    groups (Clopper and Pearson 1934, doi 10.1093/biomet/26.4.404). Everything is null without rows.
     """
     if not len(values):
         return Estimate(None, None, None, 0, 0)
     total = np.maximum(weights.sum(1), 1e-12)
     replicates = np.where(weights.sum(1) > 0, weights @ values / total, np.nan)
-    return _with_interval(float(np.mean(values)), replicates, len(values), len(np.unique(groups)))
+    estimate = _with_interval(float(np.mean(values)), replicates, len(values), len(np.unique(groups)))
+    if estimate.value not in (0.0, 1.0):
+        return estimate
+    n = estimate.n_groups
+    low, high = scipy.stats.binomtest(n if estimate.value else 0, n).proportion_ci(method="exact")
+    return estimate._replace(low=float(low), high=float(high))
 
 
 def _with_interval(value: float, replicates: np.ndarray, n: int, n_groups: int) -> Estimate:

@@ -71,6 +71,18 @@ def argument(name: str, form: str) -> str:
     return name.removeprefix(form.partition("<")[0])
 
 
+def in_words(name: str) -> str:
+    """A corpus as captions call it, also one of ``lib.model.rollouts``; the name where it says as much."""
+    kind, _, of = name.partition(":")
+    words = {
+        "pretraining": "public prose",
+        "rollouts": "public chat",
+        "shipped": f"chat that {of} had with itself",
+        "own": f"the model's own answers to {of}",
+    }
+    return words.get(kind, of or name)
+
+
 def hub_rows(address: str, characters: int) -> Iterator[str]:
     """Rows of a hub data set until they hold ``characters``: a column of turns as a dialogue, or a column of text.
 

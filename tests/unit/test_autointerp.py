@@ -331,15 +331,29 @@ def test_saes_are_compared_at_a_seed_that_all_notebooks_have():
         summaries.common_seed(saes, [0])
 
 
-def test_frequency_is_compared_between_saes_of_the_same_rank_of_sparsity():
+def of_l0(score, l0):
+    """:func:`five_latents` of an L0."""
+    return five_latents(score, frequency=np.full(5, l0 / 5))
+
+
+def test_frequency_is_compared_between_saes_of_the_same_rank_of_l0():
     rows = [("03", "a", 8, 0), ("03", "a", 4, 0), ("03", "b", 2, 0), ("03", "a", 2, 1), ("04", "a", 2, 0)]
     saes = pd.DataFrame(rows, columns=["notebook", "variant", "sparsity", "seed"])
-    same = summaries.of_same_rank(saes, "03", seed=0)
+    scored = [of_l0(STEPS * step, l0) for step, l0 in zip((0.2, 0.1, 0.05, 0.01, 0.01), (0.8, 0.4, 0.2, 0.2, 0.2))]
+    same = summaries.of_same_rank(saes, scored, "03", seed=0)
     assert same.index.tolist() == [1, 2]  # the sparsest of each, as b has only one
-    scored = [five_latents(np.array([5, 4, 3, 2, 1]) * step) for step in (0.2, 0.1, 0.05)]
     fifths = summaries.by_frequency_of_saes(same, scored)
     rarest = fifths[(fifths["by"] == "latents") & (fifths["quantile"] == 1)].set_index("sae")
     assert rarest["value"].to_dict() == pytest.approx({1: 0.5, 2: 0.25}) and rarest["variant"].tolist() == ["a", "b"]
+
+
+def test_a_penalty_that_lowers_l0_does_not_turn_the_ranks_round():
+    """The sparsity of gated SAEs is a coefficient: the larger it is, the fewer latents are active."""
+    rows = [("topk", 16, 16.0), ("topk", 32, 32.0), ("gated", 8, 33.1), ("gated", 20, 16.2)]
+    saes = pd.DataFrame([("03", *row, 0) for row in rows], columns=["notebook", "variant", "sparsity", "l0", "seed"])
+    scored = [of_l0(0.5, l0) for l0 in saes.pop("l0")]
+    for rank, places in {1: [0, 3], 2: [1, 2], 3: [1, 2]}.items():
+        assert summaries.of_same_rank(saes, scored, "03", 0, rank).index.tolist() == places
 
 
 def test_coverage_over_saes_by_hand():

@@ -108,3 +108,14 @@ def test_pretraining_text_as_user_prompts_loses_no_word():
     prompts = corpora.as_user_prompts([" ".join(str(i) for i in range(200)), "short text"], words=80)
     assert len(prompts) == 4 and all(text.startswith("User: ") for text in prompts)
     assert " ".join(text.removeprefix("User: ") for text in prompts[:3]).split() == [str(i) for i in range(200)]
+
+
+def test_a_corpus_has_words_for_captions():
+    names = ["docstrings", "pretraining", "shipped:SmolLM2-135M-Instruct", "own:prompts", "hf:NeelNanda/pile-10k"]
+    assert [corpora.in_words(name) for name in names] == [
+        "docstrings",
+        "public prose",
+        "chat that SmolLM2-135M-Instruct had with itself",
+        "the model's own answers to prompts",
+        "NeelNanda/pile-10k",
+    ]

@@ -37,7 +37,8 @@ def test_rates_by_hand():
     table = refusals.asked(prompts(), 9, np.random.default_rng(0))
     refused = (table["transform"] == "plain").astype(float) + (table["transform"] == "aim") * (table["base_id"] == "b1")
     rates = refusals.rates(table.assign(refused=refused.clip(upper=1)), 200, 0).set_index(["pool", "transform"])
-    assert rates.loc[("train", "plain"), "value"] == 1.0 and rates.loc[("train", "plain"), "low"] == 1.0
+    assert rates.loc[("train", "plain"), "value"] == 1.0 and rates.loc[("train", "plain"), "high"] == 1.0
+    assert rates.loc[("train", "plain"), "low"] == pytest.approx(0.025 ** (1 / 4)), "exact, as all four agree"
     aim = rates.loc[("train", "aim")]
     assert aim["value"] == pytest.approx(1 / 4) and aim["n"] == aim["n_groups"] == 4
     assert aim["low"] <= 0.25 <= aim["high"] < 1

@@ -333,9 +333,11 @@ def test_the_figure_has_a_line_per_part_below_its_claim():
     rows = scorecard.every(given, {"p": {"05_x": record(of(0.1, 0.05, 0.15), *family)}, "q": {}})
     figure = figures.verdicts(scorecard.table(rows, given), scorecard.VERDICTS)
     (ax,) = figure.axes
-    left = [text.get_text().strip() for text in ax.texts if text.get_position()[0] < 0]
-    assert left == ["C1  title", "a  t", "b  t"]
-    assert len({text.get_position()[1] for text in ax.texts if text.get_position()[0] < 0}) == 3
+    left = {text.get_position(): text.get_text().strip() for text in ax.texts if text.get_position()[0] < 0}
+    titles, holds_if = ([left[x, y + 0.5] for y in range(3)] for x in sorted({x for x, _ in left}))
+    assert titles == ["C1  title", "a  t", "b  t"]
+    assert holds_if == ["", *(one.rule_text() for one in given.parts().values())]
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["holds if it is", "p", "q"]
     cells = {text.get_text() for text in ax.texts if 0 < text.get_position()[0] < 1}
     assert cells == {"reproduced", "0.100 [0.050, 0.150]", "opposite", "1 of 2: -0.300 [-0.400, -0.200]"}
     colours = {patch.get_facecolor() for patch in ax.patches}

@@ -96,6 +96,8 @@ def test_the_mean_over_jailbreaks_beside_each_wrapper(prompts, latents):
     assert of_probe.table.index.tolist() == [(1, 0), (0, 2)] and of_probe.table.loc[(0, 2)].tolist() == [0, 0]
     assert of_probe.begins.loc[(1, 0)].tolist() == [0, 0], "on harmless prompts it never fires"
     assert of_probe.begins.loc[(0, 2)].tolist() == [0, 0]
+    for counts in (of_probe.table_of, of_probe.begins_of):
+        assert counts.index.equals(of_probe.table.index) and (counts == N).all(None), "every pair could change"
     taken_over = silence.by_latent(latents, silence.pairs(prompts), np.array([1]), begins=True)
     assert taken_over.loc[1].tolist() == [0.25, 0]
     assert of_probe.latents.tolist() == [0] and of_probe.instead["in_place"].tolist() == [1]
