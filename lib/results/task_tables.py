@@ -12,11 +12,12 @@ import pandas as pd
 from lib.results import records, tables
 from lib.stats import families, verdicts
 from lib.stats.draws import Draws
-from lib.stats.metrics import bootstrap_weights
+from lib.stats.metrics import bootstrap_weights, t_interval
 
 NORMAL, SCARCITY, IMBALANCE, NOISE, OOD = "normal", "scarcity", "class imbalance", "label noise", "ood"
 STRESS = (SCARCITY, IMBALANCE, NOISE)
 DENSE, K_SPARSE, CONTROL, QUIVER = "dense", "k-sparse", "control", "quiver"
+FEW = 20  # tasks, below which an interval is Student's
 HERE, WITHOUT = "here", "without"
 MAIN, IT_FORMATTED = "pretraining SAE", "IT-formatted SAE"  # the first one is that of figures and verdicts
 WORDS = {
@@ -56,8 +57,7 @@ def draws(table: pd.DataFrame, by: list[str], replicates: int, seed: int) -> Dra
 
 
 def means(table: pd.DataFrame, by: list[str], replicates: int, seed: int) -> pd.DataFrame:
-    """:func:`draws` as estimates, as wide as Student's intervals for so few tasks (see
-    :func:`lib.stats.families.at_levels`), with ``n`` tasks; there is no interval over fewer than two."""
+    """:func:`draws` as estimates, with ``n`` tasks; there is no interval over a single one."""
     return _estimates(table, by, draws(table, by, replicates, seed), is_family=False)
 
 
@@ -67,15 +67,20 @@ def family(table: pd.DataFrame, by: list[str], replicates: int, seed: int) -> pd
 
 
 def _estimates(table: pd.DataFrame, by: list[str], drawn: Draws, is_family: bool) -> pd.DataFrame:
-    n = table.dropna(subset="value").groupby(by, sort=False, dropna=False)["task"].nunique().to_numpy()
+    """With intervals over tasks: of the bootstrap, or Student's where there are fewer than ``FEW`` of them, beyond
+    whose values a bootstrap never goes."""
+    groups = table.dropna(subset="value").groupby(by, sort=False, dropna=False)["value"]
+    samples = [values.to_numpy() for _, values in groups]
+    n = np.array([len(values) for values in samples])
     estimates = drawn.table().assign(low=np.nan, high=np.nan, alpha=verdicts.ALPHA)
-    if is_family and n.min() > 1:
-        estimates = families.estimates(drawn, int(n.min()))
-    elif not is_family:
-        for number in set(n[n > 1]):
-            rows = np.flatnonzero(n == number)
-            part = families.at_levels(Draws(drawn.dimensions.iloc[rows], drawn.values[rows]), n_units=int(number))
-            estimates.loc[rows, ["low", "high"]] = part[["low", "high"]].to_numpy()
+    if n.min() < FEW:
+        levels, of_samples = verdicts.holm_t_intervals(samples)
+        levels = levels if is_family else np.full(len(n), verdicts.ALPHA)
+        of_samples = of_samples if is_family else [t_interval(values) for values in samples]
+        ends = np.array([[estimate.low, estimate.high] for estimate in of_samples], dtype=float)
+        estimates = estimates.assign(low=ends[:, 0], high=ends[:, 1], alpha=levels)
+    else:
+        estimates = families.estimates(drawn) if is_family else families.at_levels(drawn)
     return estimates.assign(n=n, n_groups=n, unit="AUROC")
 
 

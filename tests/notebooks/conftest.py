@@ -49,6 +49,13 @@ n_planted: 80
 interp_tokens: 4000
 n_latents: 10
 n_cards: 2
+task_rows: 120
+tasks_ks: [5]
+tasks_show_k: 5
+task_sizes: [16]
+task_positives: []
+task_noise: [0.1]
+task_draws: 1
 """
 
 
@@ -64,9 +71,14 @@ def profile(tmp_path_factory):
         for i in range(n):
             text = f"please {verb} {rng.choice(words[i % 2])} number {i} <script>alert(1)</script>"
             rows.append((text, i % 2))
-        pd.DataFrame(rows, columns=["text", "label"]).to_csv(tmp_path / f"{name}.csv", index=False)
+        table = pd.DataFrame(rows, columns=["text", "label"])
+        table.to_csv(tmp_path / f"{name}.csv", index=False)
+        task = tmp_path / "tasks" / {"train": "fruit.csv", "ood": "fruit.ood.csv"}[name]
+        task.parent.mkdir(exist_ok=True)
+        table.to_csv(task, index=False)
     path = tmp_path / "own-data-test.yaml"
     own = {"train_csv": str(tmp_path / "train.csv"), "ood_csv": str(tmp_path / "ood.csv")}
+    own |= {"tasks_folder": str(tmp_path / "tasks")}
     of_encoder = profiles.read_profile(profiles.profile_path("minilm"))
     path.write_text(yaml.safe_dump(of_encoder | yaml.safe_load(SMALL) | own | {"profile": path.stem}))
     yield path
