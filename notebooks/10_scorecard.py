@@ -47,9 +47,9 @@ upstream = [
     records.read(run, "06_autointerp"),
     records.read(run, "07_dataset_debugging"),
     records.read(run, "08_why"),
+    records.read(run, "09_many_tasks"),
 ]
-kept = {name: of_profile for name, of_profile in scorecard.committed().items() if name != profile}
-by_profile = {profile: {record["notebook"]: record for record in upstream}} | kept
+by_profile = scorecard.with_run(scorecard.committed(), profile, upstream)
 rules = claims.load()
 parts = f"{len(rules.parts())} parts of {len(rules.claims)} claims"
 print(f"{parts}; records of the profiles {', '.join(by_profile)}")

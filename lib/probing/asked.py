@@ -42,7 +42,7 @@ def why_not_asked(bridge: TransformerBridge) -> str:
     """Why a model cannot be asked; empty if it can."""
     if models.is_causal(bridge) and chat.has_template(bridge.tokenizer):
         return ""
-    return f"{bridge.tokenizer.name_or_path!r} is no chat model, and answers nothing"
+    return "the model is no chat model, and answers nothing"
 
 
 @torch.inference_mode()

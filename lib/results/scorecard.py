@@ -22,6 +22,7 @@ from lib.stats.metrics import Estimate
 NOT_RUN = "not run"
 VERDICTS = (*verdicts.VERDICTS, NOT_RUN)
 MARKERS = ("<!-- scorecard -->", "<!-- /scorecard -->")
+MANY_TASKS = "09_many_tasks"
 ALL_TASKS = "-tasks-all"  # behind a profile's name, in that of its run over all tasks
 STATISTICS = {"value", "low", "high", "alpha", "n", "n_groups", "unit", "why"}  # columns that tell no rows apart
 SPEAKS_FOR = {  # how much a difference speaks for what a claim says of it
@@ -172,6 +173,18 @@ def evaluate(rules: Rules, of_profile: dict[str, Record], profile: str) -> list[
 def every(rules: Rules, by_profile: dict[str, dict[str, Record]]) -> list[Row]:
     """The rows of all profiles."""
     return [row for profile, of_profile in by_profile.items() for row in evaluate(rules, of_profile, profile)]
+
+
+def with_run(by_profile: dict[str, dict[str, Record]], profile: str, run: list[Record]) -> dict[str, dict[str, Record]]:
+    """The records by profile and notebook, first ``profile`` with those of its ``run``.
+
+    Where the run measured no task, the kept record of its profile's run over all tasks stays.
+    """
+    own = {record["notebook"]: record for record in run}
+    kept = by_profile.get(profile, {}).get(MANY_TASKS)
+    if kept and not own[MANY_TASKS]["outputs"]:
+        own[MANY_TASKS] = kept
+    return {profile: own} | {name: records for name, records in by_profile.items() if name != profile}
 
 
 def committed(folder: Path = DATA / "records") -> dict[str, dict[str, Record]]:

@@ -1,6 +1,7 @@
 """From records to verdicts and pages: by hand, in planted worlds, and for the records that are kept."""
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -363,3 +364,26 @@ def test_the_run_does_not_depend_on_the_records_it_makes():
     text = build_graph.makefile("embedded")
     assert "data/records/minilm/05_probing.json" in text and "data/records/embedded" not in text
     assert isinstance(scorecard.table([], rules()), pd.DataFrame)
+
+
+def test_publishing_a_run_over_all_tasks_keeps_one_record_which_is_that_of_its_profile(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "run_dir", lambda profile: tmp_path / "runs" / profile)
+    monkeypatch.setattr(runner, "DATA", tmp_path)
+    for check in ("check_committed", "check_made_by_commit"):
+        monkeypatch.setattr(runner.records, check, lambda *record: None)
+    measured = {"notebook": "09_many_tasks", "outputs": {"tasks": {}}}
+    results = tmp_path / "runs" / "mine-tasks-all" / "results"
+    results.mkdir(parents=True)
+    (results / "09_many_tasks.json").write_text(json.dumps(measured))
+    runner.publish("mine-tasks-all")
+    kept = scorecard.committed(tmp_path / "records")
+    assert kept == {"mine": {"09_many_tasks": measured}}
+    empty, other = {"notebook": "09_many_tasks", "outputs": {}}, {"notebook": "05_x", "outputs": {"a": {}}}
+    assert scorecard.with_run(kept, "mine", [other, empty])["mine"] == {"05_x": other, "09_many_tasks": measured}
+    assert scorecard.with_run({}, "mine", [other, empty])["mine"]["09_many_tasks"] == empty
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "data" / "records").glob("*/*.json")), ids=lambda path: path.stem)
+def test_no_record_holds_a_path_of_the_machine_that_made_it(path):
+    of_a_machine = r"(?<![\w.:/])/(?:home|root|tmp|Users|var|mnt|work)/[^\s\"']*"
+    assert not re.findall(of_a_machine, path.read_text(encoding="utf-8"))

@@ -1,0 +1,142 @@
+"""Averages over tasks: by hand, in planted worlds, and the published numbers by the authors' own averages."""
+
+import os
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lib.results import published, task_tables
+from lib.texts import sources
+
+
+def measured(aheads, probe="k-sparse", variant="pretraining SAE", k=16, setting="normal", level=None, seed=0, **more):
+    """A row for each task: the dense probe at 0.8, the other one ahead by what is given."""
+    return pd.DataFrame([
+        {"task": f"t{i}", "kind": "a" if i % 2 else "b", "setting": setting, "level": level, "probe": probe,
+         "variant": variant, "seed": seed, "k": k, "n_train": 60, "n_test": 40, "value": 0.8 + ahead, "low": 0.7,
+         "high": 0.9, "ahead": ahead, "p": 0.5, "val": 0.8} | more
+        for i, ahead in enumerate(aheads)
+    ])  # fmt: skip
+
+
+def dense(n, **options):
+    return measured(np.zeros(n), probe="dense", variant=None, k=None, **options)
+
+
+def test_a_mean_over_tasks_is_over_seeds_first_and_its_interval_that_of_student_for_few():
+    table = pd.concat([dense(4), measured([0.0, 0.1, 0.2, 0.3]), measured([0.2, 0.1, 0.0, 0.3], seed=1)])
+    [row] = task_tables.by_level(table, 0.02, 100, 0).to_dict("records")
+    values = np.array([0.1, 0.1, 0.1, 0.3])
+    half = 3.182446 * values.std(ddof=1) / 2
+    assert row["value"] == pytest.approx(0.15) and row["n"] == 4 and row["win_rate"] == 1.0
+    assert [row["low"], row["high"]] == pytest.approx([0.15 - half, 0.15 + half], abs=1e-6)
+    assert row["verdict"] == "inconclusive"
+
+
+def test_one_task_has_no_interval_and_no_verdict():
+    [row] = task_tables.by_level(pd.concat([dense(1), measured([0.3])]), 0.02, 100, 0).to_dict("records")
+    assert row["value"] == pytest.approx(0.3) and np.isnan(row["low"]) and row["verdict"] == "inconclusive"
+
+
+def test_the_interval_covers_the_mean_of_all_tasks():
+    """In 200 draws of 40 tasks the mean lies outside in at most 7 of 100."""
+    rng, misses = np.random.default_rng(0), 0
+    for draw in range(200):
+        table = pd.concat([dense(40), measured(rng.normal(-0.03, 0.05, 40))])
+        [row] = task_tables.by_level(table, 0.02, 400, draw).to_dict("records")
+        misses += not row["low"] <= -0.03 <= row["high"]
+    assert misses <= 22
+
+
+@pytest.mark.parametrize(("effect", "word"), [(0.1, "ahead"), (-0.1, "behind"), (0.0, "no difference")])
+def test_planted_worlds_are_called_what_they_are(effect, word):
+    rng = np.random.default_rng(1)
+    table = pd.concat([dense(60), measured(effect + rng.normal(0, 0.02, 60))])
+    assert task_tables.by_level(table, 0.02, 500, 0)["verdict"].tolist() == [word]
+
+
+def test_settings_of_stress_are_a_family_over_their_levels_and_others_stand_alone():
+    parts = [dense(30), measured([-0.1] * 30)]
+    for setting, levels in (("scarcity", [16, 64]), ("label noise", [0.1])):
+        parts += [measured([-0.2, -0.4] * 15, setting=setting, level=level) for level in levels]
+    rows = task_tables.behind_dense(pd.concat(parts), 200, 0).set_index("setting")
+    assert rows.loc["scarcity", "value"] == pytest.approx(0.3) and rows.loc["normal", "value"] == pytest.approx(0.1)
+    assert rows.loc["normal", "alpha"] == 0.05 and rows.loc["scarcity", "alpha"] < 0.05
+
+
+def test_ahead_of_controls_pairs_tasks():
+    table = pd.concat([
+        dense(30), measured([0.1] * 30), measured([0.3] * 30, probe="control", variant="untrained SAE"),
+        measured([0.0] * 30, probe="control", variant="coordinates"),
+        measured([0.0] * 30, probe="control", variant="coordinates", k=128),
+    ])  # fmt: skip
+    ahead = task_tables.ahead_of_controls(table, 16, 200, 0).set_index("variant")["value"]
+    assert ahead.round(6).to_dict() == {"untrained SAE": -0.2, "coordinates": 0.1}
+
+
+def test_what_a_choice_gains_and_of_which_tasks():
+    gains = [0.2, 0.0, 0.0, -0.3]
+    table = pd.concat([
+        measured(np.zeros(4), probe="quiver", variant="without", k=None),
+        measured(gains, probe="quiver", variant="with SAE probes", k=None, p=1.0),
+    ])  # fmt: skip
+    table.loc[(table["variant"] == "with SAE probes") & (table["task"] == "t0"), "p"] = 0.001
+    table.loc[(table["variant"] == "with SAE probes") & (table["task"] == "t3"), "p"] = 0.04  # above Holm's level
+    rows = task_tables.gained_by_choice(table, 200, 0).set_index("metric")["value"]
+    assert rows["auroc_gained_by_choice"] == pytest.approx(-0.025) and rows["choices_changed"] == 0.5
+    named = task_tables.tasks_that_gain(table).loc["with SAE probes"]
+    assert named["better"] == "t0" and named["worse"] == "none" and named["changed"] == 2
+
+
+def test_figures_and_words_show_the_levels_as_users_say_them():
+    table = pd.concat([
+        dense(30), measured([0.1] * 30), measured([0.1] * 30, setting="scarcity", level=16),
+        measured([0.1] * 30, setting="class imbalance", level=0.05), measured([0.1] * 30, k=128),
+    ])  # fmt: skip
+    averages = task_tables.by_level(table, 0.02, 100, 0)
+    assert task_tables.in_words(averages, 16).index.tolist() == ["all training rows", "16 rows", "5% positive"]
+    shown = task_tables.for_figure(averages, 16)
+    assert set(shown["panel"]) == {"16 columns"} and len(shown) == 3
+
+
+# The published files
+
+
+@pytest.fixture(scope="module")
+def mirror():
+    folder = os.environ.get("MIRROR") or "../shared/datasets"
+    try:
+        return {name: sources.fetch(file, folder) for name, file in published.FILES.items()}
+    except ValueError:
+        pytest.skip("neither the published files nor a mirror of them")
+
+
+def test_the_published_averages_are_recomputed(mirror):
+    table, said = published.read(mirror)
+    rows = published.averages(table, 200, 0).set_index(["setting", "probe"])
+    for key, value in {
+        ("normal", "dense"): 0.9414, ("normal", "MLP"): 0.9366, ("normal", "kNN"): 0.8872,
+        ("normal", "best latent"): 0.7738, ("ood", "dense"): 0.8265, ("ood", "SAE"): 0.7231,
+    }.items():  # fmt: skip
+        assert rows.loc[key, "value"] == pytest.approx(value, abs=1e-4)
+    assert rows.loc[("normal", "dense"), "n"] == 113 and rows.loc[("ood", "SAE"), "n"] == 8 and not said
+    levels = table[table["setting"] == "label noise"]["level"]
+    assert levels.max() < 0.5 and table["value"].between(0, 1).all()
+
+
+def test_a_published_file_without_a_column_is_refused(mirror, tmp_path):
+    bad = tmp_path / "bad.csv"
+    bad.write_text("dataset,method\na,logreg\n")
+    with pytest.raises(ValueError, match=r"the published file of dense has no column \['test_auc'\]"):
+        published.read(mirror | {"dense": bad})
+
+
+def test_differences_of_published_results_are_over_common_tasks_and_levels():
+    table = pd.DataFrame(
+        [("a", 2.0, "dense", 0.9), ("a", 4.0, "dense", 1.0), ("a", 4.0, "k = 16", 0.7), ("b", 4.0, "dense", 0.8),
+         ("b", 4.0, "k = 16", 0.7), ("c", 4.0, "k = 16", 0.1)],
+        columns=["task", "level", "probe", "value"],
+    ).assign(setting="scarcity")  # fmt: skip
+    [row] = published.behind_dense(table, 100, 0).to_dict("records")
+    assert row["value"] == pytest.approx((0.3 + 0.1) / 2) and row["n"] == 2
