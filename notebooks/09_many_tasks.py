@@ -273,8 +273,11 @@ if has_tasks:
 # ## Takeaway
 
 # %%
-said = task_page.answer(averages, about) if has_tasks else "No task was measured in this run."
-Markdown(said)
+takeaway = "No task was measured in this run."
+if has_tasks:
+    takeaway = task_page.answer(averages, about) + "\n\n"
+    takeaway += task_tables.summary(averages, ahead, gained, tasks_show_k)
+Markdown(takeaway)
 
 # %%
 parts = [task_tables.not_measured(published_results, has_tasks)]

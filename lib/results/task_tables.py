@@ -267,3 +267,16 @@ def notes(measured: list[dict[str, Any]], left_out: list[dict[str, Any]]) -> lis
         lines += [f"{task['name']}: of {task['n_read']} rows not used: {', '.join(dropped)}"] if dropped else []
         lines += [f"{task['name']}: {sentence}" for sentence in task["said"]]
     return lines
+
+
+def summary(averages: pd.DataFrame, ahead: pd.DataFrame, gained: pd.DataFrame, k: int) -> str:
+    """Settings by verdict, controls that the latents are ahead of, and what the choice gains, as Markdown."""
+    rows = averages[(averages["probe"] == K_SPARSE) & (averages["variant"] == MAIN) & (averages["k"] == k)]
+    places = pd.Series(_places(rows), index=rows.index).groupby(rows["verdict"], sort=False).agg(", ".join)
+    lines = [f"- {verdict}: {settings}" for verdict, settings in places.items()]
+    beaten = ahead.loc[ahead["low"] > 0, "variant"].tolist()
+    lines.append(f"- Controls that {k} latents are ahead of: {', '.join(beaten) or 'none'} (of {len(ahead)}).")
+    choice = gained[(gained["metric"] == "auroc_gained_by_choice") & (gained["setting"] == NORMAL)]
+    texts = [f"{row.variant} {tables.text(row, 4)}" for row in choice.itertuples()]
+    lines.append(f"- AUROC gained by choosing among more probes: {'; '.join(texts)}.")
+    return f"Probes on {k} latents beside the dense probe, by setting:\n\n" + "\n".join(lines)

@@ -100,6 +100,20 @@ def test_figures_and_words_show_the_levels_as_users_say_them():
     assert set(shown["panel"]) == {"16 columns"} and len(shown) == 3
 
 
+def test_the_takeaway_names_settings_by_verdict_and_the_controls_that_are_beaten():
+    table = pd.concat([
+        dense(30), measured([-0.1] * 30), measured([0.0] * 30, setting="label noise", level=0.1),
+        measured([-0.3] * 30, probe="control", variant="untrained SAE"),
+        measured([0.3] * 30, probe="control", variant="coordinates"),
+        measured([0.0] * 30, probe="quiver", variant="with SAE probes", k=None),
+    ])  # fmt: skip
+    averages = task_tables.by_level(table, 0.02, 100, 0)
+    ahead, gained = task_tables.ahead_of_controls(table, 16, 100, 0), task_tables.gained_by_choice(table, 100, 0)
+    text = task_tables.summary(averages, ahead, gained, 16)
+    assert "- behind: all training rows\n- no difference: 10% wrong labels\n" in text
+    assert "ahead of: untrained SAE (of 2)" in text and "with SAE probes 0.0000 [0.0000, 0.0000]" in text
+
+
 # The published files
 
 
