@@ -280,7 +280,7 @@ if has_tasks:
 Markdown(takeaway)
 
 # %%
-parts = [task_tables.not_measured(published_results, has_tasks)]
+parts = [task_tables.not_measured(published_results, has_tasks, tasks_show_k)]
 if has_tasks:
     parts += [behind, ahead, gained, averages]
 if published_results:

@@ -165,8 +165,9 @@ def gained_by_choice(table: pd.DataFrame, replicates: int, seed: int) -> pd.Data
     return pd.concat([gained, changed], ignore_index=True).assign(probe=QUIVER, source=HERE)
 
 
-def not_measured(has_published: bool, has_tasks: bool) -> pd.DataFrame:
-    """Rows without a value for what a run does not measure, with ``why``, so that a rule says so."""
+def not_measured(has_published: bool, has_tasks: bool, k: int) -> pd.DataFrame:
+    """Rows without a value for what a run does not measure, with ``why``, so that a rule says so; ``k`` is the one that
+    rules ask for."""
     lines = []
     if not has_published:
         why = "the published results are averaged in the profile public"
@@ -174,9 +175,9 @@ def not_measured(has_published: bool, has_tasks: bool) -> pd.DataFrame:
         lines += [_missing("auroc_behind_dense", "published", s, why) | {"probe": probe} for s, probe in stands_for]
     if not has_tasks:
         why = "no task was measured in this run: make tasks"
-        of_latents = {"probe": K_SPARSE, "variant": MAIN}
+        of_latents = {"probe": K_SPARSE, "variant": MAIN, "k": k}
         lines += [_missing("auroc_behind_dense", HERE, s, why) | of_latents for s in (NORMAL, SCARCITY, OOD)]
-        lines += [_missing("auroc_ahead_of_control", HERE, NORMAL, why)]
+        lines += [_missing("auroc_ahead_of_control", HERE, NORMAL, why) | {"k": k}]
         lines += [_missing("auroc_gained_by_choice", HERE, NORMAL, why) | {"variant": "with SAE probes"}]
     return pd.DataFrame(lines)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib.results import published, task_tables
+from lib.results import claims, published, scorecard, task_tables
 from lib.texts import sources
 
 
@@ -154,3 +154,13 @@ def test_differences_of_published_results_are_over_common_tasks_and_levels():
     ).assign(setting="scarcity")  # fmt: skip
     [row] = published.behind_dense(table, 100, 0).to_dict("records")
     assert row["value"] == pytest.approx((0.3 + 0.1) / 2) and row["n"] == 2
+
+
+def test_what_a_run_does_not_measure_is_what_the_rules_of_the_claim_ask_for():
+    """So that a verdict says why there is none, and no record lacks a row."""
+    rules = claims.load()
+    rows = task_tables.not_measured(False, False, 16).astype(object).where(lambda t: t.notna(), None)
+    record = {"notebook": "09_many_tasks", "parameters": {"tasks_show_k": 16}, "metrics": rows.to_dict("records")}
+    judged = [row for row in scorecard.evaluate(rules, {"09_many_tasks": record}, "p") if row.claim == "C16"]
+    assert {row.verdict for row in judged} == {"not applicable"} and not scorecard.lacking(judged)
+    assert all("make tasks" in row.why or "profile public" in row.why for row in judged)
