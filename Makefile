@@ -74,7 +74,7 @@ debug: env ## What would a probe cheat on in your data? (CSV=file with text,labe
 	@test -n "$(CSV)" || { echo "error: give CSV=file with the columns text,label (and OOD=file, if there is one)"; exit 1; }
 	@$(PYTHON) -m lib.runs.runner --debug "$(CSV)" $(if $(OOD),"$(OOD)")
 
-tasks: $(VENV)/tasks ## Do SAEs help on these tasks? (TASKS=core, all or names of sae-probes; or DIR=folder of labelled files)
+tasks: $(VENV)/tasks $(if $(filter-out 1,$(WORKERS)),$(VENV)/sweep) ## Do SAEs help on these tasks? (TASKS=core, all or names of sae-probes; or DIR=folder of labelled files)
 	@$(PYTHON) -m lib.runs.runner --tasks --profile $(PROFILE)
 
 tiny: env ## All notebooks on a tiny random Gemma 2 that is built here: chat template, rollouts, LM loss

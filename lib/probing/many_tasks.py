@@ -33,7 +33,7 @@ from lib.texts.task_files import TaskTexts
 TFIDF, ALL_LATENTS = "TF-IDF", "all latents"
 SELECTIONS = (ksparse.STANDARDISED_GAP, ksparse.MEAN_DIFFERENCE)
 TFIDF_CS = (0.1, 1.0, 10.0, 100.0)
-SPARSE_CS = (1e-3, 1e-2, 0.1, 1.0, 10.0)
+SPARSE_CS = [1e-3, 1e-2, 0.1, 1.0, 10.0]
 VAL_SHARE = 0.2  # of the rows that a setting keeps, those that something is chosen on
 FEWEST = 2  # rows of each class that a setting's training and its validation rows must hold
 CODE = ("probing/many_tasks", "probing/on_saes", "probing/ksparse", "probing/controls", "stats/metrics")
@@ -118,13 +118,13 @@ def fit(features: Features, texts: list[str], task: Task, plan: Plan, *, with_co
     sparse: dict[Probe, Scores] = {}
     for key, pooled in of_saes.items():
         kind = CONTROL if key.is_control else K_SPARSE
-        sparse |= _on_columns(Probe(kind, None, key.variant, key.seed), pooled, task, plan.ks)
+        sparse |= on_columns(Probe(kind, None, key.variant, key.seed), pooled, task, plan.ks)
     for name in plan.bases if with_controls else ():
         basis = controls.BASES[name]
         n_columns = next(iter(next(iter(features.latents.values())).values())).shape[1]
         for draw in range(plan.draws if basis.is_random else 1):
             columns = {p: basis.columns(x, task, n_columns, draw) for p, x in features.resid.items()}
-            sparse |= _on_columns(Probe(CONTROL, None, name, draw), columns, task, plan.ks)
+            sparse |= on_columns(Probe(CONTROL, None, name, draw), columns, task, plan.ks)
     forms = on_saes.best_forms(sparse, task, plan.show_k, SELECTIONS)
     probes |= on_saes.in_best_form(sparse, forms)
     firsts = {key.variant: key for key in reversed(of_saes) if not key.is_control}
@@ -135,7 +135,7 @@ def fit(features: Features, texts: list[str], task: Task, plan: Plan, *, with_co
     return probes
 
 
-def _on_columns(
+def on_columns(
     key: Probe, by_pooling: Mapping[str, ksparse.Columns], task: Task, ks: list[int]
 ) -> dict[Probe, Scores]:
     """A probe for each pooling, selection and k, on columns chosen on training rows, with C chosen on validation.

@@ -179,8 +179,9 @@ def tasks(base: str, chosen: list[str], folder: str, given: dict[str, Any]) -> N
 
 
 def _task_parameters() -> dict[str, Any]:
-    """Parameters of notebook 09 from the variables of make that are set in the environment."""
-    given = {}
+    """Parameters of notebook 09 from the variables of make that are set in the environment; with a mirror, the
+    published results are averaged too."""
+    given: dict[str, Any] = {"published_results": True} if os.environ.get("MIRROR") else {}
     for variable, (parameter, read) in TASK_VARIABLES.items():
         text = os.environ.get(variable, "")
         if text:
