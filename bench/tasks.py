@@ -60,13 +60,14 @@ def measure() -> Iterator[tuple[str, str, list[float]]]:
 
 
 def _data(scratch: Path) -> Path:
-    """The package's data with the first ``ROWS`` different texts of each of the six tasks."""
+    """The package's data with the first ``ROWS`` different texts of each of the six tasks, as many of either class."""
     data = scratch / "data"
     shutil.copytree(task_files.package(), data)
     for task in TASKS:
         path = data / "cleaned_data" / f"{task}.csv.zst"
         table = pd.read_csv(path, keep_default_na=False).drop_duplicates("prompt")
-        even = table[table.groupby("target").cumcount() < ROWS // 2]
+        n_of_class = min(ROWS // 2, table["target"].value_counts().min())
+        even = table[table.groupby("target").cumcount() < n_of_class]
         even.to_csv(path, index=False)
     return data
 
