@@ -24,7 +24,7 @@ NOT_RUN = "not run"
 VERDICTS = (*verdicts.VERDICTS, NOT_RUN)
 MARKERS = ("<!-- scorecard -->", "<!-- /scorecard -->")
 MANY_TASKS = "09_many_tasks"
-MANY_RUNS = ("-tasks-core", "-tasks-all")  # behind a profile's name, in those of its runs over many tasks
+MANY_RUNS = "-tasks-(core|all)$"  # behind a profile's name, in those of its runs over many tasks
 STATISTICS = {"value", "low", "high", "alpha", "n", "n_groups", "unit", "why"}  # columns that tell no rows apart
 SPEAKS_FOR = {  # how much a difference speaks for what a claim says of it
     "above": lambda difference: difference,
@@ -196,13 +196,18 @@ def committed(folder: Path = DATA / "records") -> dict[str, dict[str, Record]]:
     """
     profiles = [path for path in folder.glob("*") if path.is_dir()]
     by_profile: dict[str, dict[str, Record]] = {}
-    in_order = sorted(profiles, key=lambda path: (not path.name.startswith("embedded"), path.name))
-    for path in sorted(in_order, key=lambda path: path.name.endswith(MANY_RUNS) + path.name.endswith(MANY_RUNS[1])):
+    for path in sorted(profiles, key=_place):
         files = sorted(path.glob("*.json"))
-        profile = re.sub("|".join(f"{end}$" for end in MANY_RUNS), "", path.name)
+        profile = re.sub(MANY_RUNS, "", path.name)
         of_path = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
         by_profile[profile] = by_profile.get(profile, {}) | of_path
     return by_profile
+
+
+def _place(path: Path) -> tuple[bool, bool, bool, str]:
+    """Where a profile's records stand: runs over many tasks behind all profiles, those over all tasks last."""
+    name = path.name
+    return bool(re.search(MANY_RUNS, name)), name.endswith("-all"), not name.startswith("embedded"), name
 
 
 def table(rows: list[Row], rules: Rules) -> pd.DataFrame:
