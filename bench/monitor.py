@@ -2,8 +2,8 @@
 
 The model is Hugging Face's own and whole, with a prompt at a time, as when it begins to answer one. The probe reads the
 output of one block in the user's turn: mean, standardisation, one product, a threshold. Its numbers are random, as they
-decide no time. A hook on the block runs it within the pass; as a pass takes a thousand times as long and is never twice
-as long to the thousandth, the probe is timed alone as well, on the same activations.
+decide no time. A hook on the block runs it within the pass; no two passes take the same time to a thousandth, and the
+probe takes less than that, so it is timed alone as well, on the same activations.
 """
 
 import time

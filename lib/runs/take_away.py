@@ -5,6 +5,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+
 from lib.base.files import ROOT, cause, relative, replacing, run_dir
 from lib.probing import portable, refit, scoring
 from lib.results import records
@@ -40,7 +42,7 @@ def score(profile: str, variables: Mapping[str, str]) -> None:
     with contextlib.redirect_stdout(sys.stderr):
         probe = portable.load(Path(variables.get("PROBE") or run_dir(profile) / "probe"))
         texts, said = labelled.texts(Path(csv), variables.get("TEXT", ""), encoding) if csv else _lines(encoding)
-        bridge = scoring.reader(probe)
+        bridge = scoring.reader(probe, "cuda" if torch.cuda.is_available() else "cpu")
         scored = scoring.score(probe, bridge, texts)
     table = scoring.table(probe, texts, scored)
     if to:
