@@ -165,7 +165,7 @@ margin = task_tables.margin()
 if has_tasks:
     averages = task_tables.by_level(results, margin, n_bootstrap, seed)
     shown = task_tables.for_figure(averages, tasks_show_k)
-    caption = f"Profile {profile}, {len(measured)} tasks; 95 % bootstrap over tasks."
+    caption = f"Profile {profile}, {len(measured)} tasks; 95 % over tasks."
     figure = figures.points(shown, "place", "panel", hue="what", xlabel="AUROC minus dense")
     display(figures.save(figure, run.figures, "09_averages", caption))
 
@@ -194,10 +194,10 @@ if has_tasks:
 
 # %%
 if has_tasks:
-    shown = gained[gained["metric"] == "auroc_gained_by_choice"]
-    caption = f"Profile {profile}, {len(measured)} tasks; 95 % bootstrap over tasks."
+    shown = gained[gained["metric"] == "auroc_gained_by_choice"].assign(panel="")
+    caption = f"Profile {profile}, {len(measured)} tasks; 95 % over tasks."
     label = "AUROC gained by the choice"
-    figure = figures.points(shown, "setting", "source", hue="variant", xlabel=label)
+    figure = figures.points(shown, "setting", "panel", hue="variant", xlabel=label)
     display(figures.save(figure, run.figures, "09_choice", caption))
 
 # %% [markdown]
@@ -207,7 +207,7 @@ if has_tasks:
 if has_tasks:
     kinds = task_tables.by_kind(results, tasks_show_k, n_bootstrap, seed)
     caption = (
-        f"Profile {profile}; {main}, k = {tasks_show_k}. 95 % bootstrap over the tasks of a kind; "
+        f"Profile {profile}; {main}, k = {tasks_show_k}. 95 % over the tasks of a kind; "
         "none where there is one."
     )
     figure = figures.points(kinds, "kind", "setting", xlabel="AUROC minus dense")
@@ -236,7 +236,7 @@ else:
 
 # %%
 if published_results:
-    caption = "Published results of SAE-Probes, Gemma 2 9B, layer 20; 95 % bootstrap over tasks."
+    caption = "Published results of SAE-Probes, Gemma 2 9B, layer 20; 95 % over tasks."
     figure = figures.points(behind_public, "probe", "setting", xlabel="AUROC behind dense")
     display(figures.save(figure, run.figures, "09_published", caption))
 
@@ -273,11 +273,14 @@ if has_tasks:
 # ## Takeaway
 
 # %%
-said = task_page.answer(averages, about) if has_tasks else "No task was measured in this run."
-Markdown(said)
+takeaway = "No task was measured in this run."
+if has_tasks:
+    takeaway = task_page.answer(averages, about) + "\n\n"
+    takeaway += task_tables.summary(averages, ahead, gained, tasks_show_k)
+Markdown(takeaway)
 
 # %%
-parts = [task_tables.not_measured(published_results, has_tasks)]
+parts = [task_tables.not_measured(published_results, has_tasks, tasks_show_k)]
 if has_tasks:
     parts += [behind, ahead, gained, averages]
 if published_results:

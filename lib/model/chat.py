@@ -1,8 +1,11 @@
 """Chat templates: a prompt as the chat model reads it, the end of the user's turn, and dialogues as text.
 
-Everything is found from the tokenizer's own template (``chat_template``), nothing is written down per model.
+Everything is found from the tokenizer's own template (``chat_template``), nothing is written down per model. A template
+that asks for today's date is told ``TODAY``, or a prompt would be another one tomorrow.
 """
 
+import datetime
+import functools
 import re
 from typing import NamedTuple
 
@@ -12,6 +15,9 @@ from lib.base.files import cause
 
 TURNS = re.compile(r"(?:^|\n\n)(User|Assistant): ?")
 ROLES = {"User": "user", "Assistant": "assistant"}
+TODAY = datetime.datetime(2024, 7, 26)  # what the template of Llama 3 says itself where it cannot ask
+CLOCK = "strftime_now"  # transformers gives templates this function, and no other clock
+DIRECTIVES = ("-d", "-m", "e", *"aAbBcdDFHIjmMpSTuUwWxXyYZ")  # of strftime, without the sign
 
 
 class Encoded(NamedTuple):
@@ -79,13 +85,40 @@ def user_header(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return tokenizer(whole[:begin], add_special_tokens=False)["input_ids"]
 
 
+def reads_clock(template: str) -> bool:
+    """Whether what a chat template renders depends on the day, so that here it is told :data:`TODAY`."""
+    return CLOCK in template
+
+
 def _render(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
-    turns = [{"role": "user", "content": text}]
+    turn = {"role": "user", "content": text}
     try:
-        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        return _in_template(tokenizer, [turn], add_generation_prompt=True)
     except Exception as error:  # Templates raise what they like.
-        name = tokenizer.name_or_path
-        raise ValueError(f"the chat template of {name!r} cannot render a user's turn: {cause(error)}") from error
+        name, why = tokenizer.name_or_path, cause(error)
+        try:
+            _in_template(tokenizer, [{"role": "system", "content": "word"}, turn], add_generation_prompt=True)
+            why = f"it demands a system turn, and prompts here have none ({why})"
+        except Exception:  # The system turn is not what it lacks.
+            pass
+        raise ValueError(f"the chat template of {name!r} cannot render a user's turn: {why}") from error
+
+
+def _in_template(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], add_generation_prompt: bool) -> str:
+    """The turns in the chat template, on the day :data:`TODAY`."""
+    options = {"tokenize": False, "add_generation_prompt": add_generation_prompt}
+    template = tokenizer.get_chat_template()
+    if reads_clock(template):
+        options["chat_template"] = _stopped_clock() + template
+    return tokenizer.apply_chat_template(turns, **options)
+
+
+@functools.cache
+def _stopped_clock() -> str:
+    """A Jinja macro that takes the clock's place: strftime of :data:`TODAY` (values of a template cannot be called)."""
+    parts = ((f"%{directive}", TODAY.strftime(f"%{directive}")) for directive in DIRECTIVES)
+    replaced = "".join(f" | replace({directive!r}, {value!r})" for directive, value in parts)
+    return f"{{%- macro {CLOCK}(format) -%}}{{{{ format{replaced} }}}}{{%- endmacro %}}"
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Encoded:
@@ -146,7 +179,7 @@ def dialogue(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     parts = TURNS.split(text)[1:]
     turns = [{"role": ROLES[who], "content": said.strip()} for who, said in zip(parts[::2], parts[1::2], strict=True)]
     try:
-        in_template = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=False)
+        in_template = _in_template(tokenizer, turns, add_generation_prompt=False)
     except Exception:  # Templates raise what they like, such as on two user turns in a row.
         return text
     return in_template.removeprefix(tokenizer.bos_token or "")

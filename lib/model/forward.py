@@ -13,7 +13,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from lib.model import prefixes
-from lib.model.models import check_layers, is_causal, resid_post, seeing
+from lib.model.models import check_layers, is_causal, pad_id, resid_post, seeing
 from lib.model.prefixes import Pack, PackReader
 from lib.model.unwrapped import Unwrapped
 
@@ -207,7 +207,7 @@ def _in_batches(bridge: TransformerBridge, token_ids: list[list[int]], layers: l
     budget = BATCH_TOKENS
     while waiting:
         rows = [waiting[i] for i in next(batches([len(token_ids[i]) for i in waiting], budget))]
-        ids, mask = padded([token_ids[i] for i in rows], bridge.tokenizer.pad_token_id, device)
+        ids, mask = padded([token_ids[i] for i in rows], pad_id(bridge), device)
         try:
             resid = resid_post_at(bridge, ids, mask, layers)
         except torch.OutOfMemoryError as error:

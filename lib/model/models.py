@@ -1,5 +1,6 @@
 """Any Hugging Face model, local folder, GGUF file or packaged model as a TransformerLens ``TransformerBridge``."""
 
+import copy
 import copyreg
 import functools
 import warnings
@@ -10,23 +11,32 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.utilities.tokenize_utils import get_tokenizer_with_bos
 
-from lib.base.files import file_hash
+from lib.base.files import cause, file_hash
 from lib.base.registry import lookup
 from lib.model import chat
 from lib.model.weights import PACKAGED, model_path
 
 KEEPING = {"disk": True, "stream": False}  # parameter store -> whether training activations are kept as stores on disk
+TEMPLATES = ("chat_template.jinja", "additional_chat_templates/*.jinja", "tokenizer_config.json")  # where they stand
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def identity(name: str) -> dict[str, str]:
-    """Name and revision of a model: the hub's commit, or the SHA-256 of a folder's weight files and chat template."""
+    """Name and revision of a model: the hub's commit, or the SHA-256 of a folder's weight files and chat template.
+
+    Where the chat template asks for today's date, also the ``date`` that it is told (``lib.model.chat``).
+    """
     path = Path(model_path(name))
     if path.is_dir():
         weights = sorted([*path.glob("*.safetensors"), *path.glob("chat_template.jinja")])
-        return {"model": name, "revision": "-".join(file_hash(file)[:12] for file in weights)}
-    return {"model": name, "revision": load_config(name)._commit_hash}
+        revision = "-".join(file_hash(file)[:12] for file in weights)
+        templates = [file.read_text(encoding="utf-8") for pattern in TEMPLATES for file in path.glob(pattern)]
+    else:
+        revision, templates = load_config(name)._commit_hash, [str(load_tokenizer(name).chat_template)]
+    is_dated = any(chat.reads_clock(template) for template in templates)
+    return {"model": name, "revision": revision} | ({"date": f"{chat.TODAY:%Y-%m-%d}"} if is_dated else {})
 
 
 def check_device(device: str) -> str:
@@ -51,9 +61,10 @@ def load_config(name: str):
     """
     import transformers
 
+    path = model_path(name)
     try:
-        return transformers.AutoConfig.from_pretrained(model_path(name))
-    except OSError as error:
+        return transformers.AutoConfig.from_pretrained(path)
+    except Exception as error:  # transformers raises what it likes.
         raise ValueError(_cannot_load(name, error)) from error
 
 
@@ -61,25 +72,35 @@ def load_tokenizer(name: str):
     """The model's tokenizer.
 
     Raises:
-        ValueError: see :func:`load_config`.
+        ValueError: see :func:`load_config`; a tokenizer that does not say which characters its tokens stand for; or a
+            chat template that cannot render a user's turn.
     """
     import transformers
 
+    path = model_path(name)
     try:
-        return transformers.AutoTokenizer.from_pretrained(model_path(name))
-    except OSError as error:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+    except Exception as error:  # transformers raises what it likes, also for a package that a tokenizer needs.
         raise ValueError(_cannot_load(name, error)) from error
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"the tokenizer of {name!r}, {type(tokenizer).__name__}, is no fast one (tokenizer.json), and so does not "
+            "say where in the text a token stands; take a model that has one"
+        )
+    if chat.has_template(tokenizer):
+        chat.rendered(tokenizer, "word")
+    return tokenizer
 
 
-def _cannot_load(name: str, error: OSError) -> str:
+def _cannot_load(name: str, error: Exception) -> str:
     """One sentence on why a model cannot be had, and what to do."""
     from huggingface_hub.errors import GatedRepoError
 
-    causes, cause = [], error
-    while cause is not None:
-        causes.append(cause)
-        cause = cause.__cause__ or cause.__context__
-    if any(isinstance(cause, GatedRepoError) for cause in causes) or "gated repo" in str(error):
+    causes, current = [], error
+    while current is not None:
+        causes.append(current)
+        current = current.__cause__ or current.__context__
+    if any(isinstance(current, GatedRepoError) for current in causes) or "gated repo" in str(error):
         return (
             f"the model {name!r} is gated: accept its licence at https://huggingface.co/{name}, "
             "then set HF_TOKEN (or run hf auth login)"
@@ -87,7 +108,7 @@ def _cannot_load(name: str, error: OSError) -> str:
     return (
         f"the model {name!r} cannot be loaded: it is neither packaged ({', '.join(PACKAGED)}), nor a GGUF file, nor a "
         "folder with config, tokenizer and safetensors, nor a hub id that can be reached "
-        f"({str(error).splitlines()[0]})"
+        f"({cause(error)})"
     )
 
 
@@ -111,13 +132,13 @@ def load_model(name: str, device: str = "cpu", dtype: str = "float32") -> Transf
     try:
         hf_model = auto_class(config).from_pretrained(path, dtype=torch_dtype, use_safetensors=True)
         hf_model = hf_model.to(device).eval()
-    except OSError as error:
-        raise ValueError(_cannot_load(name, error)) from error
     except torch.OutOfMemoryError as error:
         raise ValueError(
             f"the model {name!r} in {dtype} does not fit into the memory of {device!r}; "
             "take dtype bfloat16, or a smaller model"
         ) from error
+    except Exception as error:  # transformers raises what it likes.
+        raise ValueError(_cannot_load(name, error)) from error
     bridge = wrap(path, hf_model, tokenizer)
     bridge.loaded_from = name, device, dtype
     return bridge
@@ -129,13 +150,35 @@ def send_by_name() -> None:
 
 
 def wrap(path: str, hf_model, tokenizer) -> TransformerBridge:
-    """A Hugging Face model and tokenizer as a bridge; ``path`` is where their configuration lies."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        bridge = TransformerBridge.boot_transformers(path, hf_model=hf_model, tokenizer=tokenizer, dtype=hf_model.dtype)
+    """A Hugging Face model and tokenizer as a bridge; ``path`` is where their configuration lies.
+
+    The bridge's tokenizer puts BOS in front, if there is one. BOS, EOS and pad that a tokenizer lacks stay missing:
+    TransformerLens would make up tokens that the model has no embedding of, or take the end of a turn for BOS.
+
+    Raises:
+        ValueError: a model that TransformerLens cannot wrap.
+    """
+    tokenizer = get_tokenizer_with_bos(tokenizer)
+    lacks_some = None in (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token)
+    theirs = copy.deepcopy(tokenizer) if lacks_some else tokenizer
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            options = {"hf_model": hf_model, "tokenizer": theirs, "dtype": hf_model.dtype}
+            bridge = TransformerBridge.boot_transformers(path, **options)
+    except Exception as error:  # It raises what it likes on an architecture that it does not know.
+        kind = type(hf_model).__name__
+        raise ValueError(f"the model {path!r}, a {kind}, cannot be read by TransformerLens: {cause(error)}") from error
+    bridge._tokenizer = tokenizer  # The property would make them up again.
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return bridge.eval()
+
+
+def pad_id(bridge: TransformerBridge) -> int:
+    """Id of the token that fills up a batch; as such places are masked, any will do where the model has none."""
+    pad = bridge.tokenizer.pad_token_id
+    return 0 if pad is None else pad
 
 
 class Reader(NamedTuple):
@@ -175,12 +218,22 @@ class Reader(NamedTuple):
 
 
 def auto_class(config):
-    """Causal or masked language model, by the architecture that the checkpoint names."""
+    """Causal or masked language model, by the architecture that the checkpoint names.
+
+    Raises:
+        ValueError: neither.
+    """
     import transformers
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as causal
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as masked
 
     architecture = (config.architectures or [""])[0]
     is_causal = architecture.endswith("ForCausalLM") or architecture in causal.values()
+    if not is_causal and config.model_type not in masked:
+        raise ValueError(
+            f"a model of the kind {architecture or config.model_type!r} cannot be read; allowed are causal and masked "
+            "language models"
+        )
     return transformers.AutoModelForCausalLM if is_causal else transformers.AutoModelForMaskedLM
 
 
@@ -284,7 +337,7 @@ def split_tokens(bridge: TransformerBridge, texts: list[str], context: int) -> l
 
 def special_ids(bridge: TransformerBridge) -> Int[Tensor, " special"]:
     """Ids of the special tokens (BOS, EOS, pad, CLS, SEP, turn markers), left out of SAE training data."""
-    return torch.tensor(sorted(chat.special(bridge.tokenizer)))
+    return torch.tensor(sorted(chat.special(bridge.tokenizer)), dtype=torch.long)
 
 
 def is_causal(bridge: TransformerBridge) -> bool:

@@ -17,7 +17,7 @@ from lib.base.files import locked, value_hash, write_json, write_table
 from lib.model import chat, prefill
 from lib.model.activations import texts_hash
 from lib.model.forward import batches, padded, plain_model
-from lib.model.models import Reader, identity, tokenise
+from lib.model.models import Reader, identity, pad_id, tokenise
 from lib.texts import corpora
 
 PART_PROMPTS = 256
@@ -204,7 +204,7 @@ def _responses(
 def _generate(bridge: TransformerBridge, token_ids: list[list[int]], draws: Draws) -> list[tuple[str, bool]]:
     """The response to each prompt, and whether the model ended its turn."""
     model, tokenizer = plain_model(bridge), bridge.tokenizer
-    ids, mask = padded(token_ids, tokenizer.pad_token_id, model.device, left=True)
+    ids, mask = padded(token_ids, pad_id(bridge), model.device, left=True)
     ends = sorted(_ends(bridge))
     sampled = {"do_sample": True, "temperature": draws.temperature, "top_k": 0, "top_p": draws.top_p}
     greedy = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
@@ -213,7 +213,7 @@ def _generate(bridge: TransformerBridge, token_ids: list[list[int]], draws: Draw
         input_ids=ids,
         attention_mask=mask,
         max_new_tokens=draws.max_new_tokens,
-        pad_token_id=tokenizer.pad_token_id,
+        pad_token_id=pad_id(bridge),
         eos_token_id=ends,
         **(sampled if draws.temperature else greedy),
         **({"past_key_values": cache} if cache else {}),

@@ -1,7 +1,8 @@
-"""Whether a model was read right: its bridge against Hugging Face, and a packaged model against what is known of it.
+"""Whether a model is read right: its bridge against Hugging Face, and a packaged model against what is known of it.
 
-A converted file can load and still be wrong (rows of attention in another order, another rope base, a lost template),
-and nothing downstream would say so.
+A converted file can load and still be wrong (rows of attention in another order, another rope base, a lost template), a
+bridge can compute something else than the model, a device can compute wrongly, and nothing downstream would say so. One
+text is compared when a model is used for the first time, on a device and in a precision.
 """
 
 from collections.abc import Iterator
@@ -11,13 +12,12 @@ from typing import NamedTuple
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
-from lib.base.files import relative, write_json
+from lib.base.files import relative, value_hash, write_json
 from lib.model import chat, weights
-from lib.model.forward import resid_post_at
-from lib.model.models import DTYPES, auto_class, load_config, load_model
+from lib.model.forward import HALF_TOLERANCE, TOLERANCE, resid_post_at
+from lib.model.models import DTYPES, auto_class, identity, load_config, load_model
 
 SENTENCE = "The Eiffel Tower is located in the city of Paris, which is the capital of France."
-TOLERANCE = 1e-4  # of the standard deviation of the hidden states, between the bridge and Hugging Face
 
 
 class Known(NamedTuple):
@@ -60,27 +60,35 @@ KNOWN = {
 }
 
 
-def check(name: str) -> None:
-    """Check a model that was converted from a GGUF file, and keep in its folder that it was.
+def check(name: str, device: str = "cpu", dtype: str = "float32") -> None:
+    """Check a model, unless that was done before, and keep that it was: of one that was converted from a GGUF file in
+    its folder, of any other one, or another device or precision, under ``data/raw/models/checked``.
 
     Raises:
-        ValueError: every difference to what is known, in one sentence.
+        ValueError: every difference to Hugging Face and to what is known, in one sentence.
     """
-    folder, bridge = Path(weights.model_path(name)), load_model(name)
-    wrong = list(differences(bridge, KNOWN.get(name)))
+    is_converted = weights.is_gguf(name) and (device, dtype) == ("cpu", "float32")
+    folder = Path(weights.model_path(name))
+    decides = identity(name) | {"device": device, "dtype": dtype}
+    kept = folder / weights.CHECKED if is_converted else weights.CHECKS / f"{value_hash(decides)}.json"
+    if kept.exists():
+        return
+    bridge = load_model(name, device, dtype)
+    wrong = list(differences(bridge, KNOWN.get(name) if is_converted else None))
     if wrong:
+        what = f"delete {relative(folder)} and run again" if weights.is_gguf(name) else "try device cpu, dtype float32"
         raise ValueError(
-            f"the model {name!r} was not read right: {'; '.join(wrong)}; "
-            f"delete {relative(folder)} and run again, or try another version of transformers"
+            f"the model {name!r} is not read right on {device} in {dtype}: {'; '.join(wrong)}; {what}, or try another "
+            "version of transformers"
         )
-    write_json(folder / weights.CHECKED, {"model": name, "loss": round(loss(bridge), 4)})
+    write_json(kept, {"model": name, "loss": round(loss(bridge), 4)} if is_converted else decides)
 
 
 def differences(bridge: TransformerBridge, known: Known | None) -> Iterator[str]:
     """What differs between the bridge and Hugging Face, and between the model and what is known of it."""
-    largest = hidden_difference(bridge)
-    if not largest <= TOLERANCE:
-        yield f"hidden states of the bridge differ from Hugging Face's by {largest:.2g} standard deviations"
+    largest, tolerance = hidden_difference(bridge), TOLERANCE.get(bridge.original_model.dtype, HALF_TOLERANCE)
+    if not largest <= tolerance:
+        yield f"hidden states of the bridge differ from Hugging Face's on the CPU by {largest:.2g} of their norm"
     if known is None:
         return
     config, tokenizer = bridge.original_model.config, bridge.tokenizer
@@ -106,18 +114,22 @@ def _is_tied(bridge: TransformerBridge) -> bool:
 
 
 def hidden_difference(bridge: TransformerBridge) -> float:
-    """Largest difference of the hidden states of ``SENTENCE`` after every block but the last, between bridge and
-    Hugging Face, in standard deviations of that block's."""
-    model = bridge.original_model
-    name, device, dtype = bridge.loaded_from
-    ids = torch.tensor([bridge.tokenizer(SENTENCE)["input_ids"]], device=model.device)
+    """Largest difference of a token's hidden state in ``SENTENCE`` after every block but the last, between the bridge
+    where it is and Hugging Face on the CPU in the same precision, as a share of its norm."""
+    name, _, dtype = bridge.loaded_from
+    ids = torch.tensor([bridge.tokenizer(SENTENCE)["input_ids"]])
     layers = list(range(bridge.cfg.n_layers - 1))  # Hugging Face gives the last one behind its final norm only.
-    resid = resid_post_at(bridge, ids, torch.ones_like(ids), layers)
+    on_device = ids.to(bridge.original_model.device)
+    resid = resid_post_at(bridge, on_device, torch.ones_like(on_device), layers)
     path = weights.model_path(name)
-    plain = auto_class(load_config(name)).from_pretrained(path, dtype=DTYPES[dtype], use_safetensors=True).to(device)
+    plain = auto_class(load_config(name)).from_pretrained(path, dtype=DTYPES[dtype], use_safetensors=True)
     with torch.inference_mode():
         hidden = plain.eval()(input_ids=ids, output_hidden_states=True).hidden_states
-    return max(((resid[layer] - hidden[layer + 1]).abs().max() / hidden[layer + 1].std()).item() for layer in layers)
+    shares = []
+    for layer in layers:
+        theirs = hidden[layer + 1].float()
+        shares.append(((resid[layer].cpu().float() - theirs).norm(dim=-1) / theirs.norm(dim=-1)).max().item())
+    return max(shares, default=0.0)
 
 
 @torch.inference_mode()

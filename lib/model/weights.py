@@ -18,6 +18,7 @@ MINILM = "all-MiniLM-L6-v2"
 SMOLLM2 = "SmolLM2-135M-Instruct"
 CONVERTED = DATA / "raw" / "models"
 CHECKED = "checked.json"
+CHECKS = CONVERTED / "checked"
 GGUF_MAGIC = b"GGUF"
 
 
@@ -61,8 +62,12 @@ def unchecked(name: str) -> bool:
     Raises:
         ValueError: see :func:`model_path`.
     """
-    source = _source(name)
-    return source.suffix == ".gguf" and not (converted(source) / CHECKED).exists()
+    return is_gguf(name) and not (converted(_source(name)) / CHECKED).exists()
+
+
+def is_gguf(name: str) -> bool:
+    """Whether a model lies in a GGUF file."""
+    return _source(name).suffix == ".gguf"
 
 
 def _source(name: str) -> Path:

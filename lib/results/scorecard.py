@@ -6,6 +6,7 @@ on the standard error what a record lacks that a rule needs.
 """
 
 import json
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,7 +24,7 @@ NOT_RUN = "not run"
 VERDICTS = (*verdicts.VERDICTS, NOT_RUN)
 MARKERS = ("<!-- scorecard -->", "<!-- /scorecard -->")
 MANY_TASKS = "09_many_tasks"
-ALL_TASKS = "-tasks-all"  # behind a profile's name, in that of its run over all tasks
+MANY_RUNS = "-tasks-(core|all)$"  # behind a profile's name, in those of its runs over many tasks
 STATISTICS = {"value", "low", "high", "alpha", "n", "n_groups", "unit", "why"}  # columns that tell no rows apart
 SPEAKS_FOR = {  # how much a difference speaks for what a claim says of it
     "above": lambda difference: difference,
@@ -178,7 +179,7 @@ def every(rules: Rules, by_profile: dict[str, dict[str, Record]]) -> list[Row]:
 def with_run(by_profile: dict[str, dict[str, Record]], profile: str, run: list[Record]) -> dict[str, dict[str, Record]]:
     """The records by profile and notebook, first ``profile`` with those of its ``run``.
 
-    Where the run measured no task, the kept record of its profile's run over all tasks stays.
+    Where the run measured no task, the kept record of its profile's run over many tasks stays.
     """
     own = {record["notebook"]: record for record in run}
     kept = by_profile.get(profile, {}).get(MANY_TASKS)
@@ -190,16 +191,23 @@ def with_run(by_profile: dict[str, dict[str, Record]], profile: str, run: list[R
 def committed(folder: Path = DATA / "records") -> dict[str, dict[str, Record]]:
     """The records in ``data/records``, by profile and notebook; ``embedded`` first.
 
-    The record of a run over all tasks (``<profile>-tasks-all``) is that of its profile's notebook 09.
+    The record of a run over all tasks (``<profile>-tasks-all``), or where there is none over twelve (``-tasks-core``),
+    is that of its profile's notebook 09.
     """
     profiles = [path for path in folder.glob("*") if path.is_dir()]
     by_profile: dict[str, dict[str, Record]] = {}
-    for path in sorted(profiles, key=lambda path: (path.name != "embedded", path.name)):
+    for path in sorted(profiles, key=_place):
         files = sorted(path.glob("*.json"))
-        profile = path.name.removesuffix(ALL_TASKS)
+        profile = re.sub(MANY_RUNS, "", path.name)
         of_path = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
         by_profile[profile] = by_profile.get(profile, {}) | of_path
     return by_profile
+
+
+def _place(path: Path) -> tuple[bool, bool, bool, str]:
+    """Where a profile's records stand: runs over many tasks behind all profiles, those over all tasks last."""
+    name = path.name
+    return bool(re.search(MANY_RUNS, name)), name.endswith("-all"), not name.startswith("embedded"), name
 
 
 def table(rows: list[Row], rules: Rules) -> pd.DataFrame:

@@ -14,7 +14,9 @@ N_NAMED = 10  # tasks of largest difference, which are named
 def scatter(table: pd.DataFrame, xlabel: str, ylabel: str, *, named: int = N_NAMED) -> Figure:
     """Each task as a point at ``x`` and ``y`` with the diagonal, in the colour of its ``kind``; those farthest from the
     diagonal are named, in a column at the right."""
-    figure, (ax,) = _panels(1, width=8.4, height=5.6)
+    figure, (ax,) = _panels(1, width=8.4, height=6.8)
+    figure.set_layout_engine("none")  # Names stand outside the axes, and room is kept for them.
+    ax.set_position((0.1, 0.27, 0.58, 0.71))
     for colour, (kind, rows) in zip(itertools.cycle(CYCLE), table.groupby("kind", sort=False), strict=False):
         ax.plot(rows["x"], rows["y"], "o", color=colour, markersize=5, alpha=0.85, label=f"{kind} ({len(rows)})")
     values = table[["x", "y"]].to_numpy()
@@ -27,10 +29,10 @@ def scatter(table: pd.DataFrame, xlabel: str, ylabel: str, *, named: int = N_NAM
     heights = _apart(farthest["y"].tolist(), low, high)
     for row, height in zip(farthest.itertuples(), heights, strict=True):
         line = {"arrowstyle": "-", "color": "0.6", "linewidth": 0.6, "shrinkB": 3}
-        place = (1.03, (height - low) / (high - low))
+        place = (1.04, (height - low) / (high - low))
         ax.annotate(row.task, (row.x, row.y), place, textcoords="axes fraction", fontsize=7, va="center",
                     arrowprops=line, annotation_clip=False)  # fmt: skip
-    figure.legend(loc="outside right center", frameon=False, fontsize=7.5)
+    figure.legend(loc="lower center", bbox_to_anchor=(0.5, 0.07), ncols=3, frameon=False, fontsize=7.5)
     return figure
 
 

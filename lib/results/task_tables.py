@@ -165,8 +165,9 @@ def gained_by_choice(table: pd.DataFrame, replicates: int, seed: int) -> pd.Data
     return pd.concat([gained, changed], ignore_index=True).assign(probe=QUIVER, source=HERE)
 
 
-def not_measured(has_published: bool, has_tasks: bool) -> pd.DataFrame:
-    """Rows without a value for what a run does not measure, with ``why``, so that a rule says so."""
+def not_measured(has_published: bool, has_tasks: bool, k: int) -> pd.DataFrame:
+    """Rows without a value for what a run does not measure, with ``why``, so that a rule says so; ``k`` is the one that
+    rules ask for."""
     lines = []
     if not has_published:
         why = "the published results are averaged in the profile public"
@@ -174,9 +175,9 @@ def not_measured(has_published: bool, has_tasks: bool) -> pd.DataFrame:
         lines += [_missing("auroc_behind_dense", "published", s, why) | {"probe": probe} for s, probe in stands_for]
     if not has_tasks:
         why = "no task was measured in this run: make tasks"
-        of_latents = {"probe": K_SPARSE, "variant": MAIN}
+        of_latents = {"probe": K_SPARSE, "variant": MAIN, "k": k}
         lines += [_missing("auroc_behind_dense", HERE, s, why) | of_latents for s in (NORMAL, SCARCITY, OOD)]
-        lines += [_missing("auroc_ahead_of_control", HERE, NORMAL, why)]
+        lines += [_missing("auroc_ahead_of_control", HERE, NORMAL, why) | {"k": k}]
         lines += [_missing("auroc_gained_by_choice", HERE, NORMAL, why) | {"variant": "with SAE probes"}]
     return pd.DataFrame(lines)
 
@@ -267,3 +268,16 @@ def notes(measured: list[dict[str, Any]], left_out: list[dict[str, Any]]) -> lis
         lines += [f"{task['name']}: of {task['n_read']} rows not used: {', '.join(dropped)}"] if dropped else []
         lines += [f"{task['name']}: {sentence}" for sentence in task["said"]]
     return lines
+
+
+def summary(averages: pd.DataFrame, ahead: pd.DataFrame, gained: pd.DataFrame, k: int) -> str:
+    """Settings by verdict, controls that the latents are ahead of, and what the choice gains, as Markdown."""
+    rows = averages[(averages["probe"] == K_SPARSE) & (averages["variant"] == MAIN) & (averages["k"] == k)]
+    places = pd.Series(_places(rows), index=rows.index).groupby(rows["verdict"], sort=False).agg(", ".join)
+    lines = [f"- {verdict}: {settings}" for verdict, settings in places.items()]
+    beaten = ahead.loc[ahead["low"] > 0, "variant"].tolist()
+    lines.append(f"- Controls that {k} latents are ahead of: {', '.join(beaten) or 'none'} (of {len(ahead)}).")
+    choice = gained[(gained["metric"] == "auroc_gained_by_choice") & (gained["setting"] == NORMAL)]
+    texts = [f"{row.variant} {tables.text(row, 4)}" for row in choice.itertuples()]
+    lines.append(f"- AUROC gained by choosing among more probes: {'; '.join(texts)}.")
+    return f"Probes on {k} latents beside the dense probe, by setting:\n\n" + "\n".join(lines)

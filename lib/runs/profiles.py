@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,26 @@ from lib.base import build_graph
 from lib.base.files import cause
 
 PROFILES = build_graph.NOTEBOOKS / "profiles"
+EXPONENT = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$")
 MAY_BE_EMPTY = "; empty: "  # in the comment beside a list parameter, before what its being empty means
+
+
+def _resolvers() -> dict[str, list[tuple[str, re.Pattern]]]:
+    """PyYAML's rules of what a plain value is, by its first character, with another rule for numbers and none for
+    dates."""
+    resolvers = {}
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items():
+        rules = [rule for rule in rules if not rule[0].endswith(":timestamp")]
+        may_be_number = any(tag.endswith(":float") for tag, _ in rules)
+        resolvers[first] = [("tag:yaml.org,2002:float", EXPONENT)] * may_be_number + rules
+    return resolvers
+
+
+class Loader(yaml.SafeLoader):
+    """YAML as people mean it: ``1e-3`` is a number (PyYAML wants ``1.0e-3``), and ``2024-01-01`` a text, which may name
+    a profile; no parameter is a date."""
+
+    yaml_implicit_resolvers = _resolvers()
 
 
 def profile_path(profile: str) -> Path:
@@ -55,8 +75,8 @@ def flat_yaml(text: str, place: str) -> Any:
         ValueError: not YAML, nested, or a value that a record (JSON in UTF-8) cannot hold.
     """
     try:
-        nested = _nested(yaml.compose(text, yaml.SafeLoader))  # before values are made: aliases of aliases multiply
-        value = None if nested else yaml.safe_load(text)
+        nested = _nested(yaml.compose(text, Loader))  # before values are made: aliases of aliases multiply
+        value = None if nested else yaml.load(text, Loader)
         json.dumps(value, ensure_ascii=False).encode()
     except Exception as error:  # PyYAML lets out KeyError ("!!bool x"), AttributeError ("!!timestamp x") and more
         raise ValueError(f"{place} is not flat YAML: {cause(error)}") from error

@@ -30,7 +30,7 @@ from lib.texts import sources
 
 MANY_TASKS = "09_many_tasks"
 TASKS = "-tasks-"  # in the name of a profile, between that whose model and SAEs are used and the tasks
-SHOWN = {MANY_TASKS: f"embedded{TASKS}all"}  # whose executed notebook stands beside the ``.py``, if not embedded's
+SHOWN = {MANY_TASKS: f"embedded{TASKS}core"}  # whose executed notebook stands beside the ``.py``, if not embedded's
 TASK_VARIABLES: dict[str, tuple[str, Callable[[str], Any]]] = {  # of make
     "TEXT": ("text_column", str),
     "LABEL": ("label_column", str),
@@ -52,11 +52,17 @@ def execute(notebook: Path, values: dict[str, Any], **options: Any) -> Path:
 
     ``options`` are papermill's, such as another engine. A failed run leaves ``<name>.failed.ipynb`` with the traceback,
     and nothing under the final name.
+
+    Raises:
+        ValueError: see :func:`lib.runs.profiles.select`, or Jupyter's kernel is of another environment.
     """
     import jupytext
     import papermill
 
+    from lib.runs import warm_kernel  # which imports papermill
+
     chosen = select(notebook, values)
+    warm_kernel.check_interpreter()
     folder = run_dir(values["profile"]) / "notebooks"
     folder.mkdir(parents=True, exist_ok=True)
     final, failed = folder / f"{notebook.stem}.ipynb", folder / f"{notebook.stem}.failed.ipynb"
@@ -67,7 +73,7 @@ def execute(notebook: Path, values: dict[str, Any], **options: Any) -> Path:
         jupytext.write(jupytext.read(notebook), source)
         try:
             options = {"progress_bar": {"desc": notebook.stem}} | options
-            options |= {"cwd": build_graph.NOTEBOOKS, "kernel_name": "python3"}
+            options |= {"cwd": build_graph.NOTEBOOKS, "kernel_name": warm_kernel.KERNEL}
             papermill.execute_notebook(source, target, chosen, **options)
         except BaseException:
             if target.exists():
@@ -114,9 +120,9 @@ def fetch(values: dict[str, Any]) -> None:
 
 
 def _estimate(values: dict[str, Any]) -> None:
-    """Print the sizes of a run, unless one with these values has begun.
+    """Print the sizes of a run and check its model, unless one with these values has begun.
 
-    Too little disk ends it before anything is fetched.
+    Too little disk ends it before anything is fetched, and a model that is computed wrongly before anything is run.
     """
     folder = run_dir(values["profile"])
     known = folder / "sizes.json"
@@ -124,6 +130,7 @@ def _estimate(values: dict[str, Any]) -> None:
         return
     if "model" not in complete(values):
         return
+    from lib.model import self_check
     from lib.runs import sizing  # which takes ten seconds to import: all of the model's libraries
 
     table = sizing.estimate(values)
@@ -134,6 +141,7 @@ def _estimate(values: dict[str, Any]) -> None:
         f"about {hours:.1f} hours"
     )
     sizing.check(table)
+    self_check.check(*(complete(values)[name] for name in ("model", "device", "dtype")))
     write_json(known, {"values": values, "steps": json.loads(table.to_json(orient="records"))})
 
 
@@ -320,7 +328,10 @@ def main() -> None:
         sys.exit(f"error: {error}")
     if progress.BEGAN in os.environ:
         print(progress.line(values["profile"], notebook.stem, float(os.environ[progress.BEGAN])), flush=True)
-    return _run(notebook, values)
+    try:
+        return _run(notebook, values)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
 
 
 def _run(notebook: Path, values: dict[str, Any]) -> None:

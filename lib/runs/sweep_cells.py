@@ -117,7 +117,7 @@ def _yaml(path: Path) -> Any:
         text = path.read_text(encoding="utf-8")
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
             raise ValueError("aliases (*name) are not allowed")  # aliases of aliases multiply
-        content = yaml.safe_load(text)
+        content = yaml.load(text, profiles.Loader)
         json.dumps(content, ensure_ascii=False).encode()
         return content
     except Exception as error:  # PyYAML lets out KeyError, AttributeError, OverflowError and more

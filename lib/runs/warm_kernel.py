@@ -7,11 +7,14 @@ them.
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_core.utils import run_sync
 from nbclient import NotebookClient
@@ -20,6 +23,7 @@ from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import NBClientEngine, papermill_engines
 
 ENGINE = "warm"
+KERNEL = "python3"
 EMPTY = """
 import gc, matplotlib.pyplot
 matplotlib.pyplot.close("all")
@@ -30,6 +34,23 @@ gc.unfreeze()
 gc.collect()
 del gc
 """
+
+
+def check_interpreter() -> None:
+    """Whether Jupyter's kernel ``python3`` is this Python: a user's folder may hold one of another environment, which
+    comes first.
+
+    Raises:
+        ValueError: it is another one.
+    """
+    spec = KernelSpecManager().get_kernel_spec(KERNEL)
+    program = Path(spec.argv[0])
+    # A bare name is this Python to Jupyter. An environment is its folder: programs in there are links to one file.
+    if program.name != spec.argv[0] and program.parent.resolve() != Path(sys.executable).parent.resolve():
+        raise ValueError(
+            f"Jupyter's kernel {KERNEL!r} in {spec.resource_dir} starts {spec.argv[0]}, and notebooks need "
+            f"{sys.executable}; remove that kernel (jupyter kernelspec remove {KERNEL}), or give it another name"
+        )
 
 
 class WarmEngine(NBClientEngine):
@@ -91,7 +112,8 @@ class WarmKernel:
 
     def _ready(self) -> AsyncKernelManager:
         if self.manager is None or not run_sync(self.manager.is_alive)():
-            self.manager = AsyncKernelManager(kernel_name="python3")
+            check_interpreter()
+            self.manager = AsyncKernelManager(kernel_name=KERNEL)
             run_sync(self.manager.start_kernel)()
         else:
             client = NotebookClient(new_notebook(cells=[new_code_cell(EMPTY)]), km=self.manager)

@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,23 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from sae_lens import SAE
+from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
 from sae_lens.saes.sae import SAEMetadata
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lib.base.files import ROOT, cause, file_hash, write_json, writing
+from lib.base.files import ROOT, file_hash, write_json, writing
+from lib.sae import formats, names
 from lib.sae.jumprelu import Parameters
 
 HIGH_FREQUENCY = 0.1  # a latent is high-frequency if it fires on more than this fraction of tokens
 BATCH_TOKENS = 4096
-NPZ = "params.npz"  # of Gemma Scope
+RELATIONS = {  # of two models' names -> what it means for an SAE of one on activations of the other
+    names.VARIANT: "these are a base model and its chat model, whose activations are near and not the same",
+    names.UNTOLD: "one of these is a folder or file, whose name does not tell whether they are one model",
+}
+TIMES_RECORDED = 10.0  # an L0 that is so many times the recorded one, or one part in so many of it, is not the SAE's
 
 
 def from_parameters(
@@ -80,7 +87,7 @@ def save(sae: SAE, folder: Path, training: dict[str, Any], dtype: str = "float32
     Raises:
         ValueError: a weight is not finite.
     """
-    bad = _not_finite(sae)
+    bad = formats.not_finite(sae)
     if bad:
         raise ValueError(f"{folder}: {bad} has values that are not finite; nothing was saved")
     with writing(folder):
@@ -90,7 +97,7 @@ def save(sae: SAE, folder: Path, training: dict[str, Any], dtype: str = "float32
             sae.cfg.device = "cpu"  # SAELens loads onto the device that is named here, which may not be there.
             sae.save_model(scratch)
             weights = {name: tensor.to(getattr(torch, dtype)).contiguous() for name, tensor in sae.state_dict().items()}
-            save_file(weights, scratch / "sae_weights.safetensors")
+            save_file(weights, scratch / formats.WEIGHTS)
             write_json(scratch / "training.json", training)
             scratch.chmod(0o755)
             shutil.rmtree(folder, ignore_errors=True)
@@ -100,75 +107,17 @@ def save(sae: SAE, folder: Path, training: dict[str, Any], dtype: str = "float32
     return folder
 
 
-def _not_finite(sae: SAE) -> list[str]:
-    return [name for name, tensor in sae.state_dict().items() if not torch.isfinite(tensor).all()]
-
-
 def load(place: str | Path, device: str = "cpu") -> SAE:
-    """An SAE in float32 from a SAELens folder, a folder with Gemma Scope's ``params.npz``, or ``release:sae_id`` from
-    the registry of ``SAE.from_pretrained``.
+    """An SAE in float32 from a SAELens folder, a folder of Gemma Scope (``params.npz``) or Gemma Scope 2
+    (``params.safetensors``), or ``release:sae_id`` from the registry of ``SAE.from_pretrained``.
 
     Raises:
-        ValueError: no such folder or release, or a folder that is damaged or whose SAE cannot encode; the sentence
-            names it.
+        ValueError: no such folder or release, a folder that is damaged or whose SAE cannot encode, or something else
+            than an SAE of single tokens' residual stream (see ``lib.sae.formats``); the sentence names it.
     """
     if ":" in str(place) and not Path(place).exists():
-        release, sae_id = str(place).split(":", 1)
-        try:
-            return SAE.from_pretrained(release, sae_id, device=device)
-        except (OSError, ValueError, KeyError) as error:
-            raise ValueError(f"the SAE {place!r} cannot be had from the registry or its hub: {cause(error)}") from error
-    folder = Path(locate(str(place)))
-    if not any((folder / name).exists() for name in ("cfg.json", NPZ)):
-        raise ValueError(
-            f"{folder} is no SAE folder (cfg.json, sae_weights.safetensors; or {NPZ}), nor 'release:sae_id'"
-        )
-    try:
-        if (folder / "cfg.json").exists():
-            return _working(SAE.load_from_disk(folder, device=device, dtype="float32"))
-        return _working(_load_npz(folder).to(device))
-    except Exception as error:  # JSON, safetensors, NumPy, SAELens and torch each have their own for a damaged file
-        raise ValueError(f"{folder} is damaged or not an SAE folder: {cause(error)}") from error
-
-
-@torch.no_grad()
-def _working(sae: SAE) -> SAE:
-    """The SAE, if its weights are finite and it encodes and decodes two tokens.
-
-    Raises:
-        ValueError: it does not; SAELens accepts any weights and settings.
-    """
-    bad = _not_finite(sae)
-    if bad:
-        raise ValueError(f"{bad} has values that are not finite")
-    x = torch.linspace(-100, 100, 2 * sae.cfg.d_in, device=sae.W_dec.device).reshape(2, -1)
-    latents = sae.encode(x)
-    decoded = sae.decode(latents)
-    if latents.shape != (2, sae.cfg.d_sae) or decoded.shape != x.shape or not torch.isfinite(decoded).all():
-        raise ValueError(
-            f"tokens {tuple(x.shape)} are encoded as {tuple(latents.shape)} and "
-            f"decoded as {tuple(decoded.shape)}, or not finite"
-        )
-    return sae
-
-
-def _load_npz(folder: Path) -> JumpReLUSAE:
-    """The SAE of Gemma Scope's format: ``W_enc`` (d_model, d_sae), ``W_dec`` (d_sae, d_model) and three vectors.
-
-    No bias is taken off the input. The layer is read from the folder's path, ``…/layer_12/width_16k/average_l0_82``.
-    """
-    names = ("W_enc", "W_dec", "b_enc", "threshold", "b_dec")
-    with np.load(folder / NPZ, allow_pickle=False) as file:
-        weights = {name: torch.from_numpy(file[name]).float() for name in names}
-    shape = tuple(weights["W_enc"].shape)
-    if len(shape) != 2:
-        raise ValueError(f"W_enc has shape {shape}, needed is (d_model, d_sae)")
-    d_model, d_sae = shape
-    layers = [part.removeprefix("layer_") for part in folder.parts if re.fullmatch(r"layer_\d+", part)]
-    metadata = SAEMetadata(hook_name=f"blocks.{layers[0]}.hook_resid_post") if layers else SAEMetadata()
-    sae = JumpReLUSAE(JumpReLUSAEConfig(d_in=d_model, d_sae=d_sae, apply_b_dec_to_input=False, metadata=metadata))
-    sae.load_state_dict(weights)
-    return sae
+        return formats.from_registry(str(place), device)
+    return formats.from_folder(Path(locate(str(place))), device)
 
 
 def locate(place: str) -> str:
@@ -178,7 +127,7 @@ def locate(place: str) -> str:
 
 def identity(place: str | Path) -> str:
     """What tells one SAE from another: the SHA-256 of a folder's weights, or ``release:sae_id``."""
-    for name in ("sae_weights.safetensors", NPZ):
+    for name in (formats.WEIGHTS, formats.NPZ, formats.SCOPE_2):
         weights = Path(locate(str(place))) / name
         if weights.exists():
             return file_hash(weights)
@@ -190,22 +139,52 @@ def training_record(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "training.json").read_text(encoding="utf-8"))
 
 
-def check_fits(sae: SAE, d_model: int, hook_name: str | None = None, model: str | None = None) -> None:
-    """Raise ``ValueError`` if an SAE is of another width, layer or model than the activations."""
+def recorded_l0(place: str | Path) -> float | None:
+    """The L0 (active latents a token) that was measured where the SAE was published: in ``training.json``, in the
+    registry, or in the path (``average_l0_82``); None if nothing says so."""
+    if ":" in str(place) and not Path(place).exists():
+        release, sae_id = str(place).split(":", 1)
+        known = get_pretrained_saes_directory().get(release)
+        in_registry = known.expected_l0.get(sae_id) if known else None
+        if in_registry:
+            return float(in_registry)
+    elif (Path(locate(str(place))) / "training.json").exists():
+        return training_record(Path(locate(str(place)))).get("held_out", {}).get("l0")
+    in_path = re.search(r"average_l0_(\d+)", str(place))
+    return float(in_path[1]) if in_path else None
+
+
+def check_fits(
+    sae: SAE, d_model: int, hook_name: str | None = None, model: str | None = None, insist: bool = False
+) -> None:
+    """Whether an SAE is of the activations' width, place and model, as far as its record says what it is of.
+
+    A place or model under another name of its own is the same (``blocks.8.hook_resid_pre`` is the output of block 7,
+    ``gpt2-small`` is ``openai-community/gpt2``). An SAE of the base model on the chat model, or the other way round,
+    and a model whose name is that of a folder, which may hold any, are told by a warning. With ``insist`` another place
+    or model is told by one, too.
+
+    Raises:
+        ValueError: another width; or another place or model, unless one insists.
+    """
     if sae.cfg.d_in != d_model:
         raise ValueError(f"the SAE reads d_in {sae.cfg.d_in}, the activations have d_model {d_model}")
-    for name, ours in (("hook_name", hook_name), ("model_name", model)):
-        theirs = sae.cfg.metadata[name]  # whatever cfg.json says, None if nothing
-        if ours and theirs and _family(str(theirs)) != _family(ours):
-            raise ValueError(
-                f"the SAE was trained on {name} {theirs!r}, the activations are of {ours!r}; "
-                "give an SAE of theirs, or none"
-            )
+    metadata = sae.cfg.metadata  # Whatever cfg.json says, None if nothing.
+    place, trained_on = metadata["hook_name"] or metadata["hf_hook_name"], metadata["model_name"]
+    if hook_name and place and not names.same_place(str(place), hook_name):
+        _misfit(f"hook_name {place!r}, the activations are of {hook_name!r}", insist)
+    relation = names.relation(str(trained_on), model) if model and trained_on else names.SAME
+    differ = f"model_name {trained_on!r}, the activations are of {model!r}"
+    if relation == names.OTHER:
+        _misfit(differ, insist)
+    elif relation != names.SAME:
+        warnings.warn(f"the SAE was trained on {differ}: {RELATIONS[relation]}", stacklevel=2)
 
 
-def _family(name: str) -> str:
-    """A model's name without organisation, -it and -pt: an SAE of a base model may be used on its chat model."""
-    return name.split("/")[-1].removesuffix("-it").removesuffix("-pt")
+def _misfit(differ: str, insist: bool) -> None:
+    if not insist:
+        raise ValueError(f"the SAE was trained on {differ}; give an SAE of theirs, or none, or insist (insist=True)")
+    warnings.warn(f"the SAE was trained on {differ}, and is used all the same", stacklevel=3)
 
 
 @torch.inference_mode()
@@ -229,6 +208,31 @@ def evaluate(sae: SAE, x: Float[Tensor, "tokens d_model"]) -> dict[str, Any]:
         count += (latents > 0).sum(0).cpu()
     frequency = (count / len(x)).numpy()
     return {"fvu": error / total} | frequency_summary(frequency) | {"frequency": frequency}
+
+
+def sanity(sae: SAE, x: Float[Tensor, "tokens d_model"], recorded: float | None = None) -> list[str]:
+    """What an SAE does on a model's own activations, in sentences: FVU and L0 first, then what is wrong with them.
+
+    FVU = Σ‖x − x̂‖² / Σ‖x − mean‖² above 1 is worse than no SAE. ``recorded`` is the L0 that was published
+    (:func:`recorded_l0`; of a TopK SAE it is k): ten times as many active latents, or a tenth, mean that the SAE reads
+    something else than what it was trained on. ``x`` should hold no attention sinks (``token_blocks.without_sinks``).
+
+    Raises:
+        ValueError: fewer than two tokens, or another width (:func:`check_fits`).
+    """
+    if len(x) < 2:
+        raise ValueError(f"{len(x)} tokens have no variance; give two or more")
+    check_fits(sae, x.shape[1])
+    metrics = evaluate(sae, x)
+    fvu, l0 = metrics["fvu"], metrics["l0"]
+    recorded = recorded or getattr(sae.cfg, "k", None)
+    sentences = [f"on {len(x):,} tokens the SAE has an FVU of {fvu:.3g} and an L0 of {l0:.3g}"]
+    suspects = "its scale, its place in the model or the model is another one than here"
+    if not fvu <= 1:
+        sentences.append(f"an FVU of {fvu:.3g}, above 1, is worse than the mean of the tokens; {suspects}")
+    if recorded and not recorded / TIMES_RECORDED < l0 < recorded * TIMES_RECORDED:
+        sentences.append(f"an L0 of {l0:.3g} in the place of the recorded {recorded:.3g} is far off; {suspects}")
+    return sentences
 
 
 def held_out_record(sae: SAE, x: Float[Tensor, "tokens d_model"]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from lib.model.poolings import ALL_POOLINGS, ActiveLatents, named, tokens_read
 from lib.sae.folders import check_fits
 
 BATCH_TOKENS = 2048
+OWN_SCALE = ("layer_norm", "constant_norm_rescale")
 Pooled = dict[str, scipy.sparse.csr_matrix]
 Distinct = tuple[Int[np.ndarray, " distinct"], Int[np.ndarray, " tokens"]]  # see distinct_rows
 
@@ -113,7 +114,15 @@ def reconstruction(sae: SAE, latents: scipy.sparse.csr_matrix) -> Float[np.ndarr
     """Pooled reconstruction from pooled latents, in the units of the residual stream.
 
     It is the pooling of the tokens' reconstructions if the pooling is ``exact`` (see ``lib.model.poolings.Pooling``).
+
+    Raises:
+        ValueError: an SAE that scales each token by its own norm, which a pooled one does not have.
     """
+    if sae.cfg.normalize_activations in OWN_SCALE:
+        raise ValueError(
+            f"the SAE scales each token by its own norm (normalize_activations: {sae.cfg.normalize_activations}), so "
+            "that pooled latents cannot be decoded; give an SAE without, or none"
+        )
     parts = []
     for first in range(0, latents.shape[0], BATCH_TOKENS):
         dense = torch.from_numpy(latents[first : first + BATCH_TOKENS].toarray())

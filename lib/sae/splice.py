@@ -13,7 +13,7 @@ from tqdm import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from lib.model import forward
-from lib.model.models import check_layers, is_causal, special_ids
+from lib.model.models import check_layers, is_causal, pad_id, special_ids
 from lib.sae.folders import load
 from lib.sae.token_blocks import SINK
 from lib.stats.metrics import Estimate, bootstrap_weights, row
@@ -83,7 +83,7 @@ def _read(bridge: TransformerBridge, token_ids: list[list[int]], layer: int) -> 
     order = sorted(range(len(token_ids)), key=lambda i: (len(token_ids[i]), i))
     for batch in forward.batches([len(token_ids[i]) for i in order], BATCH_TOKENS):
         rows = [order[i] for i in batch]
-        ids, mask = forward.padded([token_ids[i] for i in rows], bridge.tokenizer.pad_token_id, device)
+        ids, mask = forward.padded([token_ids[i] for i in rows], pad_id(bridge), device)
         resid = forward.resid_post_at(bridge, ids, mask, [layer])[layer]
         plain, norm = mask.bool() & ~torch.isin(ids, special.to(device)), resid.float().norm(dim=-1)
         yield Batch(rows, ids, mask, plain, plain & (norm <= SINK * norm[plain].median()), resid)

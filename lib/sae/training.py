@@ -55,8 +55,8 @@ def code_paths(architecture: str) -> list[Path]:
     """Files whose code decides an SAE: this one, its architecture's trainer, and what they use of ``lib.sae``.
 
     The registry is left out, so that a new entry trains no other architecture anew; ``sae_path`` has what the entry
-    says of the trainer. The modules below ``lib.sae`` are left out because they make the tokens, and a store's
-    parameters tell its tokens from others.
+    says of the trainer. So are names of models and places, which decide what is refused, and no weight. The modules
+    below ``lib.sae`` are left out because they make the tokens, and a store's parameters tell its tokens from others.
 
     Raises:
         ValueError: an unknown architecture.
@@ -67,7 +67,7 @@ def code_paths(architecture: str) -> list[Path]:
     while todo:
         path = todo.pop()
         paths.add(path)
-        names = build_graph.imported(path) - {"sae/architectures"}
+        names = build_graph.imported(path) - {"sae/architectures", "sae/names"}
         todo |= {build_graph.LIB / f"{name}.py" for name in names if name.startswith("sae/")} - paths
     return sorted(paths)
 

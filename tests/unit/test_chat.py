@@ -1,3 +1,5 @@
+import datetime
+
 import pytest
 import transformers
 
@@ -9,6 +11,21 @@ OTHER = (  # a template without BOS and with a system turn, in the manner of Qwe
     "{{ '<s>' + m['role'] + '\n' + m['content'] + '<e>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<s>assistant\n' }}{% endif %}"
 )
+
+
+# A template in the manner of Llama 3.2, which puts today's date into a system turn of its own.
+DATED = (
+    "{{ bos_token }}{% if not date_string is defined %}{% if strftime_now is defined %}"
+    "{% set date_string = strftime_now('%d %b %Y') %}{% else %}{% set date_string = '1 Jan 1970' %}{% endif %}"
+    "{% endif %}"
+    "{% macro today() %}{{ '<s>system\nToday Date: ' + date_string + strftime_now(' (%A, %-d %B %y, %Y-%m-%d)') }}"
+    "{% endmacro %}{{ today() }}{{ '<e>\n' }}{% for m in messages %}"
+    "{{ '<s>' + m['role'] + '\n' + m['content'] + '<e>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<s>assistant\n' }}{% endif %}"
+)
+TURNS = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
+DEMANDS_SYSTEM = "{% if messages[0]['role'] != 'system' %}{{ raise_exception('no system turn') }}{% endif %}" + TURNS
+FORBIDS_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('a system turn') }}{% endif %}" + TURNS
 
 
 def words(bridge, ids):
@@ -85,3 +102,57 @@ def test_a_model_without_template_is_named(minilm):
     with pytest.raises(ValueError, match="a rollout needs a chat model, but the tokenizer of .* has no chat template"):
         chat.require(minilm.tokenizer, "a rollout")
     assert models.fixed_position(minilm) == -1
+
+
+@pytest.fixture
+def tokenizer(tiny_gemma):
+    """A tokenizer of its own, whose template may be changed."""
+    return transformers.AutoTokenizer.from_pretrained(tiny_gemma)
+
+
+def test_a_template_that_asks_for_the_date_is_told_one_day_for_ever(tokenizer, monkeypatch):
+    tokenizer.chat_template = DATED
+    whole, begin = chat.rendered(tokenizer, "word")
+    day = "26 Jul 2024 (Friday, 26 July 24, 2024-07-26)"
+    assert whole == f"<bos><s>system\nToday Date: {day}<e>\n<s>user\nword<e>\n<s>assistant\n"
+    assert whole[begin:].startswith("word")
+    plain = tokenizer.apply_chat_template([{"role": "user", "content": "word"}], tokenize=False)
+    assert day not in plain and "Today Date: " in plain, "which the template renders otherwise every day"
+    assert day in chat.dialogue(tokenizer, "User: hi\n\nAssistant: hello")
+    monkeypatch.setattr(chat, "TODAY", datetime.datetime(2030, 1, 2))
+    chat._stopped_clock.cache_clear()
+    assert "02 Jan 2030 (Wednesday, 2 January 30, 2030-01-02)" in chat.rendered(tokenizer, "word")[0]
+    chat._stopped_clock.cache_clear()
+
+
+def test_a_template_without_a_date_is_rendered_by_transformers_alone(gemma, monkeypatch):
+    monkeypatch.setattr(chat, "_stopped_clock", lambda: pytest.fail("there is no date"))
+    turns = [{"role": "user", "content": "word"}]
+    plain = gemma.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    assert chat.rendered(gemma.tokenizer, "word")[0] == plain
+
+
+@pytest.mark.parametrize(
+    "template, sentence",
+    [
+        (DEMANDS_SYSTEM, r"it demands a system turn, and prompts here have none \(TemplateError: no system turn\)$"),
+        ("{{ raise_exception('never\non two lines') }}", "TemplateError: never on two lines$"),
+        ("{% for m in messages %}", "TemplateSyntaxError: Unexpected end of template"),
+        ("{{ messages[0].nope.nope }}", "UndefinedError: "),
+        ({"rag": TURNS}, "ValueError: This model has multiple chat templates with no default specified"),
+    ],
+)
+def test_a_template_that_raises_is_one_sentence(template, sentence, tokenizer, tmp_path):
+    tokenizer.chat_template = template
+    with pytest.raises(ValueError, match=f"^the chat template of .* cannot render a user's turn: {sentence}") as error:
+        chat.encode(tokenizer, "word")
+    assert "\n" not in str(error.value)
+    if isinstance(template, str):
+        tokenizer.save_pretrained(tmp_path)
+        with pytest.raises(ValueError, match="cannot render a user's turn"):
+            models.load_tokenizer(str(tmp_path))
+
+
+def test_a_template_that_forbids_a_system_turn_gets_none(tokenizer):
+    tokenizer.chat_template = FORBIDS_SYSTEM
+    assert chat.rendered(tokenizer, "word") == ("user: word\n", len("user: "))

@@ -100,6 +100,16 @@ def test_the_pooled_reconstruction_is_the_mean_of_the_tokens_reconstructions():
     np.testing.assert_allclose(reconstruction, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("setting", latents.OWN_SCALE)
+def test_pooled_latents_of_tokens_of_different_scales_are_not_decoded(setting):
+    sae, tokens = example()
+    sae.cfg.normalize_activations = setting
+    sae._setup_activation_normalization()
+    pooled = latents.pool_latents(sae, tokens)["mean"]
+    with pytest.raises(ValueError, match=f"by its own norm .normalize_activations: {setting}., so that pooled latents"):
+        latents.reconstruction(sae, pooled)
+
+
 def test_an_sae_of_another_width_is_named():
     sae, tokens = example()
     with pytest.raises(ValueError, match="d_in 12, the activations have d_model 10"):

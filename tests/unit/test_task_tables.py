@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib.results import published, task_tables
+from lib.results import claims, published, scorecard, task_tables
 from lib.texts import sources
 
 
@@ -100,6 +100,20 @@ def test_figures_and_words_show_the_levels_as_users_say_them():
     assert set(shown["panel"]) == {"16 columns"} and len(shown) == 3
 
 
+def test_the_takeaway_names_settings_by_verdict_and_the_controls_that_are_beaten():
+    table = pd.concat([
+        dense(30), measured([-0.1] * 30), measured([0.0] * 30, setting="label noise", level=0.1),
+        measured([-0.3] * 30, probe="control", variant="untrained SAE"),
+        measured([0.3] * 30, probe="control", variant="coordinates"),
+        measured([0.0] * 30, probe="quiver", variant="with SAE probes", k=None),
+    ])  # fmt: skip
+    averages = task_tables.by_level(table, 0.02, 100, 0)
+    ahead, gained = task_tables.ahead_of_controls(table, 16, 100, 0), task_tables.gained_by_choice(table, 100, 0)
+    text = task_tables.summary(averages, ahead, gained, 16)
+    assert "- behind: all training rows\n- no difference: 10% wrong labels\n" in text
+    assert "ahead of: untrained SAE (of 2)" in text and "with SAE probes 0.0000 [0.0000, 0.0000]" in text
+
+
 # The published files
 
 
@@ -140,3 +154,13 @@ def test_differences_of_published_results_are_over_common_tasks_and_levels():
     ).assign(setting="scarcity")  # fmt: skip
     [row] = published.behind_dense(table, 100, 0).to_dict("records")
     assert row["value"] == pytest.approx((0.3 + 0.1) / 2) and row["n"] == 2
+
+
+def test_what_a_run_does_not_measure_is_what_the_rules_of_the_claim_ask_for():
+    """So that a verdict says why there is none, and no record lacks a row."""
+    rules = claims.load()
+    rows = task_tables.not_measured(False, False, 16).astype(object).where(lambda t: t.notna(), None)
+    record = {"notebook": "09_many_tasks", "parameters": {"tasks_show_k": 16}, "metrics": rows.to_dict("records")}
+    judged = [row for row in scorecard.evaluate(rules, {"09_many_tasks": record}, "p") if row.claim == "C16"]
+    assert {row.verdict for row in judged} == {"not applicable"} and not scorecard.lacking(judged)
+    assert all("make tasks" in row.why or "profile public" in row.why for row in judged)

@@ -180,14 +180,14 @@ def test_what_decides_nothing_keeps_the_name(data, tmp_path, monkeypatch, edits)
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_no_module_that_a_training_uses_is_left_out_of_the_name(architecture):
-    """All of ``lib.sae`` that the loop and the trainer import is hashed, but for the registry and other trainers."""
+    """All of ``lib.sae`` that loop and trainer import is hashed, but for registry, names, and other trainers."""
     hashed = {path.stem for path in training.code_paths(architecture)}
-    loop = {"training", "token_blocks", "recipes", "folders", "jumprelu"}
+    loop = {"training", "token_blocks", "recipes", "folders", "formats", "jumprelu"}
     trainer = {"trainers"} if architecture == "jumprelu" else {"comparators"}
     assert hashed == loop | trainer
     imported = build_graph.modules(Path(training.__file__))
     used = {name.removeprefix("sae/") for name in imported if name.startswith("sae/")}
-    assert used - hashed == {"architectures"} | {"trainers", "comparators"} - trainer
+    assert used - hashed == {"architectures", "names"} | {"trainers", "comparators"} - trainer
 
 
 def test_the_buffer_is_in_the_name_where_it_decides_the_order_of_tokens(data):

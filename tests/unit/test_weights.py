@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lib.model import models, self_check, weights
+from lib.model.forward import resid_post_at
 from tests import tiny_gguf
 
 
@@ -16,6 +17,7 @@ from tests import tiny_gguf
 def place(tmp_path, monkeypatch):
     """A folder with a space in its name, where converted folders go."""
     monkeypatch.setattr(weights, "CONVERTED", tmp_path / "of tests" / "models")
+    monkeypatch.setattr(weights, "CHECKS", tmp_path / "of tests" / "checked")
     weights.converted.cache_clear()
     yield tmp_path
     weights.converted.cache_clear()
@@ -71,9 +73,31 @@ def test_what_was_read_wrong_is_named(place, llama, monkeypatch):
         assert len(list(self_check.differences(bridge, right._replace(**{field: value})))) == 1, field
     monkeypatch.setattr(self_check, "hidden_difference", lambda bridge: float("nan"))
     assert "hidden states" in next(self_check.differences(bridge, right))
-    with pytest.raises(ValueError, match="was not read right: hidden states .*; delete .* and run again"):
+    with pytest.raises(ValueError, match="not read right on cpu in float32: hidden states .*; delete .* and run"):
         self_check.check(str(place / "tiny.gguf"))
     assert weights.unchecked(str(place / "tiny.gguf"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_any_model_is_compared_with_hugging_face_once(dtype, place, tiny_gemma, monkeypatch):
+    name, wrong = str(tiny_gemma), []
+    monkeypatch.setattr(self_check, "resid_post_at", lambda *args: {k: v + 9 for k, v in resid_post_at(*args).items()})
+    sentence = rf"'.*' is not read right on cpu in {dtype}: hidden states .* of their norm; try device cpu, "
+    with pytest.raises(ValueError, match=sentence):
+        self_check.check(name, "cpu", dtype)
+    monkeypatch.setattr(self_check, "resid_post_at", resid_post_at)
+    self_check.check(name, "cpu", dtype)
+    monkeypatch.setattr(self_check, "differences", lambda *_: wrong.append(1) or iter(["wrong"]))
+    self_check.check(name, "cpu", dtype)
+    assert not wrong, "it was done"
+    with pytest.raises(ValueError, match="in float16: wrong"):
+        self_check.check(name, "cpu", "float16")
+    assert len(list(weights.CHECKS.iterdir())) == 1
+
+
+def test_an_encoder_is_compared_too(place):
+    self_check.check(weights.MINILM)
+    assert not weights.unchecked(weights.MINILM)
 
 
 def test_a_file_that_cannot_be_read_gets_one_sentence(place, llama):
