@@ -13,6 +13,8 @@ GROUP ?=
 POSITIVE ?=
 ENCODING ?=
 ROWS ?=
+PROBE ?=
+TO ?=
 SLOW ?=
 SWEEP ?=
 WORKERS ?=
@@ -30,8 +32,9 @@ PROFILE_FILE := $(if $(filter %.yaml %.yml,$(PROFILE)),$(PROFILE),notebooks/prof
 RUN := data/runs/$(NAME)
 export MIRROR WORKERS CLUSTER GPUS
 # Taken as they were typed: make would expand a $ in them, and the shell quotes.
-export TASKS DIR TEXT LABEL GROUP POSITIVE ENCODING ROWS
-$(foreach name,TASKS DIR TEXT LABEL GROUP POSITIVE ENCODING ROWS,$(eval override $(name) := $$(value $(name))))
+TYPED := TASKS DIR TEXT LABEL GROUP POSITIVE ENCODING ROWS PROBE CSV TO
+export $(TYPED)
+$(foreach name,$(TYPED),$(eval override $(name) := $$(value $(name))))
 export PYTHONWARNINGS := ignore:IProgress,ignore:Sparse CSR
 # glibc keeps the memory of large tensors, in the place of fresh pages for each: forward passes take a fifth less time.
 export MALLOC_MMAP_THRESHOLD_ := 8589934592
@@ -39,7 +42,7 @@ export MALLOC_TRIM_THRESHOLD_ := 8589934592
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help reproduce sweep test lint lab data debug tasks tiny publish report scorecard docs bench rollouts pretrained clean env
+.PHONY: help reproduce sweep test lint lab data debug tasks probe score tiny publish report scorecard docs bench rollouts pretrained clean env
 
 help: ## Print this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | column -t -s '|'
@@ -76,6 +79,12 @@ debug: env ## What would a probe cheat on in your data? (CSV=file with text,labe
 
 tasks: $(VENV)/tasks $(if $(filter-out 1,$(WORKERS)),$(VENV)/sweep) ## Do SAEs help on these tasks? (TASKS=core, all or names of sae-probes; or DIR=folder of labelled files)
 	@$(PYTHON) -m lib.runs.runner --tasks --profile $(PROFILE)
+
+probe: env ## Take PROFILE's best dense probe away: tensors, thresholds and a model card (TO=folder)
+	@$(PYTHON) -m lib.runs.runner --probe --profile $(PROFILE)
+
+score: env ## Score texts with it (CSV=file, or lines of the standard input; PROBE=folder TEXT=column TO=out.csv)
+	@$(PYTHON) -m lib.runs.runner --score --profile $(PROFILE)
 
 tiny: env ## All notebooks on a tiny random Gemma 2 that is built here: chat template, rollouts, LM loss
 	@test -f data/raw/tiny-gemma/config.json || $(PYTHON) -m tests.tiny_gemma data/raw/tiny-gemma

@@ -2,6 +2,7 @@
 
 ``python -m lib.runs.runner 05_probing --profile notebooks/profiles/public.yaml -p layer 3`` runs one notebook;
 ``python -m lib.runs.runner --debug my.csv [ood.csv]`` runs 01 and 07 on a user's own data;
+``python -m lib.runs.runner --probe`` writes a profile's best dense probe as a folder; ``--score`` scores texts with it;
 ``python -m lib.runs.runner --publish`` keeps a profile's records, and puts the executed embedded notebooks beside their
 ``.py``.
 """
@@ -280,6 +281,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--debug", nargs="+", metavar="CSV", help=debug_help)
     tasks_help = "notebook 09 on TASKS and DIR of the environment, with the model and SAEs of --profile"
     parser.add_argument("--tasks", action="store_true", help=tasks_help)
+    probe_help = "write the profile's best dense probe as a folder (TO of the environment)"
+    parser.add_argument("--probe", action="store_true", help=probe_help)
+    score_help = "score the texts of CSV (or of the standard input) with the probe in PROBE, into TO"
+    parser.add_argument("--score", action="store_true", help=score_help)
     alone_help = "run a command unless another one holds the profile"
     parser.add_argument("--alone", nargs=argparse.REMAINDER, metavar="COMMAND", help=alone_help)
     publish_help = "copy a profile's records to data/records, and executed embedded notebooks beside their .py"
@@ -305,6 +310,11 @@ def main() -> None:
         if arguments.tasks:
             chosen = os.environ.get("TASKS", "").replace(",", " ").split()
             return tasks(arguments.profile, chosen, os.environ.get("DIR", ""), _task_parameters())
+        if arguments.probe or arguments.score:
+            from lib.runs import take_away  # late, as it imports all of the model's libraries
+
+            command = take_away.write if arguments.probe else take_away.score
+            return command(profile_path(arguments.profile).stem, os.environ)
         values = read_profile(profile_path(arguments.profile))
         values |= {name: flat_yaml(value, f"parameter {name}") for name, value in arguments.parameter}
         if arguments.fetch:

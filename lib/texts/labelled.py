@@ -98,6 +98,61 @@ def read(
     return Labelled(rows, said, n_read, dropped)
 
 
+class Unlabelled(NamedTuple):
+    """Texts as they stand in a file, a row each (empty where there is none), and sentences on what was found."""
+
+    texts: list[str]
+    said: list[str]
+
+
+def texts(path: Path, column: str = "", encoding: str = "") -> Unlabelled:
+    """The texts of a file that needs no labels: of ``column``, of the only one with a usual name, of the only one that
+    holds prose, or of the only one that there is.
+
+    A column may be given by its position from 0, as in a CSV without a row of names.
+
+    Raises:
+        ValueError: one sentence that names the file: it is no table or damaged, its encoding does not fit, no column or
+            several may be meant, its first row looks like a text and not like names, or there are no texts.
+    """
+    asked = Columns(text=column)
+
+    def wanted(names: list[str]) -> set[int]:
+        return set(_by_name(names, asked, ("text",)).values()) or {i for i, name in enumerate(names) if name.strip()}
+
+    try:
+        table = table_files.read(path, wanted, encoding)
+        position, how = _text_column(table, asked)
+        if position not in table.rows:
+            raise Refused(f"column {table.names[position]!r} holds lists, objects or bytes; allowed are strings")
+        cells = table.rows[position].fillna("").tolist()
+        if table.header_line and _by_position(table.names, asked) and _name(table.names[position]) not in NAMES["text"]:
+            cells, how = [table.names[position], *cells], f"column {position}; no row of names"
+        if not any(cell.strip() for cell in cells):
+            raise Refused(f"none of its {len(cells)} rows has a text")
+    except Refused as error:
+        raise ValueError(f"{path}: {error}") from error
+    return Unlabelled(cells, [f"{len(cells)} rows; {'; '.join(table.said)}", f"text in {how}"])
+
+
+def _text_column(table: Table, asked: Columns) -> tuple[int, str]:
+    """The column of :func:`texts`, and how it was found."""
+    names, roles = table.names, ("text",)
+    chosen = _by_name(names, asked, roles)
+    if chosen:
+        return chosen["text"], f"column {names[chosen['text']]!r}"
+    free = [i for i in table.rows if not JUNK.fullmatch(_name(names[i]))]
+    hits = [i for i in free if _is_prose(table.rows[i])] if len(free) > 1 else free
+    if len(hits) != 1:
+        raise Refused(f"which column is the text is not clear; {_typed(names, {}, roles)}")
+    if table.header_line and len(names[hits[0]].split()) > 3:
+        raise Refused(
+            f"its first row ({_listed(names)}) looks like a text, not like names; give the column by number from 0 (or "
+            f"by name, if these are names), for example TEXT={hits[0]}"
+        )
+    return hits[0], f"column {names[hits[0]]!r}, told by what stands in the columns"
+
+
 def _name(name: str) -> str:
     """A column's name as names are compared: without case, outer spaces, and the kind of space within."""
     return re.sub(r"[\s_.-]+", "_", name.strip().casefold())
@@ -108,10 +163,10 @@ def _listed(values: Collection[str], most: int = 12) -> str:
     return shown + (f" and {len(values) - most} others" if len(values) > most else "")
 
 
-def _typed(names: list[str], chosen: dict[str, int]) -> str:
+def _typed(names: list[str], chosen: dict[str, int], roles: tuple[str, ...] = ("text", "label")) -> str:
     """The columns that there are, and a line to type."""
     free = [i for i, name in enumerate(names) if i not in chosen.values() and not JUNK.fullmatch(_name(name))]
-    example = dict(zip([role for role in ("text", "label") if role not in chosen], free)) | chosen
+    example = dict(zip([role for role in roles if role not in chosen], free)) | chosen
     short = {role: " ".join(names[i].split())[:60] for role, i in example.items()}
     line = " ".join(f"{role.upper()}={shlex.quote(short[role])}" for role in NAMES if role in short)
     return f"its columns are {_listed([name for name in names if name.strip()])}; name them, for example {line}"
@@ -124,8 +179,8 @@ def _by_position(names: list[str], columns: Columns) -> bool:
     return by_digits and not asked <= {name.strip() for name in names}
 
 
-def _by_name(names: list[str], columns: Columns) -> dict[str, int]:
-    """Role -> position of each column that was asked for, or is the only one with a usual name.
+def _by_name(names: list[str], columns: Columns, roles: tuple[str, ...] = tuple(NAMES)) -> dict[str, int]:
+    """Role -> position of each column that was asked for, or is the only one of ``roles`` with a usual name.
 
     Raises:
         Refused: no such column, several of them, or one in two roles.
@@ -140,21 +195,21 @@ def _by_name(names: list[str], columns: Columns) -> dict[str, int]:
             hits = hits or [i for i, other in enumerate(known) if other == _name(name)]
         if len(hits) != 1:
             several = f"{len(hits)} columns" if hits else "no column"
-            raise Refused(f"it has {several} {role.upper()}={shlex.quote(name[:60])}; {_typed(names, {})}")
+            raise Refused(f"it has {several} {role.upper()}={shlex.quote(name[:60])}; {_typed(names, {}, roles[:2])}")
         chosen[role] = hits[0]
     if len(set(chosen.values())) < len(chosen):
         raise Refused(f"one column is asked for twice; {_typed(names, {})}")
     if _by_position(names, columns):
         return chosen
     free = [i for i in range(len(names)) if i not in chosen.values()]
-    usual = {role: [i for i in free if known[i] in NAMES[role]] for role in NAMES if role not in asked}
+    usual = {role: [i for i in free if known[i] in NAMES[role]] for role in roles if role not in asked}
     if usual.get("label") == []:
         usual["label"] = [i for i in free if known[i].startswith("is_")]
     chosen |= {role: hits[0] for role, hits in usual.items() if hits}
     for role, hits in usual.items():
         if len(hits) > 1:
             listed = _listed([names[i] for i in hits])
-            raise Refused(f"several columns may be the {role}: {listed}; {_typed(names, chosen)}")
+            raise Refused(f"several columns may be the {role}: {listed}; {_typed(names, chosen, roles[:2])}")
     return chosen
 
 

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lib.texts import labels, table_files
-from lib.texts.labelled import Columns, read
+from lib.texts.labelled import Columns, read, texts
 
 GREETINGS = [("Hello there, my friend", "1"), ("So long, and good bye", "0"), ("How do you do today", "1")]
 TEXTS = [text for text, _ in GREETINGS]
@@ -569,3 +569,40 @@ def test_a_table_comes_back_as_it_was_written(tmp_path, file):
     expected = {text.strip(): (text, label) for text, label in reversed(list(zip(texts, of_rows))) if text.strip()}
     assert pairs(result) == [expected[text] for text in dict.fromkeys(map(str.strip, texts)) if text]
     assert result.n_read == len(texts)
+
+
+# Texts without labels
+
+
+@pytest.mark.parametrize(
+    "name, content, column, expected",
+    [
+        ("of a usual name", "id,prompt,label\n1,one,0\n2,,1\n3,one,0\n", "", ["one", "", "one"]),
+        ("asked for", "title;note\nx;first\ny;second\n", "note", ["first", "second"]),
+        ("the only column", "wish\nHello there\nhi\n", "", ["Hello there", "hi"]),
+        ("by number", "Hello there my friend\nhi\n", "0", ["Hello there my friend", "hi"]),
+        ("by number, with a name", "text\nhi\n", "0", ["hi"]),
+        ("prose", "kind,wish\na,Hello there my friend\nb,So long and good bye\n", "", [
+            "Hello there my friend", "So long and good bye",
+        ]),
+    ],
+)  # fmt: skip
+def test_texts_without_labels(put, name, content, column, expected):
+    assert texts(put(content), column).texts == expected, name
+
+
+@pytest.mark.parametrize(
+    "content, column, match",
+    [
+        ("a,b\n1,2\n", "", "which column is the text is not clear; its columns are 'a', 'b'; name them, .* TEXT=a$"),
+        ("text,prompt\nx,y\n", "", "several columns may be the text: 'text', 'prompt'; .* TEXT=text$"),
+        ("text\nx\n", "body", "it has no column TEXT=body; its columns are 'text'"),
+        ("Please say what this is.\nAnd this.\n", "", "looks like a text, not like names; .* TEXT=0$"),
+        ("text\n", "", "it holds no rows"),
+        ('text,label\n" ",1\n,0\n', "", "none of its 2 rows has a text"),
+    ],
+)
+def test_texts_that_cannot_be_told_are_refused_in_one_sentence(put, content, column, match):
+    with pytest.raises(ValueError, match=match) as caught:
+        texts(put(content), column)
+    assert "\n" not in str(caught.value) and "mine.csv: " in str(caught.value)

@@ -15,7 +15,7 @@ from lib.base import build_graph
 from lib.base.files import ROOT
 
 # Of the house:
-FLOORS = {"base": 0, "stats": 1, "texts": 2, "results": 2, "model": 3, "sae": 4, "probing": 5, "runs": 5, "interp": 6}
+FLOORS = {"base": 0, "stats": 1, "texts": 2, "results": 2, "model": 3, "sae": 4, "probing": 5, "runs": 6, "interp": 6}
 MODULES = sorted(build_graph.LIB.rglob("[!_]*.py"))
 NAMES = {path.relative_to(build_graph.LIB).with_suffix("").as_posix(): path for path in MODULES}
 NOTEBOOKS = build_graph.notebooks()
