@@ -254,6 +254,9 @@ def _publish_notebooks(executed: Path, shown: list[Path]) -> None:
 
     for path in shown:
         notebook = nbformat.read(executed / f"{path.stem}.ipynb", as_version=4)
+        # Papermill's cell of other parameters would become one of the .py beside it.
+        is_injected = ["injected-parameters" in cell.metadata.get("tags", []) for cell in notebook.cells]
+        notebook.cells = [cell for cell, is_in in zip(notebook.cells, is_injected, strict=True) if not is_in]
         for cell in notebook.cells:
             for output in cell.get("outputs", []):
                 images = output.get("data", {})
