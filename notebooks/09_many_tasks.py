@@ -91,7 +91,7 @@ if tasks_folder:
     every += task_files.of_folder(Path(tasks_folder), columns, task_rows)
 measured = [task for task in every if isinstance(task, task_files.TaskTexts)] if base_saes else []
 left_out = [task for task in every if isinstance(task, task_files.LeftOut)]
-print(f"{profile}: tasks {tasks or 'none'} of sae-probes, {len(every)} in all; {task_rows} rows each")
+print(f"{profile}: {len(every)} tasks (tasks: {tasks or 'none'}), of at most {task_rows} rows")
 for task in left_out:
     print(f"left out: {task.name}: {task.why}")
 has_tasks = bool(measured)
