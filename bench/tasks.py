@@ -1,9 +1,10 @@
 """Six tasks of ``sae-probes``, from texts to AUROC, beside the package itself: the same model, SAE, rows and split.
 
 Read is what the package reads: the last token of the bare text at one layer. The package's probes are logistic
-regression (L2) and the same on 16 latents (L1), each with its C of ten on a fifth of the training rows held out; ours are those of
-notebook 09, with C on the same rows. TransformerLens has no HookedTransformer of this model, so the package gets the
-bridge that we read with. Of the package's requirements XGBoost is not installed, as neither probe uses it.
+regression (L2) and the same on 16 latents (L1), each with its C of ten on a fifth of the training rows held out; ours
+are those of notebook 09, with C on the same rows. TransformerLens has no HookedTransformer of this model, so the
+package gets the bridge that we read with. Of the package's requirements XGBoost is not installed, as neither probe uses
+it.
 """
 
 import importlib
