@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import joblib
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from tqdm import tqdm
@@ -32,7 +31,7 @@ from lib.texts.task_files import TaskTexts
 
 TFIDF, ALL_LATENTS = "TF-IDF", "all latents"
 SELECTIONS = (ksparse.STANDARDISED_GAP, ksparse.MEAN_DIFFERENCE)
-TFIDF_CS = (0.1, 1.0, 10.0, 100.0)
+TFIDF_CS = [0.1, 1.0, 10.0, 100.0]
 SPARSE_CS = [1e-3, 1e-2, 0.1, 1.0, 10.0]
 VAL_SHARE = 0.2  # of the rows that a setting keeps, those that something is chosen on
 FEWEST = 2  # rows of each class that a setting's training and its validation rows must hold
@@ -160,16 +159,7 @@ def _tfidf(texts: list[str], task: Task) -> Scores:
     """Logistic regression on TF-IDF of words and word pairs, C chosen on validation."""
     vectors = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\S+")
     columns = vectors.fit([text for text, kept in zip(texts, task.train, strict=True) if kept]).transform(texts)
-    model, best, best_area = LogisticRegression(max_iter=2000), None, -1.0
-    for c in TFIDF_CS:
-        scores = model.set_params(C=c).fit(columns[task.train], task.y[task.train]).decision_function(columns)
-        if (area := _area(task.y, scores, task.val)) > best_area:
-            best, best_area = scores, area
-    return best
-
-
-def _area(y: np.ndarray, scores: Scores, rows: Bool[np.ndarray, " rows"]) -> float:
-    return float(auroc(y[rows], scores[rows], np.ones((1, rows.sum())))[0])
+    return on_saes.best_c(LogisticRegression(max_iter=2000), columns, task, TFIDF_CS).scores
 
 
 def quivers(scores: Mapping[Probe, Scores], task: Task) -> dict[Probe, Scores]:
@@ -186,7 +176,7 @@ def quivers(scores: Mapping[Probe, Scores], task: Task) -> dict[Probe, Scores]:
         arrows = base | {probe: of_all for probe, of_all in scores.items() if probe.kind in added}
         if added and len(arrows) == len(base):
             continue
-        chosen = max(arrows, key=lambda probe: _area(task.y, arrows[probe], task.val))
+        chosen = max(arrows, key=lambda probe: on_saes.val_auroc(arrows[probe], task))
         made[Probe(QUIVER, BEST, name)] = arrows[chosen]
     return made
 
@@ -194,7 +184,7 @@ def quivers(scores: Mapping[Probe, Scores], task: Task) -> dict[Probe, Scores]:
 def best_dense(scores: Mapping[Probe, Scores], task: Task) -> dict[Probe, Scores]:
     """The dense probe in the pooling of best validation AUROC, in the place of those of each pooling."""
     dense = {probe: of_all for probe, of_all in scores.items() if probe.kind == DENSE}
-    chosen = max(dense, key=lambda probe: _area(task.y, dense[probe], task.val))
+    chosen = max(dense, key=lambda probe: on_saes.val_auroc(dense[probe], task))
     others = {probe: of_all for probe, of_all in scores.items() if probe.kind != DENSE}
     return {Probe(DENSE, BEST): dense[chosen]} | others
 
@@ -221,7 +211,7 @@ def measure(task: TaskTexts, features: Features, plan: Plan) -> pd.DataFrame:
             name = OOD if split == OOD else setting.name
             weights = bootstrap_weights(groups[tested], plan.replicates, plan.seed)
             table = _estimates(scores, truth[tested], tested, weights)
-            table["val"] = [_area(changed.y, of_all, changed.val) for of_all in scores.values()]
+            table["val"] = [on_saes.val_auroc(of_all, changed) for of_all in scores.values()]
             about = {"task": task.name, "kind": task.kind, "setting": name, "level": setting.level}
             about |= {"n_train": int(changed.train.sum()), "n_test": int(tested.sum())}
             tables.append(table.assign(**about))

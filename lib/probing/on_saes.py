@@ -104,15 +104,24 @@ def tuned_linear(x: ksparse.Columns, task: Task, c_grid: list[float]) -> Tuned:
     if len(np.unique(y_val)) < 2:
         raise ValueError(f"C is chosen on {len(y_val)} validation prompts; they must hold both classes")
     scaler = StandardScaler(with_mean=not scipy.sparse.issparse(x)).fit(x[task.train])
-    scaled = scaler.transform(x)
-    model = LogisticRegression(max_iter=2000, warm_start=True)
+    return best_c(LogisticRegression(max_iter=2000, warm_start=True), scaler.transform(x), task, c_grid)
+
+
+def best_c(model: LogisticRegression, x: ksparse.Columns, task: Task, c_grid: list[float]) -> Tuned:
+    """``model`` fitted on training rows with the C of best validation AUROC; the smallest of equal ones."""
     best, best_area = None, -1.0
     for c in sorted(c_grid):
-        scores = model.set_params(C=c).fit(scaled[task.train], task.y[task.train]).decision_function(scaled)
-        area = auroc(y_val, scores[task.val], np.ones((1, len(y_val))))[0]
+        scores = model.set_params(C=c).fit(x[task.train], task.y[task.train]).decision_function(x)
+        area = val_auroc(scores, task)
         if area > best_area:
             best, best_area = Tuned(scores, c), area
     return best
+
+
+def val_auroc(scores: Scores, task: Task) -> float:
+    """AUROC on the task's validation rows."""
+    y_val = task.y[task.val]
+    return float(auroc(y_val, scores[task.val], np.ones((1, len(y_val))))[0])
 
 
 class Inputs(NamedTuple):
@@ -280,11 +289,11 @@ def best_forms(scores: Mapping[Probe, Scores], task: Task, k: int, selections: I
     Raises:
         ValueError: no probe of ``selections``.
     """
-    y_val, best = task.y[task.val], {}
+    best = {}
     for probe, of_all in scores.items():
         if probe.selection not in selections or probe.k > k:
             continue
-        rank = probe.k, auroc(y_val, of_all[task.val], np.ones((1, len(y_val))))[0]
+        rank = probe.k, val_auroc(of_all, task)
         basis = probe.variant, probe.seed
         if basis not in best or rank > best[basis][0]:
             best[basis] = rank, Form(probe.pooling, probe.selection)

@@ -45,7 +45,7 @@ KINDS = {
     "programming language": ("code_",),
 }  # fmt: skip
 OTHER = "other"
-# One task of each kind, those of the post's neighbourhood (spam, toxic, clickbait) first; four have texts out of
+# Twelve tasks of seven kinds, those near the paper's own (spam, toxic, clickbait, hate) first; four have texts out of
 # distribution.
 CORE = (
     "96_spam_is", "95_toxic_is", "105_click_bait", "106_hate_hate", "92_glue_sst2", "87_glue_cola", "90_glue_qnli",
