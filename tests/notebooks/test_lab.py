@@ -33,9 +33,10 @@ window.outcome = null;
   await app.commands.execute('notebook:run-all-cells');
   const outputs = cells.filter(cell => cell.type === 'code').map(cell => cell.outputs.toJSON());
   const counts = cells.filter(cell => cell.type === 'code').map(cell => cell.executionCount);
-  await app.commands.execute('docmanager:save');
+  // The document is named, where the commands would take the widget that has the focus: at times, none has.
+  await widget.context.save();
   await widget.context.sessionContext.shutdown();
-  await app.commands.execute('application:close');
+  widget.dispose();
   return {errors: outputs.flat().filter(o => o.output_type === 'error').map(o => o.ename + ': ' + o.evalue), counts};
 })().then(result => { window.outcome = result; }, error => { window.outcome = {errors: [String(error)], counts: []}; });
 """
