@@ -94,3 +94,10 @@ def test_another_python_gets_one_sentence(tmp_path, version, refused):
         "choose another, such as make PYTHON3=python3.12, or delete .venv if it was made with it"
     )
     assert done.returncode != 0 and said == [sentence if refused else "no environment is made"]
+
+
+def test_tests_of_a_module_share_a_worker(request):
+    """Fixtures of a module or of the session are made once for them, and their folders are removed at their end."""
+    if not request.config.getoption("loadgroup", False):
+        pytest.skip("no workers (make test has some)")
+    assert request.node.nodeid.endswith("@test_environment"), "pytest and pytest-xdist do not go together"
