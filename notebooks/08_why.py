@@ -65,6 +65,7 @@ stress_draws = 5  # draws of training prompts, or of flipped labels
 aggregations = [
     "mean", "max", "last", "softmax", "attention", "MultiMax", "rolling mean, max", "EMA, max",
 ]  # of a token probe's scores; empty: none
+token_seeds = 3  # of each token probe: its held-out prompts, batches and weights before training
 n_asked = 80  # prompts of each class, each of another base prompt, that the model is asked about
 passed_on = [0.0, 0.1, 0.2, 0.5, 1.0]  # shares of prompts that a cascade passes on to the model
 seed = 0
@@ -432,11 +433,12 @@ for what, (file, parameter, is_log, about) in names.items():
 # All read one layer but one. A token probe has a score for every token, $s_t = w \cdot z_t + b$,
 # and an aggregation through which it is trained (McKenzie et al., arXiv 2506.10805; Kramár et al.,
 # arXiv 2601.11516); learning rate, weight decay, epochs and what the aggregation has to choose
-# (temperature, heads, rate) are chosen on held-out *training* prompts. Beside them stand the dense
-# probe on several layers, the dense probe with the k chosen latents added, the k-sparse probe, and
-# words. **What to look for:** one that is ahead of the dense probe pooled *and* within wrappers, at
-# the threshold that validation gave. **What would refute that latents add nothing:** dense and
-# latents ahead of dense.
+# (temperature, heads, rate) are chosen on held-out *training* prompts, with each of several seeds:
+# their training is less stable than a logistic regression's, and the intervals hold the seeds'
+# spread. Beside them stand the dense probe on several layers, the dense probe with the k chosen
+# latents added, the k-sparse probe, and words. **What to look for:** one that is ahead of the dense
+# probe pooled *and* within wrappers, at the threshold that validation gave. **What would refute
+# that latents add nothing:** dense and latents ahead of dense.
 
 # %%
 c_grid = tuple(records.read(run, "05_probing")["parameters"]["c_grid"])
@@ -446,31 +448,31 @@ read = monitors.Read(
     activations.load_pooled(store), layer, linear_pooling, in_form[main[0]][:, chosen], task,
     tokens_per_prompt,
 )  # fmt: skip
-of_tokens = {}
+with_seeds = {}  # token probes by seed and name
 if aggregations:
-    of_tokens = fit_all(Inputs(tokens, task), aggregations, Grid(), seed)
-    display(table_of_choices(of_tokens).round(3))
+    seeds = range(seed, seed + token_seeds)
+    with_seeds = {s: fit_all(Inputs(tokens, task), aggregations, Grid(), s) for s in seeds}
+    settings = [table_of_choices(of_one).assign(seed=s) for s, of_one in with_seeds.items()]
+    display(pd.concat(settings).sort_values("aggregation", kind="stable").round(3))
 else:
     display(Markdown("Not measured: `aggregations` is empty."))
 
 # %%
-every_monitor = monitors.linear(read, c_grid) | monitors.on_tokens(of_tokens, read)
+every_monitor = monitors.linear(read, c_grid)
 sparse_scores = probed.scores[probed.first(main[0], *forms[main[0]], show_k)]
 of_words = dense_probes.Inputs(here[linear_pooling], texts, task)
 words = dense_probes.PROBES["TF-IDF"].scores(of_words)
 every_monitor[f"k = {show_k}"] = monitors.of_latents(sparse_scores, read)
 every_monitor["TF-IDF"] = monitors.Monitor(words, 0.0, None)
-monitor_scores = {name: monitor.scores for name, monitor in every_monitor.items()}
-by_name = {Probe(name): of_all for name, of_all in monitor_scores.items()}
+monitor_scores = {Probe(name): monitor.scores for name, monitor in every_monitor.items()}
+for seed_of_tokens, of_seed in with_seeds.items():
+    on_tokens = monitors.on_tokens(of_seed, read)
+    every_monitor = on_tokens | every_monitor  # the first seed's stand for the cost
+    monitor_scores |= {Probe(name, seed=seed_of_tokens): m.scores for name, m in on_tokens.items()}
 
 # %%
 kinds, here_weights = datasets.kind(prompts), {gap_split: weights[gap_split]}
-monitor_rows = pd.concat([
-    probe_tables.by_split(prompts, monitor_scores, here_weights),
-    probe_tables.within_wrappers(prompts, kinds, gap_split, by_name, weights, seed),
-    probe_tables.at_validation_threshold(prompts, monitor_scores, weights),
-], ignore_index=True)  # fmt: skip
-monitor_rows = monitor_rows[monitor_rows["split"] == gap_split]
+monitor_rows = monitor_tables.measured(prompts, kinds, gap_split, monitor_scores, weights, seed)
 tables.in_columns(monitor_rows, "probe", "metric")
 
 # %%
@@ -480,7 +482,8 @@ dense_rows = areas_shown[areas_shown["probe"] == monitors.DENSE]
 figure = figures.points(areas_shown, "probe", "metric", reference=dense_rows)
 caption = (
     f"Profile {profile}, layer {layer}, {where}; 95 % bootstrap over base prompts (right: and "
-    f"wrappers). Dotted: dense probe. Latents and k = {show_k}: of the {main[0]}, the first seed."
+    f"wrappers) and the {token_seeds} seeds of token probes. Dotted: dense probe. Latents and "
+    f"k = {show_k}: of the {main[0]}, the first seed."
 )
 figures.save(figure, run.figures, "08_monitors", caption)
 
@@ -490,12 +493,14 @@ figures.save(figure, run.figures, "08_monitors", caption)
 # model's own are none where it runs anyway.) Milliseconds are of this run, and in no record.
 
 # %%
-behind_rows = monitor_tables.behind(prompts, kinds, gap_split, by_name, weights, seed)
+behind_rows = monitor_tables.behind(
+    prompts, kinds, gap_split, monitor_scores, weights, seed
+)
 flops = monitors.cost_table(every_monitor, bridge, tokens_per_prompt)
 some = np.flatnonzero(prompts["split"] == gap_split)[:100]
 taken = {
     f"tokens, {name}": monitors.milliseconds(probe, tokens, some)
-    for name, probe in of_tokens.items()
+    for name, probe in with_seeds.get(seed, {}).items()
 }
 cost_columns = flops.rename(columns="FLOPs, {}".format).map("{:.1e}".format)
 tables.in_columns(behind_rows, "probe", "metric").join(cost_columns).assign(
@@ -517,7 +522,7 @@ cascade_rows = cascade.unmeasured(passed_on, why_not, split=gap_split)
 if not why_not:
     is_asked = asked_about(prompts, gap_split, n_asked, seed)
     answers = yes_over_no(bridge, prompts.loc[is_asked, "text"].tolist())
-    of_dense = monitor_scores[monitors.DENSE]
+    of_dense = monitor_scores[Probe(monitors.DENSE)]
     quiet = (prompts["split"] == "val").to_numpy() & (task.y == 0)
     threshold = metrics.threshold_at_fpr(of_dense[quiet], np.ones((1, int(quiet.sum()))))
     of_both = cascade.Cascade(of_dense[is_asked], answers, float(threshold.item()))
@@ -558,7 +563,7 @@ else:
 # %%
 of_others = {probe: of_all for probe, of_all in in_best.items() if probe.variant not in apart}
 at_cost = Draws.of(prompts, of_show_k | of_others, here_weights)
-dense = Draws.of(prompts, {Probe("dense"): monitor_scores[monitors.DENSE]}, here_weights)
+dense = Draws.of(prompts, {Probe("dense"): monitor_scores[Probe(monitors.DENSE)]}, here_weights)
 gaps = at_cost.over_seeds(seed, apart=tuple(apart)).behind(dense, ["split"]).estimates()
 cost_table = pd.concat([
     costs.of_controls(basis_inputs, show_k),

@@ -3,22 +3,39 @@
 import pandas as pd
 
 from lib.results import probe_tables
-from lib.stats import families
+from lib.stats import families, metrics
 from lib.stats.draws import Draws
 from lib.stats.metrics import SplitWeights
+
+
+def measured(
+    prompts: pd.DataFrame, kinds: pd.Series, split: str, scores: dict, weights: SplitWeights, seed: int
+) -> pd.DataFrame:
+    """Each monitor on a split, as a mean over its seeds, the spread of which is in the interval: AUROC and recall at
+    1 % false positives, AUROC within wrappers, recall and false-positive rate at validation's threshold."""
+    here = {split: weights[split]}
+    drawn = {
+        "auroc": Draws.of(prompts, scores, here),
+        "recall_at_1pct_fpr": Draws.of(prompts, scores, here, metrics.recall_at_fpr),
+        **probe_tables.draws_at_threshold(prompts, scores, {"val": weights["val"]} | here),
+    }
+    tables = {name: of_metric.where(split=split).over_seeds(seed).estimates() for name, of_metric in drawn.items()}
+    within, n_wrappers = probe_tables.draws_within(prompts, kinds, split, scores, weights, seed)
+    tables["auroc_within_wrapper"] = probe_tables.over_wrappers(within.over_seeds(seed), n_wrappers)
+    return pd.concat([rows.assign(metric=name) for name, rows in tables.items()], ignore_index=True)
 
 
 def behind(
     prompts: pd.DataFrame, kinds: pd.Series, split: str, scores: dict, weights: SplitWeights, seed: int
 ) -> pd.DataFrame:
-    """AUROC of the probe ``dense`` minus that of every other one of a split, pooled and within wrappers: rows of
-    ``auroc_behind_dense`` and ``auroc_behind_dense_within_wrapper``, the latter with the interval of
+    """AUROC of the probe ``dense`` minus that of every other one of a split, means over seeds, pooled and within
+    wrappers: rows of ``auroc_behind_dense`` and ``auroc_behind_dense_within_wrapper``, the latter with the interval of
     :func:`lib.results.probe_tables.over_wrappers`."""
-    pooled = Draws.of(prompts, scores, {split: weights[split]})
+    pooled = Draws.of(prompts, scores, {split: weights[split]}).over_seeds(seed)
     within, n_wrappers = probe_tables.draws_within(prompts, kinds, split, scores, weights, seed)
     ahead = {
         "auroc_behind_dense": _behind(pooled).estimates(),
-        "auroc_behind_dense_within_wrapper": probe_tables.over_wrappers(_behind(within), n_wrappers),
+        "auroc_behind_dense_within_wrapper": probe_tables.over_wrappers(_behind(within.over_seeds(seed)), n_wrappers),
     }
     return pd.concat([rows.assign(metric=metric) for metric, rows in ahead.items()], ignore_index=True)
 

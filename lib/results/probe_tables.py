@@ -5,7 +5,7 @@ dimensions of ``lib.probing.tasks.Probe``.
 """
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +21,7 @@ from lib.stats.metrics import Scores, SplitWeights
 # their seed variances are not pooled.
 APART = ("from scratch",)
 MEAN = "mean"  # in the place of a k: the mean over all of them
+RECALL, FALSE_POSITIVES = "recall_at_validation_threshold", "fpr_at_validation_threshold"
 
 
 class Finetuning(NamedTuple):
@@ -69,29 +70,53 @@ def by_split(
     ])
 
 
+class Named(NamedTuple):
+    """The key of a probe that has a name and nothing else (``lib.stats.draws.Key``)."""
+
+    name: str
+
+    def columns(self) -> dict[str, Any]:
+        """Its name, in the column ``probe``."""
+        return {"probe": self.name}
+
+
 def at_validation_threshold(
     prompts: pd.DataFrame, scores: dict[str, Scores], weights: SplitWeights, fpr: float = 0.01
 ) -> pd.DataFrame:
+    """:func:`draws_at_threshold` as rows, with the prompts (``n``) and base prompts (``n_groups``) of each."""
+    drawn = draws_at_threshold(prompts, {Named(name): of_probe for name, of_probe in scores.items()}, weights, fpr)
+    tables = []
+    for metric, of_metric in drawn.items():
+        of_label = prompts[prompts["label"] == int(metric == RECALL)].groupby("split")["base_id"]
+        table = of_metric.estimates().assign(metric=metric, unit="fraction")
+        counts = {"n": table["split"].map(of_label.size()), "n_groups": table["split"].map(of_label.nunique())}
+        tables.append(table.assign(**counts))
+    return pd.concat(tables, ignore_index=True)
+
+
+def draws_at_threshold(
+    prompts: pd.DataFrame, scores: Mapping[Any, Scores], weights: SplitWeights, fpr: float = 0.01
+) -> dict[str, Draws]:
     """Recall and false-positive rate of every probe outside training, at the threshold that lets at most ``fpr`` of the
     validation negatives through: what a monitor does whose threshold was set before it met new prompts.
 
     Each replicate draws the validation prompts too, so that the interval covers the threshold's own noise.
     """
-    y, split_of = prompts["label"].to_numpy(), prompts["split"].to_numpy()
-    rows, with_value = [], {split: np.vstack([np.ones_like(w[:1]), w]) for split, w in weights.items()}
-    quiet = y[split_of == "val"] == 0
-    for name, of_probe in scores.items():
+    is_positive, split_of = prompts["label"].to_numpy() == 1, prompts["split"].to_numpy()
+    with_value = {split: np.vstack([np.ones_like(drawn[:1]), drawn]) for split, drawn in weights.items()}
+    quiet = ~is_positive[split_of == "val"]
+    outside = [split for split in weights if split != "train"]
+    dimensions, shares = [], {RECALL: [], FALSE_POSITIVES: []}
+    for key, of_probe in scores.items():
         threshold = metrics.threshold_at_fpr(of_probe[split_of == "val"][quiet], with_value["val"][:, quiet], fpr)
-        for split in (split for split in weights if split != "train"):
+        for split in outside:
             here = split_of == split
-            for metric, label in (("recall_at_validation_threshold", 1), ("fpr_at_validation_threshold", 0)):
-                part = y[here] == label
-                share = metrics.share_above(of_probe[here][part], with_value[split][:, part], threshold)
-                n_groups = prompts.loc[here, "base_id"][part].nunique()
-                low, high = np.nanpercentile(share[1:], [2.5, 97.5])
-                estimate = metrics.Estimate(float(share[0]), float(low), float(high), int(part.sum()), n_groups)
-                rows.append(metrics.row(metric, estimate, split=split, probe=name))
-    return pd.DataFrame(rows)
+            dimensions.append(key.columns() | {"split": split})
+            for metric, wanted in ((RECALL, True), (FALSE_POSITIVES, False)):
+                part = is_positive[here] == wanted
+                shares[metric].append(metrics.share_above(of_probe[here][part], with_value[split][:, part], threshold))
+    table = pd.DataFrame(dimensions, dtype=object)
+    return {metric: Draws(table, np.array(of_metric)) for metric, of_metric in shares.items()}
 
 
 def within_wrappers(

@@ -139,3 +139,36 @@ def test_what_is_behind_the_dense_probe_pooled_and_within_wrappers():
     assert table["shifted", "auroc_behind_dense_within_wrapper"] == pytest.approx(0)
     assert table["reverse", "auroc_behind_dense"] == table["reverse", "auroc_behind_dense_within_wrapper"] == 1
     assert "dense" not in table.index.get_level_values("probe")
+
+
+def test_a_monitor_that_seeds_change_has_their_spread_in_its_interval_and_a_threshold_from_validation():
+    rng = np.random.default_rng(0)
+    n = 400
+    prompts = pd.DataFrame({
+        "split": np.repeat(["val", "ood"], n), "label": [0, 1] * n, "base_id": np.arange(2 * n),
+        "transform": np.tile(np.repeat(["plain", "story"], 2), n // 2),
+    })  # fmt: skip
+    kinds = pd.Series(np.where(prompts["transform"] == "plain", "plain", "jailbreak"))
+    label = prompts["label"].to_numpy()
+    dense = label * 2.0 + rng.standard_normal(2 * n)
+    # Three seeds of one monitor: as good as dense, a little worse, and blind.
+    of_seeds = [dense, label * 1.0 + rng.standard_normal(2 * n), rng.standard_normal(2 * n)]
+    scores = {Probe("dense"): dense} | {Probe("tokens", seed=seed): of_one for seed, of_one in enumerate(of_seeds)}
+    weights = metrics.split_weights(prompts, 400, 0)
+    table = monitor_tables.measured(prompts, kinds, "ood", scores, weights, 0).set_index(["probe", "metric"])
+    here = (prompts["split"] == "ood").to_numpy()
+    areas = [metrics.auroc(label[here], of_one[here], np.ones((1, n)))[0] for of_one in of_seeds]
+    row = table.loc[("tokens", "auroc")]
+    assert row["value"] == pytest.approx(np.mean(areas))
+    by_t = metrics.t_interval(np.array(areas))
+    assert row["low"] <= by_t.low + 0.02 and row["high"] == 1, "seeds differ by far more than prompts, and t is bounded"
+    of_dense = table.loc[("dense", "auroc")]
+    assert of_dense["high"] - of_dense["low"] < 0.1 < 0.5 < row["high"] - row["low"]
+    behind = monitor_tables.behind(prompts, kinds, "ood", scores, weights, 0).set_index(["probe", "metric"])
+    apart = behind.loc[("tokens", "auroc_behind_dense")]
+    assert apart["low"] < 0 < apart["value"]
+    # At the threshold that lets one in a hundred validation negatives through, by hand.
+    quiet = np.sort(dense[~here & (label == 0)])[-3]
+    expected = (dense[here & (label == 1)] > quiet).mean()
+    assert table.loc[("dense", "recall_at_validation_threshold"), "value"] == pytest.approx(expected)
+    assert len(table) == 2 * 5
