@@ -34,7 +34,7 @@ from lib.model import activations, models, poolings
 from lib.probing import dense as dense_probes
 from lib.probing import ksparse, on_saes, rotation, stress
 from lib.probing.tasks import Probe, Task, save_scores
-from lib.results import figures, probe_tables, records, tables
+from lib.results import figures, probe_tables, records, tables, thresholds
 from lib.sae import folders, latents
 from lib.stats import metrics
 from lib.stats.draws import Draws
@@ -324,7 +324,7 @@ tables.in_columns(saes_within_length, "probe")
 every_score = scores | beside_dense
 by_name = {Probe(name): of_all for name, of_all in every_score.items()}
 within_wrapper = probe_tables.within_wrappers(prompts, kinds, gap_split, by_name, weights, seed)
-at_threshold = probe_tables.at_validation_threshold(prompts, every_score, weights)
+at_threshold = thresholds.table(prompts, every_score, weights)
 pooled_rows = probe_tables.by_split(prompts, every_score, {gap_split: weights[gap_split]})
 numbers = pd.concat([pooled_rows, within_wrapper, at_threshold], ignore_index=True)
 numbers = numbers[(numbers["split"] == gap_split) & (numbers["metric"] != "recall_at_1pct_fpr")]
@@ -353,9 +353,9 @@ if held_out:
     rotation_rows = probe_tables.of_rotation(
         turns, turns.where(probe=at_sae), main[:2], len(rotated.parts())
     )
-    of_wrappers = probe_tables.named(rotated.by_wrapper(n_bootstrap, seed))
+    of_wrappers = probe_tables.named(rotated.apart(n_bootstrap, seed).estimates())
     shown = of_wrappers[of_wrappers["probe"].isin([at_sae, on_saes.K_SPARSE])]
-    figure = figures.points(shown, "wrapper", "split", hue="name", xlabel="AUROC within wrapper")
+    figure = figures.points(shown, "held_out", "split", hue="name", xlabel="AUROC within wrapper")
     caption = (
         f"Profile {profile}, layer {sae_layer}, k = {show_k}, one SAE of each kind. Each wrapper "
         "was held out of training; 95 % bootstrap over base prompts."
@@ -370,6 +370,23 @@ else:
 # %%
 if held_out:
     display(tables.in_columns(probe_tables.named(rotation_rows), "name", "metric"))
+
+# %% [markdown]
+# The same with the sources of harmful requests in the place of wrappers: each is tested as it is,
+# without wrappers, by a probe of the other side (training and validation, or out of distribution),
+# which never saw a request of that source.
+
+# %%
+of_sources = rotation.source_folds(prompts, kinds)
+source_rows = pd.DataFrame(columns=["metric", "probe", "value"])
+if of_sources:
+    rotated = rotation.rotate(prompts, of_sources, contenders, rotation.SOURCE_SPLIT)
+    by_source = rotated.apart(n_bootstrap, seed)
+    beside_sparse = by_source.where(probe=at_sae, pooling=dense_pooling)
+    source_rows = probe_tables.of_sources(by_source, beside_sparse, main[0])
+    display(tables.in_columns(probe_tables.named(source_rows), ["name", "metric"], "held_out"))
+else:
+    display(Markdown("Not applicable: no source of harmful prompts stands on one side only."))
 
 # %% [markdown]
 # ## C4: what does finetuning on chat gain?
@@ -540,7 +557,8 @@ Markdown(
 gap_rows = gaps.assign(metric="gap_closed", split=gap_split)
 judged = pd.concat([
     best_table.assign(metric="auroc"), gap_rows, lost, lost_more, behind,
-    by_selection, between, dense_ways, gained, rotation_rows, ahead_of_words, within_wrapper,
+    by_selection, between, dense_ways, gained, rotation_rows, source_rows, ahead_of_words,
+    within_wrapper,
 ], ignore_index=True)  # fmt: skip
 counts = judged["split"].map(prompts["split"].value_counts())
 judged = judged.assign(layer=sae_layer, n=counts, unit="fraction")

@@ -20,7 +20,7 @@ from lib.model.shards import read_manifest
 from lib.probing import dense, portable
 from lib.probing.portable import FPRS, Portable
 from lib.probing.tasks import Task
-from lib.results import probe_tables, records
+from lib.results import probe_tables, records, thresholds
 from lib.stats import metrics
 from lib.texts import datasets
 
@@ -146,13 +146,13 @@ def _measured(
     """
     weights = metrics.split_weights(prompts, parameters["n_bootstrap"], parameters["seed"])
     negatives = scores[((prompts["split"] == "val") & (prompts["label"] == 0)).to_numpy()]
-    thresholds = {}
+    least_scores = {}
     for name, fpr in FPRS.items():
         least = metrics.threshold_at_fpr(negatives, np.ones((1, len(negatives))), fpr)[0]
-        thresholds[name] = float(least + ROUNDING * scores.std())
-        passing = probe_tables.at_validation_threshold(prompts, {"dense": scores}, weights, fpr)
+        least_scores[name] = float(least + ROUNDING * scores.std())
+        passing = thresholds.table(prompts, {"dense": scores}, weights, fpr)
         rows = rows + _rows(passing.assign(fpr=fpr))
-    return {"thresholds": thresholds, "validation_negatives": len(negatives), "metrics": rows}
+    return {"thresholds": least_scores, "validation_negatives": len(negatives), "metrics": rows}
 
 
 def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:

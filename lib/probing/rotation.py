@@ -1,5 +1,7 @@
-"""Every wrapper held out of training in turn, so that there are as many out-of-distribution numbers as wrappers."""
+"""Every wrapper held out of training in turn, so that there are as many out-of-distribution numbers as wrappers; and
+every source of harmful prompts."""
 
+import functools
 from typing import NamedTuple
 
 import joblib
@@ -14,14 +16,14 @@ from lib.stats import metrics
 from lib.stats.draws import Draws
 from lib.stats.metrics import Scores
 
-SPLIT = "rotation"  # stands for a split in tables of results
+SPLIT, SOURCE_SPLIT = "rotation", "rotated source"  # stand for a split in tables of results
 N_PARTS = 2  # of the base prompts, of which each is tested by a probe of the others
 
 
 class Fold(NamedTuple):
-    """A wrapper, and which prompts a probe that has never seen it is fitted and tested on."""
+    """The name of a wrapper or a source, and which prompts a probe that has never seen it is fitted and tested on."""
 
-    wrapper: str
+    held_out: str
     train: Bool[np.ndarray, " prompts"]
     test: Bool[np.ndarray, " prompts"]
 
@@ -46,6 +48,28 @@ def folds(prompts: pd.DataFrame, kinds: pd.Series, seed: int) -> list[Fold]:
             is_held = ~is_ood & (part == held)
             kept = ~is_ood & (part != held) & ~is_wrapped
             made.append(Fold(wrapper, kept, _tested(prompts, kinds, wrapper, is_held)))
+    return _with_both_classes(made, prompts)
+
+
+def source_folds(prompts: pd.DataFrame, kinds: pd.Series) -> list[Fold]:
+    """The folds of a rotation over the sources of harmful prompts, of two sides: training and validation, and OOD.
+
+    A source is tested by a probe of all prompts of the other side, as it is, without wrappers, beside the plain
+    harmless prompts of its own side. A source of both sides is left out, and a fold of one class only.
+    """
+    is_ood, is_plain = (prompts["split"] == "ood").to_numpy(), (kinds == "plain").to_numpy()
+    is_harmful = (prompts["label"] == 1).to_numpy()
+    made = []
+    for source in prompts.loc[is_harmful, "source"].unique():
+        of_source = is_harmful & (prompts["source"] == source).to_numpy()
+        sides = np.unique(is_ood[of_source])
+        if len(sides) == 1:
+            own_side = is_ood == sides[0]
+            made.append(Fold(source, ~own_side, own_side & is_plain & (of_source | ~is_harmful)))
+    return _with_both_classes(made, prompts)
+
+
+def _with_both_classes(made: list[Fold], prompts: pd.DataFrame) -> list[Fold]:
     y = prompts["label"].to_numpy()
     return [fold for fold in made if all(len(np.unique(y[rows])) == 2 for rows in (fold.train, fold.test))]
 
@@ -67,7 +91,7 @@ class Rotated(NamedTuple):
     """Scores of the prompts of all folds: a row for each fold and prompt that it tests.
 
     Attributes:
-        prompts: label, base_id, split (``SPLIT``), wrapper and fold of each row.
+        prompts: label, base_id, split (``SPLIT`` or ``SOURCE_SPLIT``), held_out and fold of each row.
         scores: of each row, by probe.
     """
 
@@ -75,10 +99,10 @@ class Rotated(NamedTuple):
     scores: dict[Probe, Scores]
 
     def parts(self) -> dict[str, list[np.ndarray]]:
-        """The rows of each wrapper, a set for each of its folds."""
+        """The rows of each wrapper (or source), a set for each of its folds."""
         return {
-            wrapper: [(self.prompts["fold"] == fold).to_numpy() for fold in rows["fold"].unique()]
-            for wrapper, rows in self.prompts.groupby("wrapper", sort=False)
+            held_out: [(self.prompts["fold"] == fold).to_numpy() for fold in rows["fold"].unique()]
+            for held_out, rows in self.prompts.groupby("held_out", sort=False)
         }
 
     def draws(self, replicates: int, seed: int) -> Draws:
@@ -86,30 +110,32 @@ class Rotated(NamedTuple):
         weights = metrics.split_weights(self.prompts, replicates, seed)
         return Draws.of(self.prompts, self.scores, weights, metrics.within(self.parts(), seed))
 
-    def by_wrapper(self, replicates: int, seed: int) -> pd.DataFrame:
-        """AUROC of each probe in each wrapper, with the interval over base prompts; a row for each seed of an SAE."""
-        tables = []
-        for wrapper, sets in self.parts().items():
+    def apart(self, replicates: int, seed: int) -> Draws:
+        """Draws of the AUROC in each wrapper (or source) alone, over base prompts, with the dimension ``held_out``."""
+        every = []
+        for held_out, sets in self.parts().items():
             rows = np.any(sets, axis=0)
-            of_wrapper = self.prompts[rows].reset_index(drop=True)
+            of_one = self.prompts[rows].reset_index(drop=True)
             scores = {probe: of_all[rows] for probe, of_all in self.scores.items()}
-            metric = metrics.within({wrapper: [part[rows] for part in sets]}, seed)
-            weights = metrics.split_weights(of_wrapper, replicates, seed)
-            tables.append(Draws.of(of_wrapper, scores, weights, metric).estimates().assign(wrapper=wrapper))
-        return pd.concat(tables, ignore_index=True)
+            metric = metrics.within({held_out: [part[rows] for part in sets]}, seed)
+            drawn = Draws.of(of_one, scores, metrics.split_weights(of_one, replicates, seed), metric)
+            every.append(Draws(drawn.dimensions.assign(held_out=held_out), drawn.values))
+        return functools.reduce(Draws.joined, every)
 
 
-def rotate(prompts: pd.DataFrame, folds: list[Fold], contenders: dict[Probe, Contender]) -> Rotated:
+def rotate(
+    prompts: pd.DataFrame, folds: list[Fold], contenders: dict[Probe, Contender], split: str = SPLIT
+) -> Rotated:
     """Fit every contender on each fold's training prompts and score its test prompts.
 
     Raises:
         ValueError: no fold.
     """
     if not folds:
-        raise ValueError("no prompt stands in a wrapper, so none can be held out")
+        raise ValueError("there is no fold: no prompt stands in a wrapper, or no source is on one side only")
     y = prompts["label"].to_numpy()
     tables = [
-        prompts.loc[fold.test, ["base_id", "label"]].assign(split=SPLIT, wrapper=fold.wrapper, fold=number)
+        prompts.loc[fold.test, ["base_id", "label"]].assign(split=split, held_out=fold.held_out, fold=number)
         for number, fold in enumerate(folds)
     ]
     calls = [joblib.delayed(_test_scores)(contender, fold, y) for contender in contenders.values() for fold in folds]

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from lib.results import probe_tables
+from lib.results import probe_tables, thresholds
 from lib.stats import families, metrics
 from lib.stats.draws import Draws
 from lib.stats.metrics import SplitWeights
@@ -17,7 +17,7 @@ def measured(
     drawn = {
         "auroc": Draws.of(prompts, scores, here),
         "recall_at_1pct_fpr": Draws.of(prompts, scores, here, metrics.recall_at_fpr),
-        **probe_tables.draws_at_threshold(prompts, scores, {"val": weights["val"]} | here),
+        **thresholds.draws(prompts, scores, {"val": weights["val"]} | here),
     }
     tables = {name: of_metric.where(split=split).over_seeds(seed).estimates() for name, of_metric in drawn.items()}
     within, n_wrappers = probe_tables.draws_within(prompts, kinds, split, scores, weights, seed)

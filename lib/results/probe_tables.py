@@ -5,7 +5,7 @@ dimensions of ``lib.probing.tasks.Probe``.
 """
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +21,6 @@ from lib.stats.metrics import Scores, SplitWeights
 # their seed variances are not pooled.
 APART = ("from scratch",)
 MEAN = "mean"  # in the place of a k: the mean over all of them
-RECALL, FALSE_POSITIVES = "recall_at_validation_threshold", "fpr_at_validation_threshold"
 
 
 class Finetuning(NamedTuple):
@@ -68,55 +67,6 @@ def by_split(
         for name, of_probe in scores.items()
         for row in metrics.by_split(prompts, of_probe, weights, probe=name, **dimensions)
     ])
-
-
-class Named(NamedTuple):
-    """The key of a probe that has a name and nothing else (``lib.stats.draws.Key``)."""
-
-    name: str
-
-    def columns(self) -> dict[str, Any]:
-        """Its name, in the column ``probe``."""
-        return {"probe": self.name}
-
-
-def at_validation_threshold(
-    prompts: pd.DataFrame, scores: dict[str, Scores], weights: SplitWeights, fpr: float = 0.01
-) -> pd.DataFrame:
-    """:func:`draws_at_threshold` as rows, with the prompts (``n``) and base prompts (``n_groups``) of each."""
-    drawn = draws_at_threshold(prompts, {Named(name): of_probe for name, of_probe in scores.items()}, weights, fpr)
-    tables = []
-    for metric, of_metric in drawn.items():
-        of_label = prompts[prompts["label"] == int(metric == RECALL)].groupby("split")["base_id"]
-        table = of_metric.estimates().assign(metric=metric, unit="fraction")
-        counts = {"n": table["split"].map(of_label.size()), "n_groups": table["split"].map(of_label.nunique())}
-        tables.append(table.assign(**counts))
-    return pd.concat(tables, ignore_index=True)
-
-
-def draws_at_threshold(
-    prompts: pd.DataFrame, scores: Mapping[Any, Scores], weights: SplitWeights, fpr: float = 0.01
-) -> dict[str, Draws]:
-    """Recall and false-positive rate of every probe outside training, at the threshold that lets at most ``fpr`` of the
-    validation negatives through: what a monitor does whose threshold was set before it met new prompts.
-
-    Each replicate draws the validation prompts too, so that the interval covers the threshold's own noise.
-    """
-    is_positive, split_of = prompts["label"].to_numpy() == 1, prompts["split"].to_numpy()
-    with_value = {split: np.vstack([np.ones_like(drawn[:1]), drawn]) for split, drawn in weights.items()}
-    quiet = ~is_positive[split_of == "val"]
-    outside = [split for split in weights if split != "train"]
-    dimensions, shares = [], {RECALL: [], FALSE_POSITIVES: []}
-    for key, of_probe in scores.items():
-        threshold = metrics.threshold_at_fpr(of_probe[split_of == "val"][quiet], with_value["val"][:, quiet], fpr)
-        for split in outside:
-            here = split_of == split
-            dimensions.append(key.columns() | {"split": split})
-            for metric, wanted in ((RECALL, True), (FALSE_POSITIVES, False)):
-                part = is_positive[here] == wanted
-                shares[metric].append(metrics.share_above(of_probe[here][part], with_value[split][:, part], threshold))
-    table = pd.DataFrame(dimensions, dtype=object)
-    return {metric: Draws(table, np.array(of_metric)) for metric, of_metric in shares.items()}
 
 
 def within_wrappers(
@@ -170,6 +120,14 @@ def of_rotation(rotated: Draws, dense: Draws, finetuning: tuple[str, str], n_wra
     }
     rows = [over_wrappers(part, n_wrappers).assign(metric=metric) for metric, part in parts.items()]
     return pd.concat(rows, ignore_index=True)
+
+
+def of_sources(rotated: Draws, dense: Draws, variant: str) -> pd.DataFrame:
+    """The rows of a rotation of the sources of harmful prompts: AUROC of every probe on each, and what the k-sparse
+    probe of ``variant`` is behind the dense one, all sources as one family."""
+    behind = rotated.where(probe="k-sparse", variant=variant).behind(dense, ["split", "held_out"])
+    family = families.estimates(behind).assign(metric="auroc_behind_dense")
+    return pd.concat([rotated.estimates().assign(metric="auroc"), family], ignore_index=True)
 
 
 def named(table: pd.DataFrame) -> pd.DataFrame:

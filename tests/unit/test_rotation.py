@@ -30,14 +30,14 @@ def prompt_table(n_base=60):
 def test_no_fold_trains_on_its_wrapper_or_on_a_base_prompt_that_it_tests():
     prompts, kinds = prompt_table()
     folds = rotation.folds(prompts, kinds, seed=0)
-    assert [fold.wrapper for fold in folds] == ["aim"] * 2 + ["dan"] * 2 + ["evil"] + ["count"] * 2
+    assert [fold.held_out for fold in folds] == ["aim"] * 2 + ["dan"] * 2 + ["evil"] + ["count"] * 2
     for fold in folds:
         train, test = prompts[fold.train], prompts[fold.test]
-        assert fold.wrapper not in set(train["transform"]) and "ood" not in set(train["split"])
+        assert fold.held_out not in set(train["transform"]) and "ood" not in set(train["split"])
         assert not set(train["base_id"]) & set(test["base_id"])
         assert set(train["label"]) == set(test["label"]) == {0, 1}
     for wrapper in (*JAILBREAKS, "count"):
-        tested = np.sum([fold.test for fold in folds if fold.wrapper == wrapper], axis=0)
+        tested = np.sum([fold.test for fold in folds if fold.held_out == wrapper], axis=0)
         assert set(tested) == {0, 1}, "every prompt of a wrapper is tested once"
         seen = prompts["split"] != "ood"
         assert tested.sum() == metrics.wrapper_rows(prompts[seen], kinds[seen])[wrapper].sum()
@@ -55,7 +55,7 @@ def test_the_mean_within_wrappers_has_a_planted_loss_and_its_interval_covers_wra
         Probe("fails"): stress.Contender(np.c_[fails, shortcut].astype(np.float32), c=1.0),
     }
     rotated = rotation.rotate(prompts, rotation.folds(prompts, kinds, 0), contenders)
-    by_wrapper = rotated.by_wrapper(50, 0).set_index(["probe", "wrapper"])["value"]
+    by_wrapper = rotated.apart(50, 0).estimates().set_index(["probe", "held_out"])["value"]
     assert (by_wrapper["holds"] > 0.85).all(), "a shift of all scores of a wrapper does not count within it"
     assert by_wrapper["fails", "dan"] < 0.6 and by_wrapper["fails", "aim"] > 0.85
     estimates = rotated.draws(400, 0).estimates().set_index("probe")
@@ -68,14 +68,14 @@ def test_a_fold_without_both_classes_is_left_out():
     prompts, kinds = prompt_table()
     kept = ~((prompts["transform"] == "evil") & (prompts["label"] == 0))
     folds = rotation.folds(prompts[kept].reset_index(drop=True), kinds[kept].reset_index(drop=True), seed=0)
-    assert {fold.wrapper for fold in folds} == {"aim", "dan", "count"}
+    assert {fold.held_out for fold in folds} == {"aim", "dan", "count"}
 
 
 def test_without_wrappers_there_is_no_rotation():
     prompts, _ = prompt_table()
     plain = prompts[prompts["transform"] == "plain"].reset_index(drop=True)
     assert rotation.folds(plain, plain["transform"], 0) == []
-    with pytest.raises(ValueError, match="no prompt stands in a wrapper"):
+    with pytest.raises(ValueError, match="there is no fold: no prompt stands in a wrapper"):
         rotation.rotate(plain, [], {})
 
 
@@ -94,3 +94,33 @@ def test_the_interval_over_wrappers_covers_where_wrappers_differ():
         covered += for_few["low"] <= truth <= for_few["high"]
         plain += usual["low"] <= truth <= usual["high"]
     assert covered >= 186 and covered > plain
+
+
+def test_a_source_is_tested_by_a_probe_of_the_other_side_without_wrappers():
+    prompts, kinds = prompt_table()
+    is_ood = prompts["split"] == "ood"
+    prompts["source"] = np.where(prompts["label"] == 0, "chat", np.where(is_ood, "theirs", "ours"))
+    # What tells the classes apart in our source tells nothing in theirs, and the other way round.
+    ours, theirs = rotation.source_folds(prompts, kinds)
+    assert (ours.held_out, theirs.held_out) == ("ours", "theirs")
+    for fold, other in ((ours, is_ood), (theirs, ~is_ood)):
+        assert (fold.train == other).all(), "the whole other side, in its wrappers"
+        tested = prompts[fold.test]
+        assert set(tested["transform"]) == {"plain"} and set(tested["label"]) == {0, 1}
+        assert not (fold.train & fold.test).any()
+    label = prompts["label"].to_numpy()
+    noise = np.random.default_rng(0).standard_normal((2, len(label)))
+    signal = np.stack([np.where(is_ood, 0, label), np.where(is_ood, label, 0)]) * 3 + noise
+    columns = np.concatenate([signal, label[None] * 3 + noise[:1]]).T.astype(np.float32)
+    contenders = {
+        Probe("both"): stress.Contender(columns[:, 2:], c=1.0), Probe("one"): stress.Contender(columns[:, :1], c=1.0)
+    }  # fmt: skip
+    rotated = rotation.rotate(prompts, [ours, theirs], contenders, rotation.SOURCE_SPLIT)
+    table = rotated.apart(50, 0).estimates().set_index(["probe", "held_out"])["value"]
+    assert (table["both"] > 0.9).all() and table["one", "theirs"] < 0.8
+
+
+def test_a_source_on_both_sides_is_left_out():
+    prompts, kinds = prompt_table()
+    assert set(prompts["source"]) == {"0", "1"}
+    assert rotation.source_folds(prompts, kinds) == []
