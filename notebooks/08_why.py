@@ -129,7 +129,8 @@ of_controls |= controls.of_dictionaries(
 # %% [markdown]
 # The dictionaries that are looked into: the SAEs of notebook 04, those of notebook 03 (one of each
 # architecture, of the L0 nearest to the pretraining SAE's on these prompts), and a draw of each
-# control dictionary. Beside them the SAEs of fewer tokens or other widths are probed.
+# control dictionary. Beside them the SAEs of fewer tokens or other widths are probed, and the other
+# base SAEs, over which the parts of the loss are averaged.
 
 # %%
 sample = controls.training_sample(tokens, task, torch.Generator().manual_seed(seed))
@@ -143,14 +144,17 @@ if records.read(run, "03_sae_training")["parameters"]["layer"] == layer:
 looked_into.append(controls.first_draws(run.folder / "controls"))
 looked_into = pd.concat(looked_into, ignore_index=True)[["variant", "seed", "folder"]]
 others = pd.read_parquet(others_path)
+bases = every_sae[every_sae["variant"] == main[0]].iloc[1:]
+bases = bases.assign(variant=main[0] + ", base " + bases["seed"].astype(str))
 dictionaries = {row.variant: folders.load(row.folder, device) for row in looked_into.itertuples()}
 sae_inputs = on_saes.Inputs(tokens, {linear_pooling: here[linear_pooling]}, task, device=device)
 at_show_k = probe_grid._replace(ks=[show_k], linear_on=[])
-probed = on_saes.probe_saes(pd.concat([looked_into, others]), sae_inputs, at_show_k)
+every_one = pd.concat([looked_into, others, bases])
+probed = on_saes.probe_saes(every_one, sae_inputs, at_show_k)
 forms = on_saes.best_forms(probed.scores, task, show_k, choices["selections"])
 in_best = on_saes.in_best_form(probed.scores, forms)
 forms = {variant: form for (variant, _), form in forms.items()}
-in_form = {name: probed.latents[name][forms[name].pooling] for name in dictionaries}
+in_form = {name: of_one[forms[name].pooling] for name, of_one in probed.latents.items()}
 
 # %%
 sparse = {
@@ -216,30 +220,33 @@ tables.in_columns(ahead, "control")
 
 # %%
 dense_c = choices["c"][linear_pooling]
+taken = pd.concat([looked_into, bases]).set_index("variant")["folder"]
 readable = {
     name: loss_parts.Readable(
         in_form[name], show_k, form.selection,
-        latents.reconstruction(dictionaries[name], probed.latents[name][linear_pooling]),
+        latents.reconstruction(folders.load(folder), probed.latents[name][linear_pooling]),
         here[linear_pooling],
     )
-    for name, form in forms.items() if name in dictionaries
+    for name, folder in taken.items() for form in [forms[name]]
 }  # fmt: skip
 part_rows = pd.DataFrame(columns=["variant", "part", "split", "value", "low", "high"])
 impossible = loss_parts.impossible(prompts, gap_split)
 if not impossible:
-    part_rows = loss_parts.taken_apart(
+    apart_rows = loss_parts.taken_apart(
         prompts, readable, stress.Contender(here[linear_pooling], c=dense_c),
         {gap_split: weights[gap_split]}, records.read(run, "05_probing")["parameters"]["c_grid"],
         seed,
-    ).estimates()  # fmt: skip
+    )  # fmt: skip
+    of_bases = dict(zip(bases["variant"], bases["seed"]))
+    part_rows = loss_parts.over_bases(apart_rows, main[0], of_bases, seed).estimates()
 
 # %%
 if len(part_rows):
     figure = why_figures.stacked(part_rows, loss_parts.LOSS, "AUROC lost to the dense probe")
     caption = (
-        f"Profile {profile}, layer {layer}, k = {show_k}, {where}; one dictionary of each kind, "
-        f"the first seed. Dense: {linear_pooling} pooling. Lines: 95 % bootstrap over base "
-        f"prompts, thin at the end of each part.\n{loss_parts.REPAIRS}"
+        f"Profile {profile}, layer {layer}, k = {show_k}, {where}; mean over {n_bases} of the "
+        f"{main[0]}, one of the others. Dense: {linear_pooling} pooling. Lines: 95 % over base "
+        f"prompts and base SAEs, thin at the end of each part.\n{loss_parts.REPAIRS}"
     )
     display(figures.save(figure, run.figures, "08_loss_parts", caption))
     display(tables.in_columns(part_rows, "variant", "part"))

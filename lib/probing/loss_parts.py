@@ -199,6 +199,19 @@ def taken_apart(
     return Draws(pd.DataFrame(rows, dtype=object), np.array(parts))
 
 
+def over_bases(drawn: Draws, variant: str, others: Mapping[str, int], seed: int) -> Draws:
+    """The draws of :func:`taken_apart` with the mean over the SAEs of ``variant`` in the place of its first one.
+
+    ``others`` has the seeds of its other SAEs, by the name under which they were taken apart. The spread over these
+    seeds is in all replicates, as no other dictionary has one of its own (:meth:`lib.stats.draws.Draws.over_seeds`).
+    Means of parts still sum to the mean loss; with their noise, replicates do so no more.
+    """
+    names = drawn.dimensions["variant"]
+    seeds = names.map(dict(others)).astype(object).where(names.isin(list(others)), None)
+    dimensions = drawn.dimensions.assign(variant=names.where(~names.isin(list(others)), variant), seed=seeds)
+    return Draws(dimensions, drawn.values).over_seeds(seed, bounds=(-1.0, 1.0))
+
+
 def _losses(sparse: dict[Made, np.ndarray], dense: dict[Made, np.ndarray]) -> dict[str, np.ndarray]:
     gains = _gains(sparse | {frozenset(PARTS): dense[frozenset(DENSE_PARTS)]}, PARTS)
     of_dense = _gains(dense, DENSE_PARTS)

@@ -102,6 +102,23 @@ def test_parts_add_up_in_every_replicate_for_every_dictionary(prompts):
     assert np.array_equal(drawn.where(variant="0", part=LOSS).values, by_hand), "the probes of notebook 05"
 
 
+def test_the_mean_over_base_saes_has_their_spread_and_other_dictionaries_stay():
+    parts = (WEIGHTS, ERROR, LOSS)
+    planted = {"SAE": (0.1, 0.2, 0.3), "SAE, base 1": (0.2, 0.2, 0.4), "SAE, base 2": (0.3, 0.2, 0.5)}
+    planted["other"] = (0.0, 0.1, 0.1)
+    rows = [{"variant": name, "part": part, "split": "ood"} for name in planted for part in parts]
+    values = np.repeat(np.concatenate(list(planted.values()))[:, None], 1000, axis=1)
+    drawn = loss_parts.Draws(pd.DataFrame(rows, dtype=object), values)
+    table = loss_parts.over_bases(drawn, "SAE", {"SAE, base 1": 1, "SAE, base 2": 2}, 0).estimates()
+    table = table.set_index(["variant", "part"])
+    assert list(dict.fromkeys(table.index.get_level_values("variant"))) == ["SAE", "other"]
+    assert table.loc["SAE", "value"].tolist() == pytest.approx([0.2, 0.2, 0.4])
+    assert table.loc["other", "value"].tolist() == pytest.approx([0.0, 0.1, 0.1])
+    of_seeds = metrics.t_interval(np.array([0.1, 0.2, 0.3]))
+    assert table.loc[("SAE", WEIGHTS), "high"] == pytest.approx(of_seeds.high, abs=0.01)
+    assert table.loc[("SAE", ERROR), ["low", "high"]].tolist() == pytest.approx([0.2, 0.2])
+
+
 def test_a_part_is_the_mean_gain_over_the_orders():
     none, threshold, weights = frozenset(), frozenset({THRESHOLD}), frozenset({WEIGHTS})
     areas = {none: 0.5, threshold: 0.7, weights: 0.6, threshold | weights: 0.75}
