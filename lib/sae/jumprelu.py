@@ -1,8 +1,10 @@
 """JumpReLU SAE training steps whose cost follows the number of active latents.
 
-A step needs one dense product (the encoder). Decoding and all gradients are computed exactly, on the entries
-(token, latent) that are active or within half a bandwidth of their threshold. With inputs x scaled to unit mean
-square per coordinate, pre = x W_enc + b_enc, f = pre · H(pre − θ), x̂ = f W_dec + b_dec,
+A step needs one dense product (the encoder), which finds the entries (token, latent) that are active or within half a
+bandwidth of their threshold. Where the CPU multiplies bfloat16, that product is of rounded factors, the search is wider
+by their error, and what it finds is computed anew in float32. Decoding and all gradients are exact on these entries.
+With inputs x scaled to unit mean square per coordinate, pre = x W_enc + b_enc, f = pre · H(pre − θ),
+x̂ = f W_dec + b_dec,
 
     loss = mean (x − x̂)²  +  λ · penalty(firing frequencies),
 
@@ -23,6 +25,8 @@ from torch import Tensor
 from lib.base.registry import lookup
 
 DENSE_ABOVE = 0.12  # share of entries above which dense products are faster
+ROUNDOFF = 2.0**-8  # of bfloat16: the largest relative error of a rounded number
+SIGMAS = 8.0  # of a rounded product's error, by which the search is widened
 
 
 class Parameters(NamedTuple):
@@ -53,7 +57,6 @@ class StepResult(NamedTuple):
     l0: float
     frequency: Float[Tensor, " d_sae"]
     residual: Float[Tensor, "tokens d_model"]
-    pre: Float[Tensor, "tokens d_sae"]
     balance: tuple[float, float]  # Σ of the threshold gradients: reconstruction, and penalty per unit coefficient
 
 
@@ -104,6 +107,43 @@ def penalty_slope(frequency: Float[Tensor, " d_sae"], kind: str, f0: float) -> F
     return lookup(PENALTIES, "penalty", kind).slope(frequency, f0)
 
 
+def entries_of(x: Float[Tensor, "tokens d_model"], p: Parameters, bandwidth: float) -> Entries:
+    """Entries of a batch that are above their threshold, or at most half a bandwidth below it."""
+    if multiplies_bfloat16(x):
+        candidates = rounded_candidates(x, p, bandwidth)
+        if len(candidates) <= DENSE_ABOVE * len(x) * len(p.threshold):
+            row, col = candidates // len(p.threshold), candidates % len(p.threshold)
+            sampled = _sampled(_offsets(row, len(x)), col.int(), (len(x), len(p.threshold)))
+            return _within(row, col, sampled(x, p.enc).add_(p.b_enc[col]), p.threshold, bandwidth)
+    return find_entries(torch.addmm(p.b_enc, x, p.enc.T), p.threshold, bandwidth)
+
+
+def multiplies_bfloat16(x: Tensor) -> bool:
+    """Whether the CPU that holds the float32 ``x`` has instructions for products of bfloat16, some times as fast."""
+    is_supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return x.device.type == "cpu" and x.dtype == torch.float32 and is_supported()
+
+
+def rounded_candidates(
+    x: Float[Tensor, "tokens d_model"], p: Parameters, bandwidth: float
+) -> Int[Tensor, " n"]:
+    """Places (token · d_sae + latent, rising) of the entries that a product of bfloat16 finds.
+
+    With u = 2⁻⁸ the largest relative error of a rounding, and errors uniform and independent (as in the statistical
+    analysis of Higham 2002, 2.8), x·w of rounded factors has an error of standard deviation u √(2/3) √(Σᵢ xᵢ²wᵢ²). The
+    search goes down by ``SIGMAS`` of it, with the batch's mean xᵢ², and by 2 u for the rounded result and threshold.
+    What a token of many times the mean's norm could lose are entries at the lower edge of the band, never active ones.
+    """
+    least = p.threshold - p.b_enc - bandwidth / 2
+    deviation = (p.enc.square() @ x.square().mean(0)).sqrt_().mul_(ROUNDOFF * (2 / 3) ** 0.5)
+    least = (least - SIGMAS * deviation - 2 * ROUNDOFF * least.abs()).bfloat16()
+    pre = x.bfloat16() @ p.enc.bfloat16().T
+    if (least >= 0).all():  # Numbers above zero have the order of their bits, and others have negative ones.
+        pre, least = pre.view(torch.int16), least.view(torch.int16)
+        return torch.from_numpy(np.flatnonzero(pre.numpy() > least.numpy()))
+    return torch.from_numpy(np.flatnonzero((pre > least).numpy()))
+
+
 def find_entries(
     pre: Float[Tensor, "tokens d_sae"], threshold: Float[Tensor, " d_sae"], bandwidth: float
 ) -> Entries:
@@ -114,9 +154,16 @@ def find_entries(
     else:
         flat = mask.flatten().nonzero()[:, 0]
     row, col = flat // pre.shape[1], flat % pre.shape[1]
-    values = pre.take(flat)
-    over = values - threshold[col]
-    return Entries(row, col, values, (over > 0).nonzero()[:, 0], over.abs() < bandwidth / 2)
+    return _within(row, col, pre.take(flat), threshold, bandwidth)
+
+
+def _within(row: Tensor, col: Tensor, pre: Tensor, threshold: Tensor, bandwidth: float) -> Entries:
+    """The entries of some candidates, in their order."""
+    over = pre - threshold[col]
+    kept = over > -bandwidth / 2
+    if not kept.all():
+        row, col, pre, over = row[kept], col[kept], pre[kept], over[kept]
+    return Entries(row, col, pre, (over > 0).nonzero()[:, 0], over.abs() < bandwidth / 2)
 
 
 def sparse_step(
@@ -131,9 +178,9 @@ def sparse_step(
 
     Falls back to dense products when more than ``DENSE_ABOVE`` of all entries are candidates.
     """
-    pre = torch.addmm(p.b_enc, x, p.enc.T)
-    entries = find_entries(pre, p.threshold, bandwidth)
-    products = _dense_products if len(entries.col) > DENSE_ABOVE * pre.numel() else _sparse_products
+    entries = entries_of(x, p, bandwidth)
+    is_dense = len(entries.col) > DENSE_ABOVE * len(x) * len(p.threshold)
+    products = _dense_products if is_dense else _sparse_products
     recon, sampled, transposed = products(entries, p.dec, len(x))
     col, activation = entries.col[entries.active], entries.pre[entries.active]
     residual = recon(activation).add_(p.b_dec).sub_(x)
@@ -154,7 +201,7 @@ def sparse_step(
     )
     loss = residual.square().mean() + coefficient * penalty(frequency, kind, f0)
     balance = (by_reconstruction.sum().item(), by_penalty.sum().item())
-    return StepResult(gradients, loss.item(), frequency.sum().item(), frequency, residual, pre, balance)
+    return StepResult(gradients, loss.item(), frequency.sum().item(), frequency, residual, balance)
 
 
 def _sum_by(index: Tensor, values: Tensor, length: int) -> Tensor:
@@ -175,7 +222,7 @@ def _sparse_products(e: Entries, dec: Tensor, n: int) -> Products:
     crow, ccol = _offsets(row, n), _offsets(col, len(dec))
     order = torch.argsort(col, stable=True)
     row_of = row[order].int()
-    all_crow, all_col = _offsets(e.row, n), e.col.int()
+    sampled_at_all = _sampled(_offsets(e.row, n), e.col.int(), (n, len(dec)))
 
     def times(crow, col, values, shape, dense):
         matrix = torch.sparse_csr_tensor(crow, col, values, shape, check_invariants=False)
@@ -186,14 +233,23 @@ def _sparse_products(e: Entries, dec: Tensor, n: int) -> Products:
         return times(crow, col, values, (n, len(dec)), dec)
 
     def sampled(upstream):
-        zeros = torch.zeros(len(all_col), dtype=upstream.dtype, device=col.device)
-        empty = torch.sparse_csr_tensor(all_crow, all_col, zeros, (n, len(dec)), check_invariants=False)
-        return torch.sparse.sampled_addmm(empty, upstream, dec.T, beta=0.0).values()
+        return sampled_at_all(upstream, dec)
 
     def transposed(values, x):
         return times(ccol, row_of, values[order], (len(dec), n), x)
 
     return Products(recon, sampled, transposed)
+
+
+def _sampled(crow: Tensor, col: Tensor, shape: tuple[int, int]) -> Callable[[Tensor, Tensor], Tensor]:
+    """The function (a, b) → a bᵀ at the entries of a matrix whose places these are."""
+
+    def product(a, b):
+        zeros = torch.zeros(len(col), dtype=a.dtype, device=a.device)
+        empty = torch.sparse_csr_tensor(crow, col, zeros, shape, check_invariants=False)
+        return torch.sparse.sampled_addmm(empty, a, b.T, beta=0.0).values()
+
+    return product
 
 
 def _offsets(index: Tensor, length: int) -> Int[Tensor, " length_plus_1"]:

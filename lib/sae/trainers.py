@@ -146,7 +146,7 @@ class JumpReLUTrainer:
         if not len(dead):
             return
         x, residual = x[: self.AUX_TOKENS], result.residual[: self.AUX_TOKENS]
-        pre = result.pre[: self.AUX_TOKENS].index_select(1, dead)
+        pre = torch.addmm(self.p.b_enc.data[dead], x, self.p.enc.data[dead].T)
         dec, scale = self.p.dec.data[dead], 2 / residual.numel()
         best, index = pre.topk(min(self.recipe.k_aux, len(dead)), dim=1)
         latents = torch.zeros_like(pre).scatter_(1, index, best.relu_())

@@ -127,3 +127,44 @@ def test_entries_are_the_active_and_the_band():
     assert e.active.tolist() == [0, 1] and e.in_band.tolist() == [False, False, True, True]
     recon, sampled, transposed = _dense_products(e, torch.eye(3), 2)
     torch.testing.assert_close(recon(e.pre[e.active]), torch.tensor([[1.1, 0.0, 2.0], [0.0, 0.0, 0.0]]))
+
+
+def wide_world(seed, shift):
+    """Tokens with outlier coordinates and a few large norms, correlated with some latents; thresholds by frequency."""
+    g = torch.Generator().manual_seed(seed)
+    n, d_model, d_sae = 512, 96, 700
+    x = torch.randn(n, d_model, generator=g) * torch.cat([torch.full((3,), 8.0), torch.ones(d_model - 3)])
+    x[:5] *= 3
+    x = (x - x.mean(0)) / (x - x.mean(0)).square().mean().sqrt()
+    dec = torch.nn.functional.normalize(torch.randn(d_sae, d_model, generator=g), dim=1)
+    dec[:50] = torch.nn.functional.normalize(x[:50], dim=1)
+    b_enc = 0.3 * torch.randn(d_sae, generator=g)
+    threshold = (torch.addmm(b_enc, x, dec.T).quantile(0.97, dim=0) + shift).clamp(min=0)
+    return x, Parameters(dec, dec.clone(), b_enc, torch.zeros(d_model), threshold)
+
+
+@pytest.mark.parametrize("shift", [0.0, -1.5], ids=["usual thresholds", "some below zero"])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_product_of_rounded_factors_loses_no_entry_and_adds_few(seed, shift):
+    x, p = wide_world(seed, shift)
+    exact = find_entries(torch.addmm(p.b_enc, x, p.enc.T), p.threshold, 0.3)
+    places = exact.row * len(p.threshold) + exact.col
+    found = jumprelu.rounded_candidates(x, p, 0.3)
+    assert set(places.tolist()) <= set(found.tolist()) and (found.diff() > 0).all()
+    assert len(found) < 1.25 * len(places)
+    narrow = jumprelu.rounded_candidates(x, p._replace(threshold=p.threshold + 0.1), 0.3)
+    assert not set(places.tolist()) <= set(narrow.tolist()), "a margin that is too small is seen"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_step_is_the_same_with_and_without_rounded_factors(seed, monkeypatch):
+    x, p = wide_world(seed, 0.0)
+    steps = []
+    for is_supported in (True, False):
+        monkeypatch.setattr(jumprelu, "multiplies_bfloat16", lambda x, is_supported=is_supported: is_supported)
+        steps.append(sparse_step(x, p, 0.5, 0.3, "quadratic_frequency"))
+    rounded, plain = steps
+    assert rounded.loss == pytest.approx(plain.loss, rel=1e-5) and rounded.l0 == plain.l0
+    for name, of_rounded, of_plain in zip(Parameters._fields, rounded.gradients, plain.gradients):
+        difference = (of_rounded - of_plain).abs().max()
+        assert difference <= 1e-4 * of_plain.abs().max(), name
