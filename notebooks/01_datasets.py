@@ -27,6 +27,8 @@
 # no answers.
 
 # %%
+import functools
+
 import numpy as np
 import pandas as pd
 from IPython.display import Markdown, display
@@ -36,19 +38,30 @@ from lib.model import chat, models, rollouts
 from lib.probing import dense as dense_probes
 from lib.results import figures, records, tables
 from lib.stats import metrics
-from lib.texts import datasets, sources
+from lib.texts import datasets, own_texts, sources
+from lib.texts.labelled import Columns
 
 # %% [markdown]
 # ## Parameters
-# The defaults are the `embedded` profile. With `train_csv` (columns `text,label`) your own data
-# take the place of the shipped ones; augmentation is then off unless you set `augment="on"`.
+# The defaults are the `embedded` profile. With `train_csv` your own labelled texts take the place
+# of the shipped ones; augmentation is then off unless you set `augment="on"`.
 
 # %% tags=["parameters"]
 profile = "embedded"
 dataset = "embedded"  # embedded | public
 toxic_looking = "xstest"  # harmless prompts of public that look toxic, xstest | or_bench (hub)
-train_csv = ""  # your own data, columns text and label (1 is the positive class)
-ood_csv = ""  # your own out-of-distribution data, same columns
+train_csv = ""  # your own labelled texts, as CSV of any dialect, JSON lines or parquet
+ood_csv = ""  # the same, out of distribution
+text_column = ""  # of these files; found where it is unambiguous
+label_column = ""
+group_column = ""  # variants of one text
+positive_label = []  # labels of the positive class, or a threshold of scores; empty: found
+encoding = ""
+drop_duplicates = True  # in these files, repeats of a text with its label
+drop_conflicts = True  # in these files, all rows of a text that has both labels
+decode_entities = False  # in these files, of HTML, such as &amp;
+csv_rows = 2000  # of each file, at most; each class keeps its share (0: all)
+csv_tokens = 512  # of a text in them, whose end is kept
 normalize = True  # remove formatting that tells the label
 augment = "auto"  # auto | on | off, wrap prompts in jailbreaks and innocuous transformations
 n_harmful = 160  # base prompts at most, in distribution
@@ -81,11 +94,21 @@ seed = 0
 # public profile) and the harmless ones ordinary instructions (Alpaca). Out of distribution, the
 # harmful requests have another style (AdvBench), and the harmless ones are prompts that look
 # toxic and are not (XSTest in the place of OR-Bench, which needs the Hugging Face hub) and plain
-# chat requests.
+# chat requests. Of your own files it is said what was found in them, and what was left out.
 
 # %%
 run = records.start("01_datasets", globals())
-base = sources.base_prompts(dataset, toxic_looking, train_csv, ood_csv)
+cleaning, own = own_texts.Cleaning(drop_duplicates, drop_conflicts, decode_entities), None
+if train_csv or ood_csv:
+    columns = Columns(text_column, label_column, group_column, tuple(positive_label), encoding)
+    tokenizer = models.load_tokenizer(model)
+    shorten = functools.partial(models.shortened, tokenizer, most_tokens=csv_tokens)
+    files = {"id": train_csv, "ood": ood_csv}
+    own = own_texts.read(files, columns, cleaning, csv_rows, shorten)
+    print("\n".join(own.said))
+base = own.base if own else sources.base_prompts(dataset, toxic_looking)
+
+# %%
 base.groupby(["pool", "source", "label"], sort=False).agg(
     prompts=("text", "size"),
     questions=("text", lambda t: t.map(datasets.is_question).mean()),
@@ -115,8 +138,12 @@ questions = normalize and not train_csv
 lengths = length_matched and not train_csv
 drawn = datasets.draw(base, limits, questions, rng, length_matched=lengths)
 if normalize:
-    drawn = drawn.assign(text=drawn["text"].map(datasets.normalise)).drop_duplicates("text")
+    drawn = drawn.assign(text=drawn["text"].map(datasets.normalise))
+drawn, left_out = own_texts.distinct(drawn, "once normalised", cleaning)
 clean = datasets.split_base(drawn, val_share, rng)
+rows_read = own_texts.account([*own.counts, *left_out], clean) if own else pd.DataFrame()
+if own:
+    display(own_texts.overview(rows_read))
 clean.groupby(["split", "label"], sort=False).size().unstack()
 
 # %% [markdown]
@@ -171,7 +198,7 @@ figures.save(figure, run.figures, "01_register", caption)
 # ## Near-duplicates across splits
 # Prompts that say the same in two splits would make validation and OOD look easier than they are.
 # For each base prompt the largest cosine of MiniLM sentence embeddings to the earlier splits;
-# those above the threshold are removed (in your own CSV they are only shown).
+# those above the threshold are removed (of your own texts they are only shown).
 
 # %%
 clean["cosine"] = datasets.cross_split_cosine(clean)
@@ -318,6 +345,7 @@ counts = [
 ]
 parts = [formatting, register, wrapper, pd.DataFrame(counts)]
 parts += [refused] if len(refused) else []
+parts += [rows_read.rename(columns={"rows": "value"}).assign(metric="rows")] if own else []
 table = pd.concat(parts, ignore_index=True)
 outputs = {"prompts": path, "raw_prompts": raw_path}
 records.write(run, table, table, inputs=[], outputs=outputs).name

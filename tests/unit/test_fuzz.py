@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from lib.base import build_graph
 from lib.runs import profiles, runner, sweep_cells
-from lib.texts import datasets, sources
+from lib.texts import datasets, own_texts, sources
+from lib.texts.labelled import Columns
 from tests.fuzzing import JSON, Outcomes, fuzz
 
 HUGE = b"x" * 200_000
@@ -79,12 +80,15 @@ def csv_bytes(draw, word):
 def write_prompts(path, train, ood, normalise, wrap):
     """What notebook 01 does with a user's files, without its probe and its model."""
     rng = np.random.default_rng(0)
-    base = sources.base_prompts("embedded", train_csv=str(train), ood_csv=str(ood or ""))
+    own = own_texts.read({"id": str(train), "ood": str(ood or "")}, Columns())
+    base = own.base
     assert list(base) == sources.BASE_COLUMNS and base.notna().all().all()
     drawn = datasets.draw(base, {}, False, rng)
     raw = datasets.split_base(drawn, 0.2, rng)
     if normalise:
-        drawn = drawn.assign(text=drawn["text"].map(datasets.normalise)).drop_duplicates("text")
+        drawn = drawn.assign(text=drawn["text"].map(datasets.normalise))
+    drawn, left_out = own_texts.distinct(drawn, "once normalised")
+    own_texts.account([*own.counts, *left_out], drawn)
     clean = datasets.split_base(drawn, 0.2, rng)
     assert np.isfinite(datasets.surface_form(clean["text"].tolist())).all().all()
     prompts = datasets.plain(clean)
