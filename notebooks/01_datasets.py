@@ -107,6 +107,7 @@ if train_csv or ood_csv:
     own = own_texts.read(files, columns, cleaning, csv_rows, shorten)
     print("\n".join(own.said))
 base = own.base if own else sources.base_prompts(dataset, toxic_looking)
+label_names = figures.OWN_LABELS if own else figures.LABELS
 
 # %%
 base.groupby(["pool", "source", "label"], sort=False).agg(
@@ -186,7 +187,7 @@ figures.save(figure, run.figures, "01_formatting", caption)
 # %%
 register = datasets.register(clean, n_bootstrap, seed)
 named = register.assign(
-    row=register["source"] + register["label"].map({1: " (harmful)", 0: " (harmless)"}),
+    row=register["source"] + " (" + register["label"].map(label_names) + ")",
     panel="base prompts in the first person",
 )
 caption = f"Profile {profile}, base prompts as drawn; 95 % bootstrap over base prompts."
@@ -204,7 +205,8 @@ figures.save(figure, run.figures, "01_register", caption)
 clean["cosine"] = datasets.cross_split_cosine(clean)
 near = clean["cosine"] > max_cosine
 caption = f"Profile {profile}; {near.sum()} of {len(clean):,} base prompts above {max_cosine}."
-figure = figures.nearest_neighbours(clean, max_cosine)
+what = "shown, not removed" if train_csv else "removed above"
+figure = figures.nearest_neighbours(clean, max_cosine, what)
 figures.save(figure, run.figures, "01_near_duplicates", caption)
 
 # %%
@@ -234,12 +236,12 @@ example[["transform", "label", "text"]].assign(text=lambda t: t["text"].str[:110
 
 # %%
 caption = f"Profile {profile}; {prompts['base_id'].nunique():,} base prompts."
-figures.save(figures.composition(prompts), run.figures, "01_composition", caption)
+figures.save(figures.composition(prompts, label_names), run.figures, "01_composition", caption)
 
 # %%
 caption = f"Profile {profile}; n = {len(prompts):,} prompts after augmentation, of which the "
 caption += f"longest {1 - figures.SHOWN_LENGTHS:.1%} are not shown."
-figures.save(figures.lengths(prompts), run.figures, "01_lengths", caption)
+figures.save(figures.lengths(prompts, label_names), run.figures, "01_lengths", caption)
 
 # %% [markdown]
 # What the wrapper alone says, its share of positives in training as the score: of the label, and
@@ -249,7 +251,8 @@ figures.save(figures.lengths(prompts), run.figures, "01_lengths", caption)
 # `innocuous_share`.
 
 # %%
-targets = {"the label": prompts["label"], "a harmful base prompt": datasets.content(prompts)}
+of_base = f"a base prompt that is {label_names[1]}" if own else "a harmful base prompt"
+targets = {"the label": prompts["label"], of_base: datasets.content(prompts)}
 weights = metrics.split_weights(prompts, n_bootstrap, seed)
 rows = [
     row
@@ -317,7 +320,8 @@ sizes = prompts.groupby("split").agg(
     prompts=("text", "size"), harmful=("label", "mean"), base_prompts=("base_id", "nunique")
 )
 in_order = [split for split in datasets.SPLITS if split in sizes.index]
-sizes.loc[in_order].assign(paper=pd.Series(paper)).round(3)
+shown = sizes.loc[in_order].assign(paper=pd.Series(paper)).round(3)
+shown.drop(columns="paper").rename(columns={"harmful": "share of label 1"}) if own else shown
 
 # %% [markdown]
 # ## Takeaway
@@ -325,14 +329,17 @@ sizes.loc[in_order].assign(paper=pd.Series(paper)).round(3)
 # %%
 rows = zip(formatting["formatting"], formatting["split"], tables.texts(formatting, 2), strict=True)
 lines = [f"- {name}, {figures.SPLITS[split]}: AUROC {text}" for name, split, text in rows]
+of_sets = (
+    "The embedded prompts were written for this project and are smaller in topic than the paper's "
+    "sets; XSTest stands in for OR-Bench in the public profile, and the paper's internal chat set "
+    "cannot be had."
+)
 Markdown(
     f"{len(prompts):,} prompts from {prompts['base_id'].nunique():,} base prompts. "
     "Surface form alone separates the classes with\n\n" + "\n".join(lines)
     + "\n\nCommas and quotes are left as they are, so a score above 0.5 remains; the baselines of "
     "notebook 05 (TF-IDF, surface form) say what they give once prompts are wrapped, and AUROC "
-    "within strata of length what length gives. The embedded prompts were written for "
-    "this project and are smaller in topic than the paper's sets; XSTest stands in for OR-Bench in "
-    "the public profile, and the paper's internal chat set cannot be had."
+    f"within strata of length what length gives. {'' if own else of_sets}"
 )
 
 # %%

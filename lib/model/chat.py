@@ -57,6 +57,16 @@ def special(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     return set(tokenizer.all_special_ids) | added
 
 
+def reading(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> dict[str, str]:
+    """What decides, beside texts and model, how texts are read: something only where one spells a special token.
+
+    Stores that were made when such a text ended the user's turn thus have another name.
+    """
+    names = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    is_spelled = any(name in text for text in texts for name in names)
+    return {"special_tokens": "characters"} if is_spelled else {}
+
+
 def rendered(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[str, int]:
     """The prompt as the user's turn with the header of the model's turn behind it, and the character where it begins.
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from lib.base.files import locked, replacing_folder, value_hash
-from lib.model import activations, models
+from lib.model import activations, chat, models
 from lib.probing import controls
 from lib.probing.tasks import Task
 from lib.sae import folders, latents
@@ -103,8 +103,9 @@ def harvest(reader: Reader, tasks: list[TaskTexts], parent: Path) -> Path:
     Activations of tokens lie beside it while it is made, so that an interrupted harvest goes on.
     """
     texts = texts_of(tasks)
-    hashed = activations.texts_hash(texts["text"].tolist())
-    folder = parent / f"features-{value_hash(reader.decides() | {'texts': hashed})}"
+    of_texts = texts["text"].tolist()
+    decides = reader.decides() | {"texts": activations.texts_hash(of_texts)}
+    folder = parent / f"features-{value_hash(decides | chat.reading(reader.bridge.tokenizer, of_texts))}"
     with locked(folder):
         if not folder.exists():
             scratch = parent / f"harvest-{folder.name.removeprefix('features-')}"

@@ -94,8 +94,8 @@ def read(
             raise ValueError(f"{name}: fewer than two classes are left of its texts{lacks}")
     if n_cut:
         said.append(f"{n_cut} texts are too long and keep their end only (csv_tokens)")
-    later = [*shared, *_counted(not_drawn, f"left out: not among the {most} that are drawn (csv_rows)"), *equal]
-    said += [f"{POOLS[count.pool]}: {count.rows} rows {count.what}" for count in later]
+    later = [*shared, *_counted(not_drawn, f"left out: not drawn (csv_rows: {most})"), *equal]
+    said += [f"{Path(files[count.pool]).name}: {count.rows} rows {count.what}" for count in later]
     return OwnTexts(base.reset_index(drop=True), said, counts + later)
 
 
@@ -119,7 +119,7 @@ def distinct(base: pd.DataFrame, when: str, cleaning: Cleaning = CLEANED) -> tup
     repeats = pd.DataFrame({"text": text, "label": base["label"]}).duplicated()
     reasons = {
         "no text": text == "",
-        "a text that training has": is_ood & text.isin(text[~is_ood]),
+        "a text of training": is_ood & text.isin(text[~is_ood]),
         "text with both labels": both & cleaning.drop_conflicts,
         "repeated text": repeats & cleaning.drop_duplicates,
     }

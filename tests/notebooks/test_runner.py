@@ -174,7 +174,7 @@ def test_debug_runs_two_notebooks_on_a_users_files(tmp_path, monkeypatch, capsys
     }  # fmt: skip
     said = capsys.readouterr().out
     assert "figures/debug-my-data-1-/debugging.html" in said and "label 1 stands for 'spam' (1)" in said
-    assert "ood_csv: 1 rows left out: a text that training has" in said
+    assert "other.csv: 1 rows left out: a text of training" in said
     for values, sentence in (
         ({"OOD": str(tmp_path / "nowhere.csv")}, "nowhere.csv: it cannot be read as .csv"),
         ({"POSITIVE": "eggs"}, r"POSITIVE=eggs is none of its labels, which are 'ham' \(1\)"),

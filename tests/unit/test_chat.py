@@ -160,6 +160,12 @@ def test_markers_of_a_model_without_template_are_characters(minilm):
     assert len(long) == 30 and long.count(tokenizer.sep_token_id) == 1
 
 
+def test_a_store_of_texts_with_markers_has_a_name_of_its_own(chat_tokenizer):
+    name, tokenizer = chat_tokenizer
+    assert chat.reading(tokenizer, ["one", f"two {MARKED[name]}"]) == {"special_tokens": "characters"}
+    assert chat.reading(tokenizer, sources.base_prompts("embedded")["text"].tolist()) == {}
+
+
 def test_long_texts_keep_their_end(gemma):
     tokenizer, marked = gemma.tokenizer, MARKED["gemma"]
     short, long = models.shortened(tokenizer, ["one two", f"one {marked}"], 6)

@@ -48,11 +48,11 @@ def test_every_row_is_accounted_for(put):
         ("id", "left out: text with both labels"): 2, ("id", "left out: repeated text"): 1,
         ("id", "left out: once normalised, text with both labels"): 2,
         ("id", "left out: once normalised, repeated text"): 1, ("id", "base prompts"): 3,
-        ("ood", "rows of the file"): 5, ("ood", "left out: a text that training has"): 2,
-        ("ood", "left out: once normalised, a text that training has"): 1, ("ood", "base prompts"): 2,
+        ("ood", "rows of the file"): 5, ("ood", "left out: a text of training"): 2,
+        ("ood", "left out: once normalised, a text of training"): 1, ("ood", "base prompts"): 2,
     }  # fmt: skip
     assert kept["text"].tolist() == ["A", "B", "E", "X", "Y"]
-    assert "ood_csv: 2 rows left out: a text that training has" in own.said
+    assert "ood.csv: 2 rows left out: a text of training" in own.said
     table = own_texts.overview(own_texts.account(own.counts, own.base))
     assert table.columns.tolist() == ["train_csv", "ood_csv"] and table.iloc[0].tolist() == [11, 5]
     with pytest.raises(ValueError, match="rows that nothing accounts for: {'id': 1}"):
@@ -81,7 +81,7 @@ def test_many_rows_are_drawn_by_class_and_long_texts_cut(put):
     rows = [(f"text number {i} " + "tail " * (i % 3), int(i < 40)) for i in range(400)]
     own = own_texts.read(put(rows), Columns(), most=100, shorten=lambda texts: [text[-12:] for text in texts])
     kept, counts = accounted(own)
-    assert counts[("id", "left out: not among the 100 that are drawn (csv_rows)")] == 300
+    assert counts[("id", "left out: not drawn (csv_rows: 100)")] == 300
     assert counts[("id", "rows of the file")] == 400 and own.base["text"].str.len().max() <= 12
     assert any(sentence.endswith("texts are too long and keep their end only (csv_tokens)") for sentence in own.said)
     assert any("once cut, repeated text" in what for _, what in counts)
