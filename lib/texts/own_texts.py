@@ -78,8 +78,8 @@ def read(
         path = Path(name).expanduser()
         file = _read(path, columns, cleaning)
         said += [f"{path.name}: {sentence}" for sentence in file.said]
-        base_id = f"{pool}_csv-" + file.rows["group"]
-        parts.append(file.rows.assign(base_id=base_id, pool=pool, source=f"{pool}_csv")[BASE_COLUMNS])
+        base_id = f"{POOLS[pool]}-" + file.rows["group"]
+        parts.append(file.rows.assign(base_id=base_id, pool=pool, source=POOLS[pool])[BASE_COLUMNS])
         counts.append(Count(pool, IN_FILE, file.n_read))
         counts += [Count(pool, f"left out: {reason}", rows) for reason, rows in file.dropped.items() if rows]
     base, shared = distinct(pd.concat(parts, ignore_index=True), "", cleaning)

@@ -23,7 +23,7 @@ ODD = {
         *("two\nlines", "\u2028", "\ufeff", "\ud800", HUGE.decode()),
     ],
     "label": ["", " 1", "1.0", "2", "-1", "yes", "True", "nan", "inf", "1e400", "9" * 5000, "\x00", "٠"],
-    "base_id": ["", " ", "0", "nan", "id_csv-00001", ":plain", "\x00"],
+    "base_id": ["", " ", "0", "nan", "train_csv-line 2", ":plain", "\x00"],
     "note": ["", "x" * 5000, "\x00"],
 }
 KINDS = ["cell", "cell", "cell", "short", "long", "copy", "rename", "column"]
@@ -125,7 +125,7 @@ def test_csv(tmp_path):
         for table in written.values():
             assert list(table) == datasets.COLUMNS and table.notna().all().all()
             assert table["text"].str.strip().ne("").all()
-            without_id = table["base_id"].str.fullmatch(r"(id|ood)_csv-\s*")
+            without_id = table["base_id"].str.fullmatch(r"(train|ood)_csv-\s*")
             assert not without_id.any(), "rows without a base_id are no variants of one prompt"
             assert set(table["label"]) == {0, 1} and (table.groupby("base_id")["split"].nunique() == 1).all()
 

@@ -61,11 +61,11 @@ def test_every_row_is_accounted_for(put):
 
 def test_the_line_of_the_file_is_the_base_id_and_groups_are_kept(put):
     own = own_texts.read(put([("a", 1), ("b", 0)], [("c", 1), ("d", 0)]), Columns())
-    assert own.base["base_id"].tolist() == ["id_csv-line 2", "id_csv-line 3", "ood_csv-line 2", "ood_csv-line 3"]
+    assert own.base["base_id"].tolist() == ["train_csv-line 2", "train_csv-line 3", "ood_csv-line 2", "ood_csv-line 3"]
     assert list(own.base) == sources.BASE_COLUMNS and own.base["pool"].tolist() == ["id", "id", "ood", "ood"]
     rows = [("a", 1, "g1"), ("b", 0, "g1"), ("a", 1, "g2")]
     own = own_texts.read(put(rows, header=("text", "label", "user")), Columns(group="user"))
-    assert own.base["text"].tolist() == ["a", "b"] and set(own.base["base_id"]) == {"id_csv-g1"}
+    assert own.base["text"].tolist() == ["a", "b"] and set(own.base["base_id"]) == {"train_csv-g1"}
 
 
 def test_equal_texts_that_are_kept_share_a_split_with_their_groups(put):
@@ -74,7 +74,7 @@ def test_equal_texts_that_are_kept_share_a_split_with_their_groups(put):
     own = own_texts.read(put(rows, header=("text", "label", "group")), Columns(), keep)
     kept, counts = accounted(own, keep)
     assert len(kept) == 6 and counts[("id", "base prompts")] == 6
-    assert kept["base_id"].tolist() == ["id_csv-g1"] * 5 + ["id_csv-g4"]
+    assert kept["base_id"].tolist() == ["train_csv-g1"] * 5 + ["train_csv-g4"]
 
 
 def test_many_rows_are_drawn_by_class_and_long_texts_cut(put):
