@@ -32,7 +32,7 @@ PROFILE_FILE := $(if $(filter %.yaml %.yml,$(PROFILE)),$(PROFILE),notebooks/prof
 RUN := data/runs/$(NAME)
 export MIRROR WORKERS CLUSTER GPUS
 # Taken as they were typed: make would expand a $ in them, and the shell quotes.
-TYPED := TASKS DIR TEXT LABEL GROUP POSITIVE ENCODING ROWS PROBE CSV TO
+TYPED := TASKS DIR TEXT LABEL GROUP POSITIVE ENCODING ROWS PROBE CSV OOD TO
 export $(TYPED)
 $(foreach name,$(TYPED),$(eval override $(name) := $$(value $(name))))
 export PYTHONWARNINGS := ignore:IProgress,ignore:Sparse CSR
@@ -73,9 +73,8 @@ data: env $(if $(filter-out 1,$(WORKERS)),$(VENV)/sweep) ## Fetch the data of PR
 	@$(PYTHON) -m lib.runs.runner --fetch --profile $(PROFILE)
 	@mkdir -p $(RUN)
 
-debug: env ## What would a probe cheat on in your data? (CSV=file with text,label; OOD=another)
-	@test -n "$(CSV)" || { echo "error: give CSV=file with the columns text,label (and OOD=file, if there is one)"; exit 1; }
-	@$(PYTHON) -m lib.runs.runner --debug "$(CSV)" $(if $(OOD),"$(OOD)")
+debug: env ## What would a probe cheat on in your data? (CSV=labelled file; OOD=another; TEXT, LABEL, POSITIVE as for tasks)
+	@$(PYTHON) -m lib.runs.runner --debug
 
 tasks: $(VENV)/tasks $(if $(filter-out 1,$(WORKERS)),$(VENV)/sweep) ## Do SAEs help on these tasks? (TASKS=core, all or names of sae-probes; or DIR=folder of labelled files)
 	@$(PYTHON) -m lib.runs.runner --tasks --profile $(PROFILE)

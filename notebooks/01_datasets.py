@@ -27,6 +27,8 @@
 # no answers.
 
 # %%
+import functools
+
 import numpy as np
 import pandas as pd
 from IPython.display import Markdown, display
@@ -36,19 +38,30 @@ from lib.model import chat, models, rollouts
 from lib.probing import dense as dense_probes
 from lib.results import figures, records, tables
 from lib.stats import metrics
-from lib.texts import datasets, sources
+from lib.texts import datasets, own_texts, sources
+from lib.texts.labelled import Columns
 
 # %% [markdown]
 # ## Parameters
-# The defaults are the `embedded` profile. With `train_csv` (columns `text,label`) your own data
-# take the place of the shipped ones; augmentation is then off unless you set `augment="on"`.
+# The defaults are the `embedded` profile. With `train_csv` your own labelled texts take the place
+# of the shipped ones; augmentation is then off unless you set `augment="on"`.
 
 # %% tags=["parameters"]
 profile = "embedded"
 dataset = "embedded"  # embedded | public
 toxic_looking = "xstest"  # harmless prompts of public that look toxic, xstest | or_bench (hub)
-train_csv = ""  # your own data, columns text and label (1 is the positive class)
-ood_csv = ""  # your own out-of-distribution data, same columns
+train_csv = ""  # your own labelled texts, as CSV of any dialect, JSON lines or parquet
+ood_csv = ""  # the same, out of distribution
+text_column = ""  # of these files; found where it is unambiguous
+label_column = ""
+group_column = ""  # variants of one text
+positive_label = []  # labels of the positive class, or a threshold of scores; empty: found
+encoding = ""
+drop_duplicates = True  # in these files, repeats of a text with its label
+drop_conflicts = True  # in these files, all rows of a text that has both labels
+decode_entities = False  # in these files, of HTML, such as &amp;
+csv_rows = 2000  # of each file, at most; each class keeps its share (0: all)
+csv_tokens = 512  # of a text in them, whose end is kept
 normalize = True  # remove formatting that tells the label
 augment = "auto"  # auto | on | off, wrap prompts in jailbreaks and innocuous transformations
 n_harmful = 160  # base prompts at most, in distribution
@@ -81,11 +94,22 @@ seed = 0
 # public profile) and the harmless ones ordinary instructions (Alpaca). Out of distribution, the
 # harmful requests have another style (AdvBench), and the harmless ones are prompts that look
 # toxic and are not (XSTest in the place of OR-Bench, which needs the Hugging Face hub) and plain
-# chat requests.
+# chat requests. Of your own files it is said what was found in them, and what was left out.
 
 # %%
 run = records.start("01_datasets", globals())
-base = sources.base_prompts(dataset, toxic_looking, train_csv, ood_csv)
+cleaning, own = own_texts.Cleaning(drop_duplicates, drop_conflicts, decode_entities), None
+if train_csv or ood_csv:
+    columns = Columns(text_column, label_column, group_column, tuple(positive_label), encoding)
+    tokenizer = models.load_tokenizer(model)
+    shorten = functools.partial(models.shortened, tokenizer, most_tokens=csv_tokens)
+    files = {"id": train_csv, "ood": ood_csv}
+    own = own_texts.read(files, columns, cleaning, csv_rows, shorten)
+    print("\n".join(own.said))
+base = own.base if own else sources.base_prompts(dataset, toxic_looking)
+label_names = figures.OWN_LABELS if own else figures.LABELS
+
+# %%
 base.groupby(["pool", "source", "label"], sort=False).agg(
     prompts=("text", "size"),
     questions=("text", lambda t: t.map(datasets.is_question).mean()),
@@ -115,8 +139,12 @@ questions = normalize and not train_csv
 lengths = length_matched and not train_csv
 drawn = datasets.draw(base, limits, questions, rng, length_matched=lengths)
 if normalize:
-    drawn = drawn.assign(text=drawn["text"].map(datasets.normalise)).drop_duplicates("text")
+    drawn = drawn.assign(text=drawn["text"].map(datasets.normalise))
+drawn, left_out = own_texts.distinct(drawn, "once normalised", cleaning)
 clean = datasets.split_base(drawn, val_share, rng)
+rows_read = own_texts.account([*own.counts, *left_out], clean) if own else pd.DataFrame()
+if own:
+    display(own_texts.overview(rows_read))
 clean.groupby(["split", "label"], sort=False).size().unstack()
 
 # %% [markdown]
@@ -159,7 +187,7 @@ figures.save(figure, run.figures, "01_formatting", caption)
 # %%
 register = datasets.register(clean, n_bootstrap, seed)
 named = register.assign(
-    row=register["source"] + register["label"].map({1: " (harmful)", 0: " (harmless)"}),
+    row=register["source"] + " (" + register["label"].map(label_names) + ")",
     panel="base prompts in the first person",
 )
 caption = f"Profile {profile}, base prompts as drawn; 95 % bootstrap over base prompts."
@@ -171,13 +199,14 @@ figures.save(figure, run.figures, "01_register", caption)
 # ## Near-duplicates across splits
 # Prompts that say the same in two splits would make validation and OOD look easier than they are.
 # For each base prompt the largest cosine of MiniLM sentence embeddings to the earlier splits;
-# those above the threshold are removed (in your own CSV they are only shown).
+# those above the threshold are removed (of your own texts they are only shown).
 
 # %%
 clean["cosine"] = datasets.cross_split_cosine(clean)
 near = clean["cosine"] > max_cosine
 caption = f"Profile {profile}; {near.sum()} of {len(clean):,} base prompts above {max_cosine}."
-figure = figures.nearest_neighbours(clean, max_cosine)
+what = "shown, not removed" if train_csv else "removed above"
+figure = figures.nearest_neighbours(clean, max_cosine, what)
 figures.save(figure, run.figures, "01_near_duplicates", caption)
 
 # %%
@@ -207,12 +236,12 @@ example[["transform", "label", "text"]].assign(text=lambda t: t["text"].str[:110
 
 # %%
 caption = f"Profile {profile}; {prompts['base_id'].nunique():,} base prompts."
-figures.save(figures.composition(prompts), run.figures, "01_composition", caption)
+figures.save(figures.composition(prompts, label_names), run.figures, "01_composition", caption)
 
 # %%
 caption = f"Profile {profile}; n = {len(prompts):,} prompts after augmentation, of which the "
 caption += f"longest {1 - figures.SHOWN_LENGTHS:.1%} are not shown."
-figures.save(figures.lengths(prompts), run.figures, "01_lengths", caption)
+figures.save(figures.lengths(prompts, label_names), run.figures, "01_lengths", caption)
 
 # %% [markdown]
 # What the wrapper alone says, its share of positives in training as the score: of the label, and
@@ -222,7 +251,8 @@ figures.save(figures.lengths(prompts), run.figures, "01_lengths", caption)
 # `innocuous_share`.
 
 # %%
-targets = {"the label": prompts["label"], "a harmful base prompt": datasets.content(prompts)}
+of_base = f"a base prompt that is {label_names[1]}" if own else "a harmful base prompt"
+targets = {"the label": prompts["label"], of_base: datasets.content(prompts)}
 weights = metrics.split_weights(prompts, n_bootstrap, seed)
 rows = [
     row
@@ -290,7 +320,8 @@ sizes = prompts.groupby("split").agg(
     prompts=("text", "size"), harmful=("label", "mean"), base_prompts=("base_id", "nunique")
 )
 in_order = [split for split in datasets.SPLITS if split in sizes.index]
-sizes.loc[in_order].assign(paper=pd.Series(paper)).round(3)
+shown = sizes.loc[in_order].assign(paper=pd.Series(paper)).round(3)
+shown.drop(columns="paper").rename(columns={"harmful": "share of label 1"}) if own else shown
 
 # %% [markdown]
 # ## Takeaway
@@ -298,14 +329,17 @@ sizes.loc[in_order].assign(paper=pd.Series(paper)).round(3)
 # %%
 rows = zip(formatting["formatting"], formatting["split"], tables.texts(formatting, 2), strict=True)
 lines = [f"- {name}, {figures.SPLITS[split]}: AUROC {text}" for name, split, text in rows]
+of_sets = (
+    "The embedded prompts were written for this project and are smaller in topic than the paper's "
+    "sets; XSTest stands in for OR-Bench in the public profile, and the paper's internal chat set "
+    "cannot be had."
+)
 Markdown(
     f"{len(prompts):,} prompts from {prompts['base_id'].nunique():,} base prompts. "
     "Surface form alone separates the classes with\n\n" + "\n".join(lines)
     + "\n\nCommas and quotes are left as they are, so a score above 0.5 remains; the baselines of "
     "notebook 05 (TF-IDF, surface form) say what they give once prompts are wrapped, and AUROC "
-    "within strata of length what length gives. The embedded prompts were written for "
-    "this project and are smaller in topic than the paper's sets; XSTest stands in for OR-Bench in "
-    "the public profile, and the paper's internal chat set cannot be had."
+    f"within strata of length what length gives. {'' if own else of_sets}"
 )
 
 # %%
@@ -318,6 +352,7 @@ counts = [
 ]
 parts = [formatting, register, wrapper, pd.DataFrame(counts)]
 parts += [refused] if len(refused) else []
+parts += [rows_read.rename(columns={"rows": "value"}).assign(metric="rows")] if own else []
 table = pd.concat(parts, ignore_index=True)
 outputs = {"prompts": path, "raw_prompts": raw_path}
 records.write(run, table, table, inputs=[], outputs=outputs).name

@@ -263,12 +263,15 @@ lines = [
 ]
 never = ", ".join(planted.never_exposed(ranks, "SAE latents")) or "none"
 n_failing = int(latents["fails_ood"].sum())
+failing = f"{n_failing} of ten work in distribution and not out of it"
+if not (prompts["split"] == "ood").any():
+    failing = "without texts out of distribution it is not known which fail there"
 
 # %%
 Markdown(
     f"Before normalisation {n_exposed['SAE latents']} of the ten latents expose formatting, and "
-    f"{n_failing} of ten work in distribution and not out of it. Recall at {debugging.TOP} net of "
-    f"placebo, a mean over the shares {plant_shares}:\n\n"
+    f"{failing}. Recall at {debugging.TOP} net of placebo, a mean over the shares "
+    f"{plant_shares}:\n\n"
     + "\n".join(lines)
     + f"\n\nNever exposed by SAE latents at any share: {never}. Training on normalised prompts in "
     f"place of raw ones, OOD: {debugging.gains_in_words(gains)}.\n\n"

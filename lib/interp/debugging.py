@@ -329,7 +329,7 @@ def gains_in_words(gains: pd.DataFrame, split: str = "ood") -> str:
     """Which of the gains of one split are above zero, which below, and which may be either, in this order."""
     of_split = gains[gains["split"] == split]
     if of_split.empty:
-        return f"no split {split}"
+        return "not known, as there is no such text"
     names = of_split["probe"] + " tested on " + of_split["tested"] + " " + tables.texts(of_split)
     is_above, is_below = of_split["low"] > 0, of_split["high"] < 0
     groups = {"it helped": is_above, "it hurt": is_below, "it may have done either": ~is_above & ~is_below}

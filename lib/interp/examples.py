@@ -91,8 +91,9 @@ class Drawn(NamedTuple):
 def token_texts(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
     """Each token as it reads, with a space before it where a word begins, so that joined tokens give the text."""
     pieces = tokenizer.convert_ids_to_tokens(ids)
-    wordpiece = any(token.startswith("##") for token in tokenizer.get_vocab())
-    return [_token_text(tokenizer, piece, wordpiece) for piece in pieces]
+    # A vocabulary of bytes has tokens such as ## too, of headings; only WordPiece marks what goes on with a word so.
+    is_wordpiece = type(tokenizer.backend_tokenizer.model).__name__ == "WordPiece"
+    return [_token_text(tokenizer, piece, is_wordpiece) for piece in pieces]
 
 
 def _token_text(tokenizer: PreTrainedTokenizerBase, piece: str, wordpiece: bool) -> str:

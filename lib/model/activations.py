@@ -17,7 +17,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from lib.base.registry import lookup
 from lib.model import forward
-from lib.model.chat import has_template
+from lib.model.chat import has_template, reading
 from lib.model.collectors import STORED, PooledShard, Prompts, TokenShard
 from lib.model.models import check_layers, fixed_position, resid_post, seeing, special_ids, tokenise_with_spans
 from lib.model.poolings import ALL_POOLINGS, named
@@ -79,6 +79,7 @@ def _harvest_prompts(
     token_ids = prompts.token_ids
     chunks = _by_tokens(_by_length(token_ids), token_ids, shard_tokens)
     common = model | {"texts": texts_hash(texts), "shard_tokens": shard_tokens}
+    common |= reading(bridge.tokenizer, texts)
     if has_template(bridge.tokenizer):
         common |= {"over": over} | ({} if to_end else {"to_end": False})
     stores: dict[Path, _Store] = {}

@@ -1,7 +1,8 @@
 """Chat templates: a prompt as the chat model reads it, the end of the user's turn, and dialogues as text.
 
 Everything is found from the tokenizer's own template (``chat_template``), nothing is written down per model. A template
-that asks for today's date is told ``TODAY``, or a prompt would be another one tomorrow.
+that asks for today's date is told ``TODAY``, or a prompt would be another one tomorrow. Where a prompt itself reads
+``<|im_end|>``, these are the characters that somebody wrote, and no control token.
 """
 
 import datetime
@@ -54,6 +55,16 @@ def special(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """Ids of all special tokens: BOS, EOS, pad, CLS, SEP, and turn markers."""
     added = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     return set(tokenizer.all_special_ids) | added
+
+
+def reading(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> dict[str, str]:
+    """What decides, beside texts and model, how texts are read: something only where one spells a special token.
+
+    Stores that were made when such a text ended the user's turn thus have another name.
+    """
+    names = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    is_spelled = any(name in text for text in texts for name in names)
+    return {"special_tokens": "characters"} if is_spelled else {}
 
 
 def rendered(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[str, int]:
@@ -122,14 +133,16 @@ def _stopped_clock() -> str:
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Encoded:
-    """Tokens of a prompt in the chat template. The template writes BOS, so the tokenizer adds none: there is one."""
+    """Tokens of a prompt in the chat template. The template writes BOS, so the tokenizer adds none: there is one.
+
+    What looks like a control token in the prompt is read as its characters.
+    """
     whole, begin = rendered(tokenizer, text)
     is_stripped = not whole[begin:].startswith(text)
     spaces = len(text) - len(text.lstrip()) if is_stripped else 0
     size = len(text.strip()) if is_stripped else len(text)
     end = begin + size
-    encoding = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    in_whole = encoding["offset_mapping"]
+    ids, in_whole = _tokens(tokenizer, whole, begin, end)
     inside = [i for i, (start, stop) in enumerate(in_whole) if start < end and stop > begin and stop > start]
     offsets = [(0, 0)] * len(in_whole)
     for i in inside:
@@ -137,7 +150,27 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Encoded:
         offsets[i] = (max(start - begin, 0) + spaces, min(stop - begin, size) + spaces)
     behind_begin = (i for i, (_, stop) in enumerate(in_whole) if stop > begin)
     first = inside[0] if inside else next(behind_begin, len(offsets))
-    return Encoded(encoding["input_ids"], offsets, first, first + len(inside))
+    return Encoded(ids, offsets, first, first + len(inside))
+
+
+def _tokens(
+    tokenizer: PreTrainedTokenizerBase, whole: str, begin: int, end: int
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """Ids and offsets of a rendered prompt, in which special tokens between ``begin`` and ``end`` are characters."""
+    options = {"add_special_tokens": False, "return_offsets_mapping": True, "verbose": False}
+    encoding = tokenizer(whole, **options)
+    ids, offsets, of_control = encoding["input_ids"], encoding["offset_mapping"], special(tokenizer)
+    controls = [i for i, token in enumerate(ids) if token in of_control]
+    if not any(begin <= offsets[i][0] < end for i in controls):
+        return ids, offsets
+    # The template's own control tokens part the text, and what stands between two of them is read by itself.
+    left = max((i + 1 for i in controls if offsets[i][0] < begin), default=0)
+    right = min((i for i in controls if offsets[i][0] >= end), default=len(ids))
+    start = offsets[left - 1][1] if left else 0
+    stop = offsets[right][0] if right < len(ids) else len(whole)
+    between = tokenizer(whole[start:stop], split_special_tokens=True, **options)
+    moved = [(first + start, last + start) for first, last in between["offset_mapping"]]
+    return ids[:left] + between["input_ids"] + ids[right:], offsets[:left] + moved + offsets[right:]
 
 
 def cut(encoded: Encoded, limit: int) -> Encoded:

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.utilities.tokenize_utils import get_tokenizer_with_bos
+from transformers import PreTrainedTokenizerBase
 
 from lib.base.files import cause, file_hash
 from lib.base.registry import lookup
@@ -258,20 +259,21 @@ def tokenise(bridge: TransformerBridge, texts: list[str], max_length: int | None
     """Token ids of each text with the model's special tokens; of a text over ``max_length`` the end is kept.
 
     A chat model reads the text as the user's turn, with the header of its own turn behind it (see ``lib.model.chat``).
-    ``max_length`` (tokens, special ones included) is at most the model's context. A warning says how many were cut.
+    Special tokens that a text spells out, such as ``[SEP]``, are read as characters. ``max_length`` (tokens, special
+    ones included) is at most the model's context. A warning says how many were cut.
     """
     limit = min(max_length or bridge.cfg.n_ctx, bridge.cfg.n_ctx)
     tokenizer = bridge.tokenizer
     if chat.has_template(tokenizer):
         return [encoded.ids for encoded in _encoded(bridge, texts, limit)]
     side, tokenizer.truncation_side = tokenizer.truncation_side, "left"
-    full = tokenizer(texts, add_special_tokens=True, truncation=False, verbose=False)["input_ids"]
+    full = tokenizer(texts, split_special_tokens=True, truncation=False, verbose=False)["input_ids"]
     long = [i for i, ids in enumerate(full) if len(ids) > limit]
     if long:
         message = f"{len(long)} of {len(texts)} texts are longer than {limit} tokens; their end is kept"
         warnings.warn(message, stacklevel=2)
-        cut = tokenizer([texts[i] for i in long], truncation=True, max_length=limit)["input_ids"]
-        for i, ids in zip(long, cut, strict=True):
+        cut = tokenizer([texts[i] for i in long], split_special_tokens=True, truncation=True, max_length=limit)
+        for i, ids in zip(long, cut["input_ids"], strict=True):
             full[i] = ids
     tokenizer.truncation_side = side
     return full
@@ -314,9 +316,25 @@ def token_offsets(bridge: TransformerBridge, texts: list[str]) -> list[list[tupl
     if chat.has_template(tokenizer):
         return [encoded.offsets for encoded in _encoded(bridge, texts, bridge.cfg.n_ctx)]
     side, tokenizer.truncation_side = tokenizer.truncation_side, "left"
-    encoding = tokenizer(texts, truncation=True, max_length=bridge.cfg.n_ctx, return_offsets_mapping=True)
+    options = {"split_special_tokens": True, "truncation": True, "max_length": bridge.cfg.n_ctx}
+    encoding = tokenizer(texts, return_offsets_mapping=True, **options)
     tokenizer.truncation_side = side
     return encoding["offset_mapping"]
+
+
+def shortened(tokenizer: PreTrainedTokenizerBase, texts: list[str], most_tokens: int) -> list[str]:
+    """The texts, of which those of more than ``most_tokens`` tokens keep their end; the model's special tokens, and a
+    chat template's, do not count.
+
+    Raises:
+        ValueError: fewer than one token.
+    """
+    if most_tokens < 1:
+        raise ValueError(f"{most_tokens} tokens of a text are to be kept; it must be at least 1")
+    options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+    of_texts = tokenizer(texts, return_offsets_mapping=True, **options)["offset_mapping"]
+    starts = [spans[-most_tokens][0] if len(spans) > most_tokens else 0 for spans in of_texts]
+    return [text[start:] for text, start in zip(texts, starts, strict=True)]
 
 
 def split_tokens(bridge: TransformerBridge, texts: list[str], context: int) -> list[list[int]]:

@@ -49,7 +49,8 @@ def generate(
         ValueError: a model without chat template, impossible sampling parameters, or a damaged part.
     """
     draws = Draws(max_new_tokens, temperature, top_p, seed, part_prompts)
-    return _in_parts(bridge, model | {"prompts": texts_hash(prompts)}, prompts, parent, draws, tokenise)
+    decides = model | {"prompts": texts_hash(prompts)} | chat.reading(bridge.tokenizer, prompts)
+    return _in_parts(bridge, decides, prompts, parent, draws, tokenise)
 
 
 def user_turns(

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from lib.base.files import locked, replacing_folder, value_hash
-from lib.model import activations, models
+from lib.model import activations, chat, models
 from lib.probing import controls
 from lib.probing.tasks import Task
 from lib.sae import folders, latents
@@ -103,8 +103,9 @@ def harvest(reader: Reader, tasks: list[TaskTexts], parent: Path) -> Path:
     Activations of tokens lie beside it while it is made, so that an interrupted harvest goes on.
     """
     texts = texts_of(tasks)
-    hashed = activations.texts_hash(texts["text"].tolist())
-    folder = parent / f"features-{value_hash(reader.decides() | {'texts': hashed})}"
+    of_texts = texts["text"].tolist()
+    decides = reader.decides() | {"texts": activations.texts_hash(of_texts)}
+    folder = parent / f"features-{value_hash(decides | chat.reading(reader.bridge.tokenizer, of_texts))}"
     with locked(folder):
         if not folder.exists():
             scratch = parent / f"harvest-{folder.name.removeprefix('features-')}"
@@ -115,7 +116,7 @@ def harvest(reader: Reader, tasks: list[TaskTexts], parent: Path) -> Path:
 
 def _make(reader: Reader, texts: pd.DataFrame, scratch: Path, folder: Path) -> None:
     bridge, layer = reader.bridge, reader.layer
-    cut = shortened(bridge, texts["text"].tolist(), reader.most_tokens)
+    cut = models.shortened(bridge.tokenizer, texts["text"].tolist(), reader.most_tokens)
     store = activations.harvest_pooled(
         bridge, reader.model, cut, [layer], scratch, poolings=reader.poolings, token_layer=layer
     )
@@ -160,20 +161,11 @@ def load(folder: Path, texts: list[str]) -> Features:
     return Features(resid, pooled)
 
 
-def shortened(bridge: TransformerBridge, texts: list[str], most_tokens: int) -> list[str]:
-    """The texts, of which those of more than ``most_tokens`` tokens keep their end, as SAE-Probes' do."""
-    starts = [spans[-most_tokens][0] if len(spans) > most_tokens else 0 for spans in _offsets(bridge, texts)]
-    return [text[start:] for text, start in zip(texts, starts, strict=True)]
-
-
 def n_long(bridge: TransformerBridge, tasks: list[TaskTexts], most_tokens: int) -> dict[str, int]:
     """How many texts of each task are longer than ``most_tokens``."""
-    return {
-        task.name: sum(len(spans) > most_tokens for spans in _offsets(bridge, task.rows["text"].tolist()))
-        for task in tasks
-    }
-
-
-def _offsets(bridge: TransformerBridge, texts: list[str]) -> list[list[tuple[int, int]]]:
-    encoding = bridge.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    return encoding["offset_mapping"]
+    counts = {}
+    for task in tasks:
+        texts = task.rows["text"].tolist()
+        cut = models.shortened(bridge.tokenizer, texts, most_tokens)
+        counts[task.name] = sum(short != text for short, text in zip(cut, texts, strict=True))
+    return counts

@@ -22,6 +22,7 @@ SPLITS = {
     "ood": "out of distribution",
     "rotation": "each wrapper held out of training",
 }
+OWN_LABELS = {0: "label 0", 1: "label 1"}  # of a user's own data
 COLOURS = {"harmless": "#4477aa", "harmful": "#cc3311"}
 VERDICT_CELL, TITLES, RULES = 3.2, 1.13, 1.02  # width of a verdict's cell in inches; of titles and rules in cells
 CAPTION_CHARACTERS = 15  # in an inch
@@ -62,31 +63,33 @@ def _balanced(text: str, width: int) -> str:
     return "\n".join(next((lines for lines in narrower if len(lines) <= n_lines), textwrap.wrap(text, width)))
 
 
-def composition(prompts: pd.DataFrame) -> Figure:
-    """Number of prompts by split, transform and label."""
+def composition(prompts: pd.DataFrame, names: dict[int, str] = LABELS) -> Figure:
+    """Number of prompts by split, transform and label, of which ``names`` are shown."""
+    colours = dict(zip(names.values(), COLOURS.values()))
     splits = [split for split in SPLITS if (prompts["split"] == split).any()]
     figure, axes = _panels(len(splits), width=4.0, height=3.2, sharex=True)
     for ax, split in zip(axes, splits, strict=True):
         rows = prompts[prompts["split"] == split]
-        counts = rows.groupby(["transform", "label"], sort=False).size().unstack(fill_value=0).rename(columns=LABELS)
-        counts.iloc[::-1].plot.barh(stacked=True, ax=ax, color=COLOURS, width=0.75, legend=ax is axes[0])
+        counts = rows.groupby(["transform", "label"], sort=False).size().unstack(fill_value=0).rename(columns=names)
+        counts.iloc[::-1].plot.barh(stacked=True, ax=ax, color=colours, width=0.75, legend=ax is axes[0])
         ax.set(title=f"{SPLITS[split]} (n = {len(rows):,})", xlabel="prompts", ylabel="")
         ax.grid(axis="y", visible=False)
     axes[0].legend(title=None, frameon=True)
     return figure
 
 
-def lengths(prompts: pd.DataFrame) -> Figure:
-    """Distribution of prompt lengths in words, by split and label, in bins of whole words; the longest prompts, beyond
-    the share ``SHOWN_LENGTHS``, are left out."""
+def lengths(prompts: pd.DataFrame, names: dict[int, str] = LABELS) -> Figure:
+    """Distribution of prompt lengths in words, by split and label (``names``), in bins of whole words; the longest
+    prompts, beyond the share ``SHOWN_LENGTHS``, are left out."""
     splits = [split for split in SPLITS if (prompts["split"] == split).any()]
     figure, axes = _panels(len(splits), width=3.6, height=2.9, sharey=True)
-    table = prompts.assign(words=prompts["text"].str.split().str.len(), label=prompts["label"].map(LABELS))
+    table = prompts.assign(words=prompts["text"].str.split().str.len(), label=prompts["label"].map(names))
+    palette = dict(zip(names.values(), COLOURS.values()))
     top = int(table["words"].quantile(SHOWN_LENGTHS))
     step = -(-(top + 1) // LENGTH_BINS)
     for ax, split in zip(axes, splits, strict=True):
         rows = table[table["split"] == split]
-        colours = {"hue": "label", "hue_order": list(COLOURS), "palette": COLOURS, "legend": ax is axes[0]}
+        colours = {"hue": "label", "hue_order": list(palette), "palette": palette, "legend": ax is axes[0]}
         style = {"element": "step", "stat": "density", "common_norm": False, "bins": np.arange(-0.5, top + step, step)}
         sns.histplot(rows, x="words", ax=ax, **colours, **style)
         ax.set(title=SPLITS[split], xlabel="length (words)", ylabel="density (1 / word)")
@@ -94,15 +97,16 @@ def lengths(prompts: pd.DataFrame) -> Figure:
     return figure
 
 
-def nearest_neighbours(base: pd.DataFrame, threshold: float) -> Figure:
-    """Distribution of each base prompt's largest cosine to the splits before it."""
+def nearest_neighbours(base: pd.DataFrame, threshold: float, what: str = "removed above") -> Figure:
+    """Distribution of each base prompt's largest cosine to the splits before it; ``what`` stands at the threshold."""
     figure, (ax,) = _panels(1, width=5.5, height=3.0)
     table = base[base["split"] != "train"].assign(split=base["split"].map(SPLITS))
     bins = {"stat": "percent", "common_norm": False, "binwidth": 0.025}
     sns.histplot(table, x="cosine", hue="split", element="step", ax=ax, **bins)
     ax.axvline(threshold, color="black", linestyle="--", linewidth=1)
     where = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "ha": "right", "va": "top"}
-    ax.annotate("removed above", (threshold, 0.95), (-4, 0), fontsize=8, **where)
+    where["bbox"] = {"facecolor": "white", "linewidth": 0, "alpha": 0.8, "pad": 1}
+    ax.annotate(what, (threshold, 0.95), (-4, 0), fontsize=8, **where)
     ax.set(xlabel="largest MiniLM cosine to an earlier split's prompt", ylabel="base prompts (%)", xlim=(0, 1))
     ax.get_legend().set_title(None)
     return figure

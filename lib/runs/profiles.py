@@ -118,7 +118,7 @@ def select(notebook: Path, values: dict[str, Any]) -> dict[str, Any]:
     known = {name for path in build_graph.notebooks() for name in build_graph.parameters(path)}
     unknown = sorted(set(values) - known)
     if unknown:
-        raise ValueError(f"unknown parameter {unknown}; the notebooks declare {sorted(known)}")
+        raise ValueError(f"unknown parameter {unknown}; the notebooks declare {', '.join(sorted(known))}")
     defaults = build_graph.parameters(notebook)
     chosen = {name: value for name, value in values.items() if name in defaults and value != defaults[name]}
     for name, value in chosen.items():

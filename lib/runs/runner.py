@@ -1,7 +1,7 @@
 """Headless notebooks: papermill plus what it lacks (checked parameters, outputs that appear only on success).
 
 ``python -m lib.runs.runner 05_probing --profile notebooks/profiles/public.yaml -p layer 3`` runs one notebook;
-``python -m lib.runs.runner --debug my.csv [ood.csv]`` runs 01 and 07 on a user's own data;
+``python -m lib.runs.runner --debug`` runs 01 and 07 on a user's own data (CSV and OOD of the environment);
 ``python -m lib.runs.runner --probe`` writes a profile's best dense probe as a folder; ``--score`` scores texts with it;
 ``python -m lib.runs.runner --publish`` keeps a profile's records, and puts the executed embedded notebooks beside their
 ``.py``.
@@ -26,18 +26,25 @@ from lib.model import weights
 from lib.results import records
 from lib.runs import progress
 from lib.runs.profiles import complete, flat_yaml, profile_path, read_profile, select
-from lib.texts import sources
+from lib.texts import own_texts, sources, table_files
+from lib.texts.labelled import Columns
 
 MANY_TASKS = "09_many_tasks"
 TASKS = "-tasks-"  # in the name of a profile, between that whose model and SAEs are used and the tasks
 SHOWN = {MANY_TASKS: f"embedded{TASKS}core"}  # whose executed notebook stands beside the ``.py``, if not embedded's
-TASK_VARIABLES: dict[str, tuple[str, Callable[[str], Any]]] = {  # of make
+Variables = dict[str, tuple[str, Callable[[str], Any]]]  # of make -> a parameter, and its value from what was typed
+TEXT_VARIABLES: Variables = {
     "TEXT": ("text_column", str),
     "LABEL": ("label_column", str),
     "GROUP": ("group_column", str),
     "POSITIVE": ("positive_label", lambda text: [part.strip() for part in text.split(",")]),
     "ENCODING": ("encoding", str),
-    "ROWS": ("task_rows", lambda text: _whole("ROWS", text)),
+}
+TASK_VARIABLES: Variables = TEXT_VARIABLES | {"ROWS": ("task_rows", lambda text: _whole("ROWS", text))}
+DEBUG_VARIABLES: Variables = TEXT_VARIABLES | {
+    "CSV": ("train_csv", lambda text: str(Path(text).expanduser().resolve())),
+    "OOD": ("ood_csv", lambda text: str(Path(text).expanduser().resolve())),
+    "ROWS": ("csv_rows", lambda text: _whole("ROWS", text)),
 }
 
 
@@ -145,20 +152,23 @@ def _estimate(values: dict[str, Any]) -> None:
     write_json(known, {"values": values, "steps": json.loads(table.to_json(orient="records"))})
 
 
-def debug(train_csv: str, ood_csv: str = "") -> None:
+def debug(given: dict[str, Any]) -> None:
     """Notebooks 01 and 07 on a user's own data with the shipped SAE, as the profile ``debug-<name of the file>``.
 
+    ``given`` are parameters of notebook 01. The files are read before anything is run.
+
     Raises:
-        ValueError: no such file.
+        ValueError: no file, or see :func:`lib.texts.own_texts.read`.
     """
-    paths = [Path(name) for name in (train_csv, ood_csv) if name]
-    for path in paths:
-        if not path.is_file():
-            raise ValueError(f"there is no file {str(path)!r}; give a CSV with the columns text,label")
-    profile = "debug-" + re.sub(r"[^\w-]+", "-", paths[0].stem)
-    values = {"profile": profile}
-    for name, path in zip(("train_csv", "ood_csv"), paths, strict=False):
-        values[name] = str(path.resolve())
+    if "train_csv" not in given:
+        raise ValueError("give CSV=file of labelled texts, and OOD=file for texts out of distribution if there are any")
+    names = ("text_column", "label_column", "group_column", "positive_label", "encoding")
+    columns = Columns(**{field: given[name] for field, name in zip(Columns._fields, names) if name in given})
+    files = {pool: given.get(name, "") for pool, name in own_texts.POOLS.items()}
+    print("\n".join(own_texts.read(files, columns, most=given.get("csv_rows", 0)).said), flush=True)
+    path = Path(given["train_csv"])
+    profile = "debug-" + re.sub(r"[^\w-]+", "-", table_files.stem(path) or path.stem)
+    values = {"n_jailbroken": 0} | given | {"profile": profile}  # nobody asked for answers to these texts
     for name in ("01_datasets", "07_dataset_debugging"):
         _run(build_graph.NOTEBOOKS / f"{name}.py", values)
     folder = relative(run_dir(profile) / "notebooks")
@@ -187,15 +197,10 @@ def tasks(base: str, chosen: list[str], folder: str, given: dict[str, Any]) -> N
     print(f"notebook in {relative(run_dir(name) / 'notebooks')}, the page: figures/{name}/tasks.html")
 
 
-def _task_parameters() -> dict[str, Any]:
-    """Parameters of notebook 09 from the variables of make that are set in the environment; with a mirror, the
-    published results are averaged too."""
-    given: dict[str, Any] = {"published_results": True} if os.environ.get("MIRROR") else {}
-    for variable, (parameter, read) in TASK_VARIABLES.items():
-        text = os.environ.get(variable, "")
-        if text:
-            given[parameter] = read(text)
-    return given
+def _typed(variables: Variables) -> dict[str, Any]:
+    """Parameters from the variables of make that are set in the environment."""
+    typed = {variable: os.environ.get(variable, "") for variable in variables}
+    return {variables[variable][0]: variables[variable][1](text) for variable, text in typed.items() if text}
 
 
 def alone(profile: str, command: list[str]) -> None:
@@ -280,8 +285,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("notebook", nargs="?", help="name without suffix, such as 05_probing")
     parser.add_argument("--profile", default="embedded", help="name of a profile, or path of a YAML file")
     parser.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
-    debug_help = "debug your own data: training CSV, and a CSV out of distribution"
-    parser.add_argument("--debug", nargs="+", metavar="CSV", help=debug_help)
+    debug_help = "debug your own data: CSV, and OOD for texts out of distribution, of the environment"
+    parser.add_argument("--debug", action="store_true", help=debug_help)
     tasks_help = "notebook 09 on TASKS and DIR of the environment, with the model and SAEs of --profile"
     parser.add_argument("--tasks", action="store_true", help=tasks_help)
     probe_help = "write the profile's best dense probe as a folder (TO of the environment)"
@@ -309,10 +314,11 @@ def main() -> None:
             is_tasks = TASKS in arguments.profile
             return publish(arguments.profile if is_tasks else profile_path(arguments.profile).stem)
         if arguments.debug:
-            return debug(*arguments.debug[:2])
+            return debug(_typed(DEBUG_VARIABLES))
         if arguments.tasks:
             chosen = os.environ.get("TASKS", "").replace(",", " ").split()
-            return tasks(arguments.profile, chosen, os.environ.get("DIR", ""), _task_parameters())
+            given = {"published_results": True} if os.environ.get("MIRROR") else {}
+            return tasks(arguments.profile, chosen, os.environ.get("DIR", ""), given | _typed(TASK_VARIABLES))
         if arguments.probe or arguments.score:
             from lib.runs import take_away  # late, as it imports all of the model's libraries
 

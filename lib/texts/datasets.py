@@ -93,7 +93,7 @@ def draw(
     *,
     length_matched: bool = False,
 ) -> pd.DataFrame:
-    """At most ``limits[source]`` base prompts of each source, without exact duplicates.
+    """At most ``limits[source]`` base prompts of each source; all of a source that has no limit.
 
     The in-distribution harmless prompts are drawn with the harmful class's share of questions (``match_questions``;
     in the paper, only Alpaca had questions) and its histogram of lengths (``length_matched``: its shares in the
@@ -101,7 +101,6 @@ def draw(
     label in training. A cell of both takes the harmful class's share of the limit, or all that there is: a scarce
     cell makes the draw smaller and leaves the others as they are.
     """
-    base = base.drop_duplicates("text")
     parts = []
     for source, rows in base.groupby("source", sort=False):
         limit = min(limits.get(source, len(rows)), len(rows))
@@ -280,7 +279,7 @@ def wrapper_scores(prompts: pd.DataFrame, target: pd.Series) -> Float[np.ndarray
 
 
 def plain(base: pd.DataFrame) -> pd.DataFrame:
-    """The prompt table without augmentation (the default for a user's CSV)."""
+    """The prompt table without augmentation (the default for a user's own data)."""
     table = base.assign(prompt_id=base["base_id"] + ":plain" + _numbers(base), transform="plain")
     return table[COLUMNS].reset_index(drop=True)
 

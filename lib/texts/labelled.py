@@ -5,6 +5,7 @@ to type, such as ``TEXT=v2 LABEL=v1 POSITIVE=spam``: variables of make, which st
 """
 
 import hashlib
+import html
 import re
 import shlex
 from collections.abc import Collection
@@ -26,11 +27,10 @@ NAMES = {
     "group": ["group", "base_id"],
 }
 JUNK = re.compile(r"|unnamed.*|index|id|level_0|.*_(len|length|id)")  # columns that are neither text nor label
-COUNTED = {
-    "HTML entities such as &amp;": r"&(?:[a-zA-Z]{2,8}|#\d{2,6}|#x[0-9a-fA-F]{2,6});",
-    "a chat template's control tokens such as <|im_end|>": r"<\|[^|<>\s]{1,40}\|>|<(?:start|end)_of_turn>|</?s>"
-    r"|<(?:bos|eos|pad|unk)>|\[/?INST\]|<</?SYS>>",
-}
+ENTITY = r"&(?:[a-zA-Z]{2,8}|#\d{2,6}|#x[0-9a-fA-F]{2,6});"
+CONTROL = (
+    r"<\|[^|<>\s]{1,40}\|>|<(?:start|end)_of_turn>|</?s>|<(?:bos|eos|pad|unk)>|\[/?INST\]|<</?SYS>>"  # of templates
+)
 
 
 class Columns(NamedTuple):
@@ -71,12 +71,18 @@ AS_FOUND = Columns()
 
 
 def read(
-    path: Path, columns: Columns = AS_FOUND, *, drop_duplicates: bool = True, drop_conflicts: bool = True
+    path: Path,
+    columns: Columns = AS_FOUND,
+    *,
+    drop_duplicates: bool = True,
+    drop_conflicts: bool = True,
+    decode_entities: bool = False,
 ) -> Labelled:
     """The labelled texts of a file, with what was found, chosen and dropped.
 
     Rows without a text or a label are dropped, and, unless the parameters say otherwise, every row of a text that has
-    both labels, and repeats of a text with its label. Texts are compared without the spaces around them.
+    both labels, and repeats of a text with its label. Texts are compared without the spaces around them, and, if HTML
+    entities are to be decoded, after that.
 
     Raises:
         ValueError: one sentence that names the file, the value and what is allowed: a file that is no table or is
@@ -87,13 +93,20 @@ def read(
         table = table_files.read(path, lambda names: _wanted(names, columns), columns.encoding)
         rows, sentence = _columns(table, columns)
         n_read, said = len(rows), [f"{len(rows)} rows; {'; '.join(table.said)}", sentence]
-        rows, dropped, sentences = _kept(rows, columns.positive, drop_duplicates, drop_conflicts)
+        has_entities = rows["text"].str.contains(ENTITY, na=False)
+        if decode_entities:
+            decoded = rows["text"][has_entities].str.replace(ENTITY, lambda match: html.unescape(match[0]), regex=True)
+            rows = rows.assign(text=rows["text"].mask(has_entities, decoded))
+        positive = tuple(map(str, columns.positive))  # a profile may have numbers
+        rows, dropped, sentences = _kept(rows, positive, drop_duplicates, drop_conflicts)
     except Refused as error:
         raise ValueError(f"{path}: {error}") from error
     said += sentences + [f"{count} rows of {n_read} left out: {reason}" for reason, count in dropped.items() if count]
-    for what, pattern in COUNTED.items():
-        if count := int(rows["text"].str.contains(pattern).sum()):
-            said.append(f"{count} texts hold {what}; they are kept as they are")
+    if n_entities := int(has_entities.sum()):
+        how = "they are decoded, as asked" if decode_entities else "they are kept as they are"
+        said.append(f"{n_entities} rows hold HTML entities such as &amp;; {how}")
+    if n_control := int(rows["text"].str.contains(CONTROL).sum()):
+        said.append(f"{n_control} texts spell a chat template's control tokens such as <|im_end|>; read as characters")
     said.append(f"{len(rows)} texts kept, {rows['label'].sum()} with label 1")
     return Labelled(rows, said, n_read, dropped)
 

@@ -1,4 +1,4 @@
-"""Where base prompts come from: shipped files, pinned public downloads, the hub, or a user's CSV.
+"""Where base prompts come from: shipped files, pinned public downloads, or the hub (a user's: ``own_texts``).
 
 A *base prompt* is a request before any jailbreak or transformation. Every source gives a table with
 the columns of ``BASE_COLUMNS``; nothing here draws, normalises or splits.
@@ -18,7 +18,7 @@ import pandas as pd
 import pooch
 import yaml
 
-from lib.base.files import DATA, cause
+from lib.base.files import DATA
 from lib.base.registry import lookup
 
 BASE_COLUMNS = ["base_id", "text", "label", "pool", "source"]
@@ -78,22 +78,18 @@ def _copier(mirror: Path):
     return copy
 
 
-def base_prompts(dataset: str, toxic_looking: str = "xstest", train_csv: str = "", ood_csv: str = "") -> pd.DataFrame:
-    """All base prompts of a data set; ``train_csv`` takes the place of ``dataset`` if it is given.
+def base_prompts(dataset: str, toxic_looking: str = "xstest") -> pd.DataFrame:
+    """All base prompts of a data set, every text once.
 
     Returns a table of ``base_id, text, label (1 harmful), pool (id | ood), source``.
 
     Raises:
-        ValueError: unknown data set, or a CSV that does not have the form that ``read_csv`` asks for.
+        ValueError: unknown data set, or a file that cannot be fetched.
     """
-    if ood_csv and not train_csv:
-        raise ValueError(f"ood_csv={ood_csv!r} is given without train_csv; give both, or train_csv alone")
-    if train_csv:
-        return _user_prompts(train_csv, ood_csv)
     lookup(TOXIC_LOOKING, "toxic_looking", toxic_looking)
     parts = lookup(DATASETS, "dataset", dataset).parts(toxic_looking)
     tables = [_table(part.read(), part.source, *POOLS[name]) for name, part in parts.items()]
-    return pd.concat(tables, ignore_index=True)
+    return pd.concat(tables, ignore_index=True).drop_duplicates("text")
 
 
 def limits(**of_parts: int) -> dict[str, int]:
@@ -192,60 +188,3 @@ class Dataset(NamedTuple):
 
 TOXIC_LOOKING = {"xstest": _xstest_safe, "or_bench": _or_bench}  # harmless prompts that look toxic
 DATASETS = {"embedded": Dataset(_embedded), "public": Dataset(_public, jailbreakchat_templates)}
-
-
-def read_csv(path: str) -> pd.DataFrame:
-    """A user's ``text,label`` table (an optional ``base_id`` column groups variants of one prompt).
-
-    Raises:
-        ValueError: no such file, a missing or repeated column, a label other than 0 or 1, one class only, an empty
-            text or base_id, or one text under both labels; the message names file, row and value.
-    """
-    try:
-        table = pd.read_csv(path, header=None, keep_default_na=False, dtype=str, encoding="utf-8")
-    except Exception as error:  # Pandas takes a decompressor by the file's suffix, and each raises its own errors.
-        raise ValueError(f"{path} cannot be read as a CSV file: {cause(error)}") from error
-    # The header is read as a row: pandas would rename a repeated column, and take one without a name as the index.
-    names = table.iloc[0].tolist()
-    table = table.iloc[1:].set_axis(names, axis=1)
-    missing = {"text", "label"} - set(names)
-    if missing:
-        raise ValueError(f"{path} has no column {sorted(missing)}; its columns are {str(names)[:300]}")
-    repeated = [name for name in ("text", "label", "base_id") if names.count(name) > 1]
-    if repeated:
-        raise ValueError(f"{path} has more than one column {repeated}; one of each is needed")
-    for column in ("text", "base_id") if "base_id" in names else ("text",):
-        empty = table.index[table[column].str.strip().isin(["", "nan", "NaN"])]
-        if len(empty):
-            raise ValueError(f"{path}, row {empty[0] + 1}: empty {column}; every row needs one")
-    label = pd.to_numeric(table["label"], errors="coerce")
-    wrong = table.index[~label.isin([0, 1])]
-    if len(wrong):
-        raise ValueError(f"{path}, row {wrong[0] + 1}: label {table['label'][wrong[0]][:100]!r}; allowed are 0 and 1")
-    table["label"] = label.astype(int)
-    if table["label"].nunique() < 2:
-        raise ValueError(f"{path} has only label {table['label'].unique().tolist()}; both 0 and 1 are needed")
-    clash = table.groupby("text")["label"].nunique()
-    if (clash > 1).any():
-        raise ValueError(f"{path}: the text {clash.idxmax()[:100]!r} has both labels")
-    return table
-
-
-def _user_prompts(train_csv: str, ood_csv: str) -> pd.DataFrame:
-    tables = []
-    for pool, path in (("id", train_csv), ("ood", ood_csv)):
-        if not path:
-            continue
-        table = read_csv(path).drop_duplicates("text", ignore_index=True)
-        base = _table(table["text"].tolist(), f"{pool}_csv", pool, 0).assign(label=table["label"])
-        if "base_id" in table:
-            base["base_id"] = f"{pool}_csv-" + table["base_id"]
-        tables.append(base)
-    base = pd.concat(tables, ignore_index=True)
-    shared = base.loc[base["text"].duplicated(), "text"]
-    if len(shared):
-        raise ValueError(
-            f"{len(shared)} texts stand in both {train_csv} and {ood_csv}, the first is {shared.iloc[0][:100]!r}; "
-            "a text may belong to one split only"
-        )
-    return base

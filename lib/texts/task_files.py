@@ -210,7 +210,7 @@ def of_rows(name: str, kind: str, rows: pd.DataFrame, most: int) -> TaskTexts | 
         "empty text": lambda: text == "",
         "text with both labels": lambda: both,
         "repeated text": lambda: text.duplicated(),
-        "not drawn": lambda: ~_drawn(rows.assign(text=text, dropped=reason != ""), most),
+        "not drawn": lambda: ~drawn(rows.assign(text=text, dropped=reason != ""), most),
     }
     reason = pd.Series("", index=rows.index)
     for why, is_bad in checks.items():
@@ -235,8 +235,12 @@ def _hashed(texts: pd.Series) -> pd.Series:
     return digests.map(lambda digest: int.from_bytes(digest, "big") / 2**64)
 
 
-def _drawn(rows: pd.DataFrame, most: int) -> pd.Series:
-    """Whether a row is among the ``most`` of its pool that are kept; those already dropped are in no draw."""
+def drawn(rows: pd.DataFrame, most: int) -> pd.Series:
+    """Whether a row is among the ``most`` of its pool that are kept; those already dropped are in no draw.
+
+    ``rows`` has ``text``, ``label``, ``pool`` and ``dropped``; texts of the smallest hashes are kept, as many of each
+    label as is its share.
+    """
     left = rows[~rows["dropped"]]
     order = _hashed(left["text"]).sort_values().index
     left = left.loc[order]

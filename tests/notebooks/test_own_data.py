@@ -41,5 +41,6 @@ def test_a_wrong_csv_ends_with_its_sentence(tmp_path, capsys, monkeypatch):
     values = {"profile": "bad-csv-test", "train_csv": str(tmp_path / "bad.csv")}
     with pytest.raises(SystemExit) as stop:
         runner._run(build_graph.NOTEBOOKS / "01_datasets.py", values)
-    assert "label '5'; allowed are 0 and 1" in str(stop.value) and "01_datasets.failed.ipynb" in str(stop.value)
+    assert "its only label is '5' (1); two classes are needed" in str(stop.value)
+    assert "01_datasets.failed.ipynb" in str(stop.value)
     shutil.rmtree(run_dir("bad-csv-test"))

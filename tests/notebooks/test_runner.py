@@ -1,5 +1,6 @@
 """The runner and the make graph on stub notebooks in an empty project."""
 
+import gzip
 import json
 import os
 import shutil
@@ -96,7 +97,7 @@ def test_unknown_profile_and_parameter_are_one_sentence(project):
     assert "error: unknown profile 'nope'; there are ['embedded']" in done.stderr and "Traceback" not in done.stderr
     (project / "notebooks/profiles/mine.yaml").write_text("layre: 2\n")
     _, done = make(project, "reproduce", "PROFILE=mine", check=False)
-    assert "error: unknown parameter ['layre']; the notebooks declare ['layer', 'profile', 'share']" in done.stderr
+    assert "error: unknown parameter ['layre']; the notebooks declare layer, profile, share" in done.stderr
     assert not (project / "data/runs/mine").exists()
 
 
@@ -123,7 +124,7 @@ def test_plain_papermill_runs_a_notebook(project):
 @pytest.mark.parametrize(
     "values, message",
     [
-        ({"layers": 3, "seed": 0, "nope": 1}, r"unknown parameter \['nope'\]; the notebooks declare \['"),
+        ({"layers": 3, "seed": 0, "nope": 1}, r"unknown parameter \['nope'\]; the notebooks declare aggregations, "),
         ({"seed": "zero"}, "parameter seed: 'zero' is str, the default is 0"),
         ({"val_share": "a"}, "val_share: 'a' is str"),
     ],
@@ -159,11 +160,42 @@ def test_parameters_must_be_literals(tmp_path):
 def test_debug_runs_two_notebooks_on_a_users_files(tmp_path, monkeypatch, capsys):
     ran = []
     monkeypatch.setattr(runner, "_run", lambda notebook, values: ran.append((notebook.stem, values)))
-    mine = tmp_path / "my data (1).csv"
-    mine.write_text("text,label\n")
-    runner.debug(str(mine), str(mine))
+    mine, other = tmp_path / "my data (1).csv.gz", tmp_path / "other.csv"
+    mine.write_bytes(gzip.compress(b"v1,v2\nham,hello there\nspam,win now\n"))
+    other.write_text("v1,v2\nham,good bye\nspam,win now\nspam,win more\n")
+    for variable, text in {"CSV": str(mine), "OOD": str(other), "TEXT": "v2", "LABEL": "v1", "ROWS": "9"}.items():
+        monkeypatch.setenv(variable, text)
+    monkeypatch.setattr("sys.argv", ["runner", "--debug"])
+    runner.main()
     assert [name for name, _ in ran] == ["01_datasets", "07_dataset_debugging"]
-    assert ran[0][1] == {"profile": "debug-my-data-1-", "train_csv": str(mine), "ood_csv": str(mine)}
-    assert "figures/debug-my-data-1-/debugging.html" in capsys.readouterr().out
-    with pytest.raises(ValueError, match=r"there is no file 'nowhere.csv'; give a CSV"):
-        runner.debug(str(mine), "nowhere.csv")
+    assert ran[0][1] == {
+        "profile": "debug-my-data-1-", "train_csv": str(mine), "ood_csv": str(other), "n_jailbroken": 0,
+        "text_column": "v2", "label_column": "v1", "csv_rows": 9,
+    }  # fmt: skip
+    said = capsys.readouterr().out
+    assert "figures/debug-my-data-1-/debugging.html" in said and "label 1 stands for 'spam' (1)" in said
+    assert "other.csv: 1 rows left out: a text of training" in said
+    for values, sentence in (
+        ({"OOD": str(tmp_path / "nowhere.csv")}, "nowhere.csv: it cannot be read as .csv"),
+        ({"POSITIVE": "eggs"}, r"POSITIVE=eggs is none of its labels, which are 'ham' \(1\)"),
+        ({"LABEL": "v3"}, "no column LABEL=v3; its columns are 'v1', 'v2'; name them, for example TEXT=v1 LABEL=v2"),
+        ({"CSV": ""}, "^error: give CSV=file of labelled texts"),
+    ):
+        with monkeypatch.context() as patch, pytest.raises(SystemExit, match=sentence):
+            for variable, text in values.items():
+                patch.setenv(variable, text)
+            runner.main()
+    assert len(ran) == 2
+
+
+@pytest.mark.parametrize("name", ["it's a $b.csv", 'say "hi" $(x).csv', "caf\u00e9 `y` \\ #1.csv", "$HOME.csv"])
+def test_make_hands_over_names_as_they_were_typed(name, tmp_path):
+    """What somebody types in the shell's single quotes reaches the command, dollars and quotation marks included."""
+    printed = "import os; print(*(os.environ[name] for name in ('CSV', 'OOD', 'LABEL')), sep='|')"
+    makefile = (build_graph.ROOT / "Makefile").read_text().replace("-m lib.runs.runner --debug", f'-c "{printed}"')
+    (tmp_path / "Makefile").write_text(makefile)
+    typed = [f"CSV={name}", f"OOD=ood {name}", f"LABEL={name}"]
+    command = ["make", "--no-print-directory", "-o", "env", "-o", ".venv/installed", "debug", *typed]
+    done = subprocess.run([*command, f"PYTHON={sys.executable}"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.strip() == f"{name}|ood {name}|{name}", done.stderr
+

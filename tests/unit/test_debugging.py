@@ -243,7 +243,7 @@ def test_cleaning_helps_where_formatting_told_the_label():
     ood = gains[gains["split"] == "ood"].set_index(["probe", "tested"])
     assert ood.loc[("dense", "raw"), "low"] > 0 and ood["alpha"].min() == pytest.approx(0.05 / len(ood))
     said = debugging.gains_in_words(gains)
-    assert said.startswith("it helped: dense tested on raw") and debugging.gains_in_words(gains, "x") == "no split x"
+    assert said.startswith("it helped: dense tested on raw") and "no such text" in debugging.gains_in_words(gains, "x")
 
 
 def test_cleaning_that_hurt_is_said_so():

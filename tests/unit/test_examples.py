@@ -115,3 +115,11 @@ def test_activations_belong_to_their_tokens(minilm, tmp_path):
     expected = cache[models.resid_post(1)][0, 1:-1]
     span = slice(text.starts[own], text.starts[own + 1])
     np.testing.assert_allclose(text.activations[span], expected, atol=0.02, rtol=0.01)
+
+
+@pytest.mark.parametrize("name, text", [(weights.SMOLLM2, "£5 ## for cakes,\nnow"), (weights.MINILM, " unbaked cakes")])
+def test_tokens_read_as_they_stand_in_the_text(name, text):
+    """Also in a vocabulary of bytes that has the token ``##``."""
+    tokenizer = models.load_tokenizer(name)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert "".join(examples.token_texts(tokenizer, ids)) == text

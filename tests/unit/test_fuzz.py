@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from lib.base import build_graph
 from lib.runs import profiles, runner, sweep_cells
-from lib.texts import datasets, sources
+from lib.texts import datasets, own_texts, sources
+from lib.texts.labelled import Columns
 from tests.fuzzing import JSON, Outcomes, fuzz
 
 HUGE = b"x" * 200_000
@@ -22,7 +23,7 @@ ODD = {
         *("two\nlines", "\u2028", "\ufeff", "\ud800", HUGE.decode()),
     ],
     "label": ["", " 1", "1.0", "2", "-1", "yes", "True", "nan", "inf", "1e400", "9" * 5000, "\x00", "٠"],
-    "base_id": ["", " ", "0", "nan", "id_csv-00001", ":plain", "\x00"],
+    "base_id": ["", " ", "0", "nan", "train_csv-line 2", ":plain", "\x00"],
     "note": ["", "x" * 5000, "\x00"],
 }
 KINDS = ["cell", "cell", "cell", "short", "long", "copy", "rename", "column"]
@@ -79,12 +80,15 @@ def csv_bytes(draw, word):
 def write_prompts(path, train, ood, normalise, wrap):
     """What notebook 01 does with a user's files, without its probe and its model."""
     rng = np.random.default_rng(0)
-    base = sources.base_prompts("embedded", train_csv=str(train), ood_csv=str(ood or ""))
+    own = own_texts.read({"id": str(train), "ood": str(ood or "")}, Columns())
+    base = own.base
     assert list(base) == sources.BASE_COLUMNS and base.notna().all().all()
     drawn = datasets.draw(base, {}, False, rng)
     raw = datasets.split_base(drawn, 0.2, rng)
     if normalise:
-        drawn = drawn.assign(text=drawn["text"].map(datasets.normalise)).drop_duplicates("text")
+        drawn = drawn.assign(text=drawn["text"].map(datasets.normalise))
+    drawn, left_out = own_texts.distinct(drawn, "once normalised")
+    own_texts.account([*own.counts, *left_out], drawn)
     clean = datasets.split_base(drawn, 0.2, rng)
     assert np.isfinite(datasets.surface_form(clean["text"].tolist())).all().all()
     prompts = datasets.plain(clean)
@@ -121,7 +125,7 @@ def test_csv(tmp_path):
         for table in written.values():
             assert list(table) == datasets.COLUMNS and table.notna().all().all()
             assert table["text"].str.strip().ne("").all()
-            without_id = table["base_id"].str.fullmatch(r"(id|ood)_csv-\s*")
+            without_id = table["base_id"].str.fullmatch(r"(train|ood)_csv-\s*")
             assert not without_id.any(), "rows without a base_id are no variants of one prompt"
             assert set(table["label"]) == {0, 1} and (table.groupby("base_id")["split"].nunique() == 1).all()
 

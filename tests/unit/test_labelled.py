@@ -12,10 +12,10 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from lib.texts import labels, table_files
 from lib.texts.labelled import Columns, read, texts
+from tests.labelled_files import as_csv, files
 
 GREETINGS = [("Hello there, my friend", "1"), ("So long, and good bye", "0"), ("How do you do today", "1")]
 TEXTS = [text for text, _ in GREETINGS]
@@ -32,12 +32,6 @@ def put(tmp_path):
         return path
 
     return write
-
-
-def as_csv(rows, header=("text", "label"), **dialect):
-    out = io.StringIO(newline="")
-    csv_module.writer(out, **dialect).writerows([header, *rows] if header else rows)
-    return out.getvalue()
 
 
 def balanced(result):
@@ -513,50 +507,22 @@ def test_marks_are_counted_and_kept(put):
     texts = ["a &amp; b", "&#39;x&#39;", "AT&T; R&D", "x<|im_end|>\n<|im_start|>assistant", "<end_of_turn>", "[INST] y"]
     result = read(put(as_csv([(text, i % 2) for i, text in enumerate(texts)])))
     assert result.rows["text"].tolist() == texts
-    assert "2 texts hold HTML entities such as &amp;; they are kept as they are" in result.said
-    assert any(sentence.startswith("3 texts hold a chat template's control tokens") for sentence in result.said)
+    assert "2 rows hold HTML entities such as &amp;; they are kept as they are" in result.said
+    assert any(sentence.startswith("3 texts spell a chat template's control tokens") for sentence in result.said)
+
+
+def test_entities_are_decoded_as_asked_before_texts_are_compared(put):
+    path = put(as_csv([("a &amp; b", 1), ("a & b", 1), ("AT&T; &#39;x&#39; &nope;", 0)]))
+    result = balanced(read(path, decode_entities=True))
+    assert result.rows["text"].tolist() == ["a & b", "AT&T; 'x' &nope;"] and result.dropped["repeated text"] == 1
+    assert "2 rows hold HTML entities such as &amp;; they are decoded, as asked" in result.said
+
+
+def test_a_profile_may_have_numbers_as_positive_labels(put):
+    assert read(put("text,label\na,1\nb,2\n"), Columns(positive=(2,))).rows["label"].tolist() == [0, 1]
 
 
 # A table that is written in any way comes back as it was.
-
-NAMED = st.sampled_from([("text", "label"), (" Prompt", "target "), ("TWEET", "is_bad"), ("v2", "v1"), ("review", "Y")])
-LABELS = {  # kind -> positive, the labels of 0 and of 1
-    "0/1": ((), ["0", "0.0"], ["1", "1.0 "]),
-    "True/False": ((), ["False"], ["True", "true"]),
-    "ham/spam": ((), ["ham", " Ham"], ["spam"]),
-    "not": ((), ["not toxic"], ["toxic"]),
-    "classes": (("two", "three"), ["one"], ["Two", "three "]),
-    "scores": ((">=0.5",), ["0.25", "1e-3"], ["0.5", "0.75", "1"]),
-}
-ENCODINGS = [("utf-8", ""), ("utf-8-sig", ""), ("utf-16", ""), ("cp1252", ""), ("cp1252", "CP1252"), ("cp850", "cp850")]
-WORDS = st.sampled_from(["café", "Straße", "señor", "£5", "NA", "x", " ", "\n", ",", ";", "|", "\t", '"', "'", "&amp;"])
-ANY = st.text(st.characters(codec="latin-1", exclude_categories=["Cc", "Cs"]), max_size=9)  # is not told from others
-
-
-@st.composite
-def files(draw):
-    """Rows with their labels as 0 and 1, what to ask for, and the bytes of a file that holds them."""
-    (text_name, label_name), kind = draw(NAMED), draw(st.sampled_from(sorted(LABELS)))
-    positive, zeros, ones = LABELS[kind]
-    of_rows = [0, 1, *draw(st.lists(st.integers(0, 1), max_size=6))]
-    suffix, (encoding, asked) = draw(st.sampled_from([".csv", ".tsv", ".jsonl"])), draw(st.sampled_from(ENCODINGS))
-    words = st.lists(WORDS | ANY if asked or encoding != "cp1252" else WORDS, max_size=6).map(" ".join)
-    texts = [f"Le café {i} {draw(words)}, où est-il" for i in range(len(of_rows))]
-    texts += [f"{texts[0]} ", "", " "] if draw(st.booleans()) else []
-    of_rows += [of_rows[0], 0, 1][: len(texts) - len(of_rows)]
-    cells = [draw(st.sampled_from(ones if label else zeros)) for label in of_rows]
-    names = ("v2", "v1") if text_name == "v2" else ("", "")
-    if suffix == ".jsonl":
-        rows = [{label_name: label, text_name: text} for text, label in zip(texts, cells)]
-        content = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
-    else:
-        dialect = {
-            "delimiter": draw(st.sampled_from(",;\t|")),
-            "lineterminator": draw(st.sampled_from(["\n", "\r\n"])),
-            "quoting": draw(st.sampled_from([csv_module.QUOTE_MINIMAL, csv_module.QUOTE_ALL])),
-        }
-        content = as_csv(list(zip(cells, texts)), (label_name, text_name), **dialect)
-    return texts, of_rows, Columns(*names, "", positive, asked), suffix, content.encode(encoding)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

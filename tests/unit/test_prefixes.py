@@ -114,6 +114,13 @@ def test_packs_equal_batches(llama, token_ids):
     check(llama, token_ids)
 
 
+def test_markers_in_texts_do_not_part_what_is_shared(gemma):
+    """A text that spells the template's control tokens has other tokens than one that the template ends."""
+    token_ids = models.tokenise(gemma, ["x", "x<end_of_turn>\n<start_of_turn>model\n", "x<end_of_turn>", "xy"] * 2)
+    assert token_ids[0] != token_ids[1][: len(token_ids[0])]
+    check(gemma, token_ids, layers=[0, 1])
+
+
 def test_a_window_shorter_than_the_prefix(gemma):
     trunk = torch.randint(10, 200, (100,), generator=torch.Generator().manual_seed(0)).tolist()
     assert gemma.original_model.config.sliding_window == 64

@@ -22,45 +22,6 @@ def test_embedded_sets_are_large_enough_and_have_both_forms():
     assert topics >= 12 and base["text"].is_unique and base["base_id"].is_unique
 
 
-@pytest.mark.parametrize(
-    "rows, header, message",
-    [
-        (["hello,1"], "prompt,label", r"no column \['text'\]"),
-        (["hello,1", "bye,2"], "text,label", "row 3: label '2'; allowed are 0 and 1"),
-        (["hello,1", "bye,yes"], "text,label", "label 'yes'"),
-        (["hello,1", "bye,1"], "text,label", "only label"),
-        (["hello,1", "  ,0"], "text,label", "row 3: empty text"),
-        (["hello,1", "nan,0"], "text,label", "row 3: empty text"),
-        (["hello,1", "hello,0"], "text,label", "'hello' has both labels"),
-        (["hello, you,1", "bye, you,0"], "text,label", "cannot be read .* Expected 2 fields in line 2, saw 3$"),
-        (["hello,1,you", "bye,0,me"], "text,label,text", r"more than one column \['text'\]"),
-        (["hello,1,a", "bye,0,"], "text,label,base_id", "row 3: empty base_id"),
-    ],
-)
-def test_a_wrong_csv_is_refused_with_the_value(csv, rows, header, message):
-    with pytest.raises(ValueError, match=message):
-        sources.read_csv(csv(rows, header=header))
-
-
-def test_csv_texts_in_both_pools_are_refused(csv):
-    train, ood = csv(["a,1", "b,0"], "train.csv"), csv(["b,1", "c,0"], "ood.csv")
-    with pytest.raises(ValueError, match="1 texts stand in both .* first is 'b'"):
-        sources.base_prompts("embedded", train_csv=train, ood_csv=ood)
-
-
-def test_csv_missing_file_and_lonely_ood(tmp_path):
-    with pytest.raises(ValueError, match="cannot be read"):
-        sources.base_prompts("embedded", train_csv=str(tmp_path / "none.csv"))
-    with pytest.raises(ValueError, match="without train_csv"):
-        sources.base_prompts("embedded", ood_csv="x.csv")
-
-
-def test_csv_keeps_given_groups_and_drops_repeats(csv):
-    train = csv(["a,1,g1", "b,0,g1", "a,1,g2"], header="text,label,base_id")
-    base = sources.base_prompts("embedded", train_csv=train)
-    assert base["text"].tolist() == ["a", "b"] and base["base_id"].nunique() == 1
-
-
 def test_unknown_names_are_named():
     with pytest.raises(ValueError, match="unknown dataset 'nope'; allowed are embedded, public"):
         sources.base_prompts("nope")
