@@ -90,6 +90,11 @@ def warned(executed: Path) -> list[str]:
     return list(dict.fromkeys(re.findall(r"\bSAEWarning: (.+)", told)))
 
 
+def _tell(notebook: Path, executed: Path) -> None:
+    for sentence in warned(executed):
+        print(f"warning in {notebook.stem}: {sentence}", file=sys.stderr)
+
+
 def _literally(path: Path) -> str:
     """A path for papermill, which takes braces in it for parameters."""
     return str(path).replace("{", "{{").replace("}", "}}")
@@ -332,10 +337,10 @@ def _run(notebook: Path, values: dict[str, Any]) -> None:
     from papermill.exceptions import PapermillExecutionError
 
     try:
-        for sentence in warned(execute(notebook, values)):
-            print(f"warning in {notebook.stem}: {sentence}", file=sys.stderr)
+        _tell(notebook, execute(notebook, values))
     except PapermillExecutionError as error:
         failed = run_dir(values["profile"]) / "notebooks" / f"{notebook.stem}.failed.ipynb"
+        _tell(notebook, failed)
         what = f"error in {notebook.stem}, cell {error.exec_count}: {error.ename}: {error.evalue}"
         sys.exit(f"{what}\nthe notebook with its traceback: {failed.relative_to(ROOT)}")
 

@@ -12,17 +12,15 @@ import torch
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from lib.base import build_graph
-from lib.base.files import DATA
 from lib.model import forward, models
 from lib.probing import task_features
 from lib.results import task_tables
 from lib.runs import runner
 from lib.sae import checks, finetuning, folders, token_blocks
 from lib.texts import sources
+from tests.planted_saes import LAYER, MODEL, SHIPPED, planted
 
-SHIPPED = DATA / "pretrained" / "all-MiniLM-L6-v2-layer-2-base"
-LAYER, FAR = 2, 5  # of the shipped SAE, and one whose residual stream is unlike its own
-MODEL = "all-MiniLM-L6-v2"
+FAR = 5  # a layer whose residual stream is unlike that of the shipped SAE's
 SUSPECT = "its scale, its place in the model or the model is another one than here"
 
 
@@ -33,15 +31,6 @@ def activations(minilm):
     ids, mask = forward.padded(models.tokenise(minilm, texts), minilm.tokenizer.pad_token_id)
     layers = [LAYER, LAYER + 1, FAR]
     return {layer: x[mask.bool()] for layer, x in forward.resid_post_at(minilm, ids, mask, layers).items()}
-
-
-def planted(folder, scale=1.0, **metadata):
-    """The shipped SAE as one of activations that are ``scale`` times as large, whose record says ``metadata``."""
-    sae = folders.load(SHIPPED)
-    zero = torch.zeros(sae.cfg.d_in)
-    about = {"model_name": MODEL, "hook_name": models.resid_post(LAYER)} | metadata
-    changed = folders.from_parameters(folders.to_parameters(sae, zero, 1.0), zero, scale, about)
-    return folders.save(changed, folder, folders.training_record(SHIPPED))
 
 
 def cell(notebook, marker):
