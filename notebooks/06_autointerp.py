@@ -228,14 +228,17 @@ chosen_path = records.output(run, "05_probing", "chosen_latents")
 probe_latents = pd.read_parquet(chosen_path)
 cards_of = {}
 for place, row in saes[saes["folder"].isin(probe_latents["folder"])].iterrows():
-    encoded = examples.encode(folders.load(row["folder"]), sequences)
+    sae = folders.load(row["folder"])
+    encoded, sae_id = examples.encode(sae, sequences), cards.neuronpedia_id(sae)
     of_probe = probe_latents[probe_latents["folder"] == row["folder"]].set_index("latent")
     aurocs = of_probe.filter(regex="^(val|ood)$").add_prefix("AUROC ").to_dict("index")
     picked = cards.pick(scored[place].table, n_cards)
     picked = {"chosen by the probe": of_probe.index.tolist()} | picked
     unjudged = cards.unjudged(picked, scored[place].table)
     judged = autointerp.judge_also(judging, encoded, scored[place], unjudged, trial)
-    cards_of[row["variant"]] = cards.cards(encoded, row["variant"], picked, judged.table, aurocs)
+    cards_of[row["variant"]] = cards.cards(
+        encoded, row["variant"], picked, judged.table, aurocs, sae_id
+    )
 
 # %%
 best, worst = (

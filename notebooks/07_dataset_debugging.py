@@ -25,6 +25,7 @@
 # %%
 import numpy as np
 import pandas as pd
+import torch
 from IPython.display import HTML, Markdown, display
 
 from lib.base.files import write_text
@@ -32,7 +33,7 @@ from lib.interp import cards, debugging, examples, planted, readings
 from lib.interp.ngram import NgramJudge
 from lib.model import models
 from lib.results import figures, records, tables
-from lib.sae import folders
+from lib.sae import checks, folders
 from lib.stats import families, metrics
 from lib.texts import artefacts, datasets
 
@@ -50,6 +51,7 @@ base_saes = [
     "data/pretrained/SmolLM2-135M-Instruct-layer-21-base-1",
     "data/pretrained/SmolLM2-135M-Instruct-layer-21-base-2",
 ]  # folder | release:sae_id, of which the first is read; empty: that of notebook 04
+insist = False  # true: an SAE whose record names another model or place is used all the same
 n_bootstrap = 2000  # replicates over base prompts
 show_k = 20  # of the figures that show one k
 plant_shares = [0.05, 0.1, 0.25, 0.5, 1.0]  # of one class that gets an artefact, beside show_share
@@ -73,7 +75,7 @@ if place is None:
     saes = pd.read_parquet(records.output(run, "04_chat_finetune", "saes"))
     place = saes.loc[saes["variant"] == "pretraining SAE", "folder"].iloc[0]
 base = folders.load(place)
-folders.check_fits(base, bridge.cfg.d_model, models.resid_post(layer), model)
+folders.check_fits(base, bridge.cfg.d_model, models.resid_post(layer), model, insist)
 
 # %%
 parent = run.folder / "activations"
@@ -84,6 +86,14 @@ formatted = np.array(raw_texts, dtype=object) != np.array(clean_texts, dtype=obj
 print(f"{len(prompts):,} prompts, {len(raw.ids):,} tokens")
 print(f"normalising changes {formatted.mean():.0%} of the prompts")
 print(f"SAE with {base.cfg.d_sae:,} latents, layer {layer}")
+
+# %% [markdown]
+# What the SAE does on the prompts' tokens. **What to look for:** an FVU far below 1, and an L0 near
+# the recorded one; else it reads another scale, layer or model than here.
+
+# %%
+own_tokens = torch.from_numpy(raw.activations)
+Markdown(checks.measured(f"the SAE `{place}`", base, own_tokens, place))
 
 # %% [markdown]
 # ## Method
@@ -127,7 +137,7 @@ explained = debugging.explain(NgramJudge(), encoded, latents["latent"], rng)
 debugging.overview(top, latents, explained)
 
 # %%
-page = debugging.cards(encoded, top, latents, explained)
+page = debugging.cards(encoded, top, latents, explained, cards.neuronpedia_id(base))
 title = f"Latents that differ between the classes, profile {profile}, layer {layer}"
 write_text(run.figures / "debugging.html", cards.page(page, title))
 print(f"all ten: figures/{profile}/debugging.html")

@@ -36,6 +36,7 @@ from lib.base.files import relative, run_dir, write_table
 from lib.model import models
 from lib.probing import controls, many_tasks, task_features
 from lib.results import figures, published, records, tables, task_figures, task_page, task_tables
+from lib.sae import checks, finetuning
 from lib.texts import sources, task_files
 from lib.texts.labelled import Columns
 
@@ -54,6 +55,7 @@ base_saes = [
     "data/pretrained/SmolLM2-135M-Instruct-layer-21-base-2",
 ]  # folder | release:sae_id, of seeds 0, 1, 2 …; empty: no task is measured
 prompts_sae = "data/pretrained/SmolLM2-135M-Instruct-layer-21-prompts"  # or empty
+insist = False  # true: an SAE whose record names another model or place is used all the same
 tasks = []  # core | all | names of sae-probes, such as 96_spam_is; empty: none of them
 tasks_folder = ""  # folder of labelled files, a task each
 text_column = ""  # of the files in tasks_folder; found where it is unambiguous
@@ -103,6 +105,22 @@ if has_tasks:
     display(task_tables.overview([task._asdict() for task in measured]))
 
 # %% [markdown]
+# What each SAE does on tokens of the tasks' texts. **What to look for:** an FVU far below 1, and an
+# L0 near the recorded one; else it reads another scale, layer or model than here.
+
+# %%
+place = run_dir("tasks")
+if has_tasks:
+    bridge, identity = models.load_model(model, device, dtype), models.identity(model)
+    own_tokens = task_features.sample_tokens(bridge, identity, layer, measured, task_tokens, place)
+    site = checks.Site(models.resid_post(layer), model, insist)
+    saes, account = checks.check(
+        finetuning.shipped(base_saes, prompts_sae), own_tokens, site, place / "saes", device
+    )
+    saes = task_tables.sae_table(saes)
+    display(Markdown(account))
+
+# %% [markdown]
 # ## Method
 # A text is read as a user's turn (by a model without a template, as it is), and all its tokens at
 # one layer. Per task the splits are 60 % training, 15 % validation, 25 % test. The **dense probe**
@@ -113,7 +131,6 @@ if has_tasks:
 # stress, validation rows are as few, as skewed or as wrong as training rows; test rows never are.
 
 # %%
-place = run_dir("tasks")
 plan = many_tasks.Plan(
     many_tasks.settings(task_sizes, task_positives, task_noise),
     sorted({1, tasks_show_k, *tasks_ks}), tasks_show_k, c_grid,
@@ -121,8 +138,6 @@ plan = many_tasks.Plan(
 )  # fmt: skip
 jobs = []
 if has_tasks:
-    bridge, identity = models.load_model(model, device, dtype), models.identity(model)
-    saes = task_tables.sae_table(base_saes, prompts_sae)
     n_long = task_features.n_long(bridge, measured, task_tokens)
     print(f"{sum(n_long.values())} texts of more than {task_tokens} tokens keep their end")
     reader = task_features.Reader(

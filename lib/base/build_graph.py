@@ -2,14 +2,15 @@
 
 A notebook depends on its own ``.py``, the profile, the modules of ``lib`` that it imports (and those that they
 import), the shipped data that these read, and the products of the notebooks whose records it reads. Standard
-library only; run as ``python -m lib.base.build_graph PROFILE``.
+library only.
 """
 
 import ast
 import functools
 import hashlib
 import io
-import sys
+import re
+import shlex
 import tokenize
 from collections.abc import Iterable
 from pathlib import Path
@@ -139,26 +140,41 @@ def sources(notebook: Path) -> list[str]:
     return paths
 
 
-def makefile(profile: str) -> str:
-    """The rules of one profile; needs the make variables PYTHON and PROFILE_FILE."""
-    run = f"data/runs/{profile}"
+def make_word(path: str) -> str:
+    """A file that is there as make can take it among what a target needs.
+
+    To make a space ends a name, and ``$``, ``%``, ``#``, ``:`` and ``=`` mean something, each escaped in its own way or
+    in none. A pattern (``my*.yaml``) finds the file, and perhaps others, whose change then counts too.
+    """
+    return re.sub(r"[^\w./~+@-]+", "*", path)
+
+
+def makefile(profile: str, profile_file: str = "", run: str = "") -> str:
+    """The rules of one profile; needs the make variable PYTHON, and the profile as PROFILE of the environment.
+
+    ``run`` is the run's folder under a name that make can take as a target's.
+    """
+    run, profile_file = run or f"data/runs/{profile}", profile_file or f"notebooks/profiles/{profile}.yaml"
     targets = [f"{run}/notebooks/{notebook.stem}.ipynb" for notebook in notebooks()]
-    lines = [".DELETE_ON_ERROR:", f"all: {' '.join(targets)}"]
+    made = f"{profile} is up to date: notebooks and results in data/runs/{profile}, figures in figures/{profile}"
+    again = f"is missing: make clean PROFILE={shlex.quote(profile)}, then make reproduce"
+    lines = [".DELETE_ON_ERROR:", f"all: {' '.join(targets)}", f"\t@echo {_in_recipe(made)}"]
     for notebook, target in zip(notebooks(), targets, strict=True):
         own_records = f"data/records/{profile}/"  # this run makes them
         needs = [path for path in sources(notebook) if not path.startswith(own_records)]
-        needs += ["$(PROFILE_FILE)"]
+        needs = [*map(make_word, needs), make_word(profile_file)]
         needs += [f"{run}/results/{name}.outputs" for name in upstream(notebook)]
         product = f"{run}/results/{notebook.stem}.outputs"
         lines += [
             f"{target}: {' '.join(needs)}",
-            f"\t$(PYTHON) -m lib.runs.runner {notebook.stem} --profile $(PROFILE_FILE)",
+            f'\t$(PYTHON) -m lib.runs.runner {notebook.stem} --profile="$$PROFILE"',
             # the product keeps its time stamp if nothing in it changed: then what reads it need not run
             f"{product}: {target}",
-            f"\t@test -e $@ || {{ echo '$@ is missing: make clean PROFILE={profile}, then make reproduce'; exit 1; }}",
+            f"\t@test -e $@ || {{ echo $@ {_in_recipe(again)}; exit 1; }}",
         ]
     return "\n".join(lines) + "\n"
 
 
-if __name__ == "__main__":
-    sys.stdout.write(makefile(sys.argv[1]))
+def _in_recipe(text: str) -> str:
+    """A text as one word of a recipe: quoted for the shell, and its ``$`` for make."""
+    return shlex.quote(text).replace("$", "$$")

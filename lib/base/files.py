@@ -1,6 +1,7 @@
 """Paths of the project, hashes, and writes that never leave half a file under a final name."""
 
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -99,7 +100,7 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
                 f"another process is at work on {name}; wait for it, or stop it, and run again"
             ) from error
     try:
-        leftovers = [*path.parent.glob(f".{path.stem}-*"), *path.glob("*/.*-*")]
+        leftovers = [*path.parent.glob(f".{glob.escape(path.stem)}-*"), *path.glob("*/.*-*")]
         if path.is_dir():
             leftovers += path.glob(".*-*")
         for leftover in leftovers:

@@ -258,15 +258,21 @@ def overview(top: pd.DataFrame, latents: pd.DataFrame, explained: dict[int, str]
     return known.join(aurocs[splits]).assign(explanation=pd.Series(explained))
 
 
-def cards(encoded: Encoded, top: pd.DataFrame, latents: pd.DataFrame, explained: dict[int, str]) -> list[Card]:
-    """A card for each of ``latents`` (latent, difference, formatting, fails_ood), with its AUROCs from ``top``."""
+def cards(
+    encoded: Encoded, top: pd.DataFrame, latents: pd.DataFrame, explained: dict[int, str], sae_id: str = ""
+) -> list[Card]:
+    """A card for each of ``latents`` (latent, difference, formatting, fails_ood), with its AUROCs from ``top``.
+
+    ``sae_id`` is the SAE's name at Neuronpedia (``lib.interp.cards``).
+    """
     shown = []
     for row in latents.itertuples():
         of_splits = top[top["latent"] == row.latent].set_index("split")["value"]
         facts = {"difference": row.difference} | of_splits.add_prefix("AUROC ").to_dict()
         why = "higher in class 1" if row.difference > 0 else "higher in class 0"
         why += (", formatting" if row.formatting else "") + (", fails OOD" if row.fails_ood else "")
-        shown.append(card(encoded, row.latent, "pretraining SAE", why, facts, explained[row.latent]))
+        text = explained[row.latent]
+        shown.append(card(encoded, row.latent, "pretraining SAE", why, facts, text, sae_id=sae_id))
     return shown
 
 

@@ -14,6 +14,7 @@ import scipy.sparse
 from jaxtyping import Float
 from sae_lens import SAE
 from safetensors.numpy import load_file, save_file
+from torch import Tensor
 from tqdm import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -24,6 +25,8 @@ from lib.probing.tasks import Task
 from lib.sae import folders, latents
 from lib.texts.task_files import TaskTexts
 
+SAMPLE_TEXTS = 48
+CHARACTERS = 4  # of a token, about
 RESID, KEYS, TEXTS = "resid.safetensors", "keys.json", "texts.parquet"
 
 
@@ -88,6 +91,21 @@ def in_bundles(tasks: list[TaskTexts], what: str) -> Iterator[list[TaskTexts]]:
         for bundle in bundles(tasks):
             yield bundle
             bar.update(len(bundle))
+
+
+def sample_tokens(
+    bridge: TransformerBridge,
+    model: dict[str, str],
+    layer: int,
+    tasks: list[TaskTexts],
+    most_tokens: int,
+    parent: Path,
+) -> Float[Tensor, "tokens d_model"]:
+    """Activations of the tokens of a few texts, the first ones of the first task, of the user's turn where there is
+    one: what an SAE is measured on before it is probed. Of each text the end is read, about ``most_tokens``."""
+    texts = [text[-CHARACTERS * most_tokens :] for text in tasks[0].rows["text"].iloc[:SAMPLE_TEXTS]]
+    tokens = activations.prompt_tokens(bridge, model, texts, layer, parent / "sample")
+    return tokens.activations if tokens.in_turn is None else tokens.activations[tokens.in_turn]
 
 
 def texts_of(tasks: list[TaskTexts]) -> pd.DataFrame:

@@ -48,7 +48,8 @@ def save(figure: Figure, folder: Path, name: str, caption: str) -> Figure:
     display."""
     width = int(CAPTION_CHARACTERS * figure.get_figwidth())
     lines = [_balanced(line, width) for line in caption.splitlines()]
-    figure.supxlabel("\n".join(lines), fontsize=8, color="0.35")
+    # A profile's name may have a $, which begins no formula.
+    figure.supxlabel("\n".join(lines), fontsize=8, color="0.35", parse_math=False)
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / f"{name}.png", dpi=120, metadata={"Software": None})
     plt.close(figure)
@@ -391,7 +392,7 @@ def verdicts(table: pd.DataFrame, order: tuple[str, ...]) -> Figure:
         ax.text(x + 0.02, y + 0.48, row.verdict, fontsize=8.5, weight="bold", **style)
         ax.text(x + 0.35, y + 0.48, f"{row.holding}: {row.number}".removeprefix(": "), fontsize=7.5, **style)
     ax.set(xlim=(-TITLES - RULES, len(profiles)), ylim=(len(lines), 0), yticks=[])
-    ax.set_xticks([-RULES / 2, *np.arange(len(profiles)) + 0.49], ["holds if it is", *profiles])
+    ax.set_xticks([-RULES / 2, *np.arange(len(profiles)) + 0.49], ["holds if it is", *profiles], parse_math=False)
     ax.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
     ax.grid(False)
     sns.despine(ax=ax, left=True, bottom=True)

@@ -172,7 +172,8 @@ def main() -> None:
     """Command line: ``python -m lib.results.report --profile embedded`` writes ``report/embedded``."""
     parser = argparse.ArgumentParser(prog="python -m lib.results.report", description=__doc__.splitlines()[0])
     parser.add_argument("--profile", default="embedded", help="name of a profile that has been run")
-    profile = Path(parser.parse_args().profile).stem
+    path = Path(parser.parse_args().profile)
+    profile = path.stem if path.suffix in (".yaml", ".yml") else path.name
     try:
         index = build(executed(profile), ROOT / "figures" / profile / LATENTS, profile, ROOT / "report" / profile)
     except ValueError as error:

@@ -4,11 +4,14 @@ The tasks are the units: an interval says what another draw of tasks of this sor
 model.
 """
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from lib.base.files import relative
 from lib.results import records, tables
 from lib.stats import families, verdicts
 from lib.stats.draws import Draws
@@ -19,17 +22,16 @@ STRESS = (SCARCITY, IMBALANCE, NOISE)
 DENSE, K_SPARSE, CONTROL, QUIVER = "dense", "k-sparse", "control", "quiver"
 FEW = 20  # tasks, below which an interval is Student's
 HERE, WITHOUT = "here", "without"
-MAIN, IT_FORMATTED = "pretraining SAE", "IT-formatted SAE"  # the first one is that of figures and verdicts
+MAIN = "pretraining SAE"  # the kind of SAE that figures and verdicts are of
 WORDS = {
     verdicts.REPRODUCED: "ahead", verdicts.OPPOSITE: "behind",
     verdicts.NO_DIFFERENCE: "no difference", verdicts.INCONCLUSIVE: "inconclusive",
 }  # fmt: skip
 
 
-def sae_table(base_saes: list[str], prompts_sae: str) -> pd.DataFrame:
-    """The SAEs as a table: ``variant``, ``seed``, ``folder``."""
-    rows = [(MAIN, seed, folder) for seed, folder in enumerate(base_saes)]
-    rows += [(IT_FORMATTED, 0, prompts_sae)] if prompts_sae else []
+def sae_table(saes: Mapping[str, Mapping[int, Path | str]]) -> pd.DataFrame:
+    """The SAEs, of which it is told where each kind and seed lies, as a table: ``variant``, ``seed``, ``folder``."""
+    rows = [(kind, seed, relative(place)) for kind, by_seed in saes.items() for seed, place in by_seed.items()]
     return pd.DataFrame(rows, columns=["variant", "seed", "folder"])
 
 

@@ -40,7 +40,8 @@ def profile_path(profile: str) -> Path:
     Raises:
         ValueError: no such profile.
     """
-    path = Path(profile) if profile.endswith((".yaml", ".yml")) else PROFILES / f"{profile}.yaml"
+    is_file = Path(profile).suffix in (".yaml", ".yml")
+    path = Path(profile).expanduser() if is_file else PROFILES / f"{profile}.yaml"
     if not path.exists():
         names = sorted(file.stem for file in PROFILES.glob("*.yaml"))
         raise ValueError(f"unknown profile {profile!r}; there are {names}, or give the path of a YAML file")

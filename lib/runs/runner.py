@@ -15,16 +15,15 @@ import os
 import re
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from lib.base import build_graph
-from lib.base.files import DATA, ROOT, relative, replacing, run_dir, write_json, write_text, writing
+from lib.base.files import DATA, ROOT, relative, replacing, run_dir, write_json, write_text
 from lib.model import weights
 from lib.results import records
-from lib.runs import progress
+from lib.runs import progress, reproduce
 from lib.runs.profiles import complete, flat_yaml, profile_path, read_profile, select
 from lib.texts import own_texts, sources, table_files
 from lib.texts.labelled import Columns
@@ -81,13 +80,31 @@ def execute(notebook: Path, values: dict[str, Any], **options: Any) -> Path:
         try:
             options = {"progress_bar": {"desc": notebook.stem}} | options
             options |= {"cwd": build_graph.NOTEBOOKS, "kernel_name": warm_kernel.KERNEL}
-            papermill.execute_notebook(source, target, chosen, **options)
+            papermill.execute_notebook(_literally(source), _literally(target), chosen, **options)
         except BaseException:
             if target.exists():
                 _tidy(target, failed)
             raise
         _tidy(target, final)
     return final
+
+
+def warned(executed: Path) -> list[str]:
+    """What an executed notebook warns of SAEs (``lib.sae.checks``), each sentence once."""
+    cells = json.loads(executed.read_text(encoding="utf-8"))["cells"]
+    outputs = [output for cell in cells for output in cell.get("outputs", []) if output.get("name") == "stderr"]
+    told = "\n".join("".join(output["text"]) for output in outputs)
+    return list(dict.fromkeys(re.findall(r"\bSAEWarning: (.+)", told)))
+
+
+def _tell(notebook: Path, executed: Path) -> None:
+    for sentence in warned(executed):
+        print(f"warning in {notebook.stem}: {sentence}", file=sys.stderr)
+
+
+def _literally(path: Path) -> str:
+    """A path for papermill, which takes braces in it for parameters."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def _tidy(source: Path, target: Path) -> None:
@@ -101,7 +118,10 @@ def _tidy(source: Path, target: Path) -> None:
     for cell in notebook.cells:
         for key in ("papermill", "execution"):
             cell.metadata.pop(key, None)
-    text = nbformat.writes(notebook).replace(f"{ROOT}{os.sep}", "").replace(str(ROOT), ".")
+    text = nbformat.writes(notebook)
+    for shown in (str(ROOT), repr(str(ROOT))[1:-1]):  # which differ where there are quotes in it
+        root = json.dumps(shown, ensure_ascii=False)[1:-1]
+        text = text.replace(f"{root}{os.sep}", "").replace(root, ".")
     write_text(target, text + "\n")
 
 
@@ -203,30 +223,6 @@ def _typed(variables: Variables) -> dict[str, Any]:
     return {variables[variable][0]: variables[variable][1](text) for variable, text in typed.items() if text}
 
 
-def alone(profile: str, command: list[str]) -> None:
-    """Become ``command`` (make), holding the lock of a profile's runs until it and all that it starts have ended.
-
-    Raises:
-        ValueError: another one is at work on the profile.
-    """
-    import fcntl
-
-    folder = run_dir(profile)
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder / ".reproduce.lock", os.O_RDWR | os.O_CREAT)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise ValueError(
-            f"another make reproduce is at work on profile {profile!r}; wait for it, or stop it, and run again"
-        ) from error
-    os.set_inheritable(handle, True)
-    os.environ[progress.BEGAN] = str(time.time())
-    print(progress.expected(profile), flush=True)
-    os.execvp(command[0], command)
-
-
 def publish(profile: str = "embedded") -> None:
     """Copy the records of a profile to ``data/records``.
 
@@ -293,7 +289,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--probe", action="store_true", help=probe_help)
     score_help = "score the texts of CSV (or of the standard input) with the probe in PROBE, into TO"
     parser.add_argument("--score", action="store_true", help=score_help)
-    alone_help = "run a command unless another one holds the profile"
+    alone_help = "run a command (make) on the profile's graph, unless another one holds the profile"
     parser.add_argument("--alone", nargs=argparse.REMAINDER, metavar="COMMAND", help=alone_help)
     publish_help = "copy a profile's records to data/records, and executed embedded notebooks beside their .py"
     parser.add_argument("--publish", action="store_true", help=publish_help)
@@ -307,7 +303,7 @@ def main() -> None:
     arguments = _arguments()
     try:
         if arguments.alone:
-            return alone(profile_path(arguments.profile).stem, arguments.alone)
+            return reproduce.alone(arguments.profile, arguments.alone)
         if arguments.committed:
             return records.check_committed()
         if arguments.publish:
@@ -347,9 +343,10 @@ def _run(notebook: Path, values: dict[str, Any]) -> None:
     from papermill.exceptions import PapermillExecutionError
 
     try:
-        execute(notebook, values)
+        _tell(notebook, execute(notebook, values))
     except PapermillExecutionError as error:
         failed = run_dir(values["profile"]) / "notebooks" / f"{notebook.stem}.failed.ipynb"
+        _tell(notebook, failed)
         what = f"error in {notebook.stem}, cell {error.exec_count}: {error.ename}: {error.evalue}"
         sys.exit(f"{what}\nthe notebook with its traceback: {failed.relative_to(ROOT)}")
 

@@ -10,6 +10,7 @@ import pytest
 from lib.base import build_graph
 from lib.base.files import run_dir
 from lib.runs import profiles, runner
+from tests import planted_saes
 
 
 @pytest.mark.slow
@@ -34,6 +35,21 @@ def test_without_ood_the_values_are_null(profile, run_all):
     run_all(profiles.read_profile(profile) | changes, left_out=read_no_split)
     record = json.loads((run_dir("own-data-test/cells/no-ood") / "results" / "05_probing.json").read_text())
     assert {m["split"] for m in record["metrics"]} == {"train", "val"}
+
+
+@pytest.mark.slow
+def test_an_sae_of_another_scale_and_model_is_told_by_the_command(beside, tmp_path, capsys):
+    place = planted_saes.planted(tmp_path / "sae", 10.0, model_name="gemma-2-9b")
+    values = beside("given-sae-test") | {"base_saes": [str(place)]}
+    notebook = build_graph.NOTEBOOKS / "04_chat_finetune.py"
+    with pytest.raises(SystemExit, match="the SAE was trained on model_name 'gemma-2-9b', .* or insist"):
+        runner._run(notebook, values)
+    capsys.readouterr()
+    runner._run(notebook, values | {"insist": True})
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning in 04_chat_finetune: ")]
+    assert len(told) == 2 and all(f"pretraining SAE 0 (`{place}`): " in line for line in told)
+    saes = pd.read_parquet(run_dir("given-sae-test") / "results" / "chat_saes.parquet").set_index("variant")
+    assert saes.loc["pretraining SAE", "folder"].startswith("data/runs/given-sae-test/saes/adopted-")
 
 
 def test_a_wrong_csv_ends_with_its_sentence(tmp_path, capsys, monkeypatch):

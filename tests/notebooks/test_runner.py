@@ -101,12 +101,24 @@ def test_unknown_profile_and_parameter_are_one_sentence(project):
     assert not (project / "data/runs/mine").exists()
 
 
-def test_a_profile_reaches_the_notebooks(project):
+def test_a_profile_reaches_the_notebooks_from_any_folder(tmp_path):
+    """Make, the shell and papermill each take some characters of a path for more than a name."""
+    name = "my $HOME it's \"50%\" für #1 {a}: = "
+    project = stubs.project(tmp_path / name.replace(":", ""))  # which a list of folders, as PYTHONPATH, cannot hold
     (project / "notebooks/02_second.py").unlink()
-    (project / "notebooks/profiles/mine.yaml").write_text("layer: 5\n")
-    make(project, "reproduce", "PROFILE=mine")
-    record = json.loads((project / "data/runs/mine/results/01_first.json").read_text())
-    assert record["parameters"]["layer"] == 5 and record["profile"] == "mine"
+    path = project / "profiles of mine $ü" / f"{name}.yaml"
+    path.parent.mkdir()
+    path.write_text("layer: 5\n")
+    chosen = f"PROFILE={path.relative_to(project)}"
+    ran, done = make(project, "reproduce", chosen)
+    assert ran == ["01_first"] and f"{name} is up to date: notebooks and results in data/runs/{name}," in done.stdout
+    run = project / "data/runs" / name
+    record = json.loads((run / "results/01_first.json").read_text())
+    assert record["parameters"]["layer"] == 5 and record["profile"] == name
+    assert str(tmp_path) not in (run / "notebooks/01_first.ipynb").read_text()
+    assert make(project, "reproduce", chosen)[0] == [], "a second run has nothing to do"
+    touch(path)
+    assert make(project, "reproduce", chosen)[0] == ["01_first"], "the profile has changed"
 
 
 def test_plain_papermill_runs_a_notebook(project):

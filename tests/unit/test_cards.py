@@ -2,7 +2,11 @@ import re
 
 import numpy as np
 import pandas as pd
+import pytest
 import scipy.sparse
+from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+from sae_lens.saes.sae import SAEMetadata
+from sae_lens.saes.standard_sae import StandardSAE, StandardSAEConfig
 
 from lib.interp import cards
 from lib.interp.cards import Card
@@ -27,6 +31,37 @@ def test_all_text_is_escaped_in_page_and_fragment():
 def test_a_page_needs_no_network():
     html = cards.page([hostile()], "t")
     assert not re.search(r"(src|href)\s*=\s*[\"'](?!data:)|url\(|@import|https?://", html)
+
+
+SMALL = StandardSAE(StandardSAEConfig(d_in=2, d_sae=2))
+
+
+def of_id(said):
+    """An SAE whose record has ``said`` as its name at Neuronpedia."""
+    SMALL.cfg.metadata = SAEMetadata() if said is None else SAEMetadata(neuronpedia_id=said)
+    return SMALL
+
+
+def test_every_name_in_saelens_registry_gives_a_link():
+    ids = {name for release in get_pretrained_saes_directory().values() for name in release.neuronpedia_id.values()}
+    assert len(ids) > 1000 and {cards.neuronpedia_id(of_id(name)) for name in ids if name} == ids - {None}
+
+
+NO_NAMES = [None, "", 3, "gemma-2-9b", "a/b/c", "a/../b", "../b", "a/b?x=1", 'a/b"x=', "//evil.org/b", "a/b\n", "ä/b"]
+
+
+@pytest.mark.parametrize("said", NO_NAMES)
+def test_what_is_no_name_at_neuronpedia_gives_none(said):
+    assert cards.neuronpedia_id(of_id(said)) == ""
+
+
+def test_a_latent_at_neuronpedia_links_there_and_asks_for_nothing_before():
+    linked = hostile(7)._replace(address=cards._address("gemma-2-9b-it/20-gemmascope-res-16k", 7))
+    link = "https://www.neuronpedia.org/gemma-2-9b-it/20-gemmascope-res-16k/7"
+    for html in (cards.page([linked, hostile()], "t"), cards.fragment([linked, hostile()])):
+        assert re.findall(r'<a href="([^"]*)" rel="noopener noreferrer">Neuronpedia</a>', html) == [link]
+        assert html.count("://") == 1 and not re.search(r"\bsrc=|prefetch|preconnect|url\(|@import", html)
+    assert cards._address('a"/b', 7) == "" and '"x' not in cards.fragment([hostile()._replace(address='"x')])
 
 
 def test_a_card_has_an_anchor_that_others_link_to():
@@ -66,3 +101,6 @@ def test_cards_of_picked_latents():
     assert top.peak == 10 and top.index == int(np.argmax(dense[:, 0])) // 4
     shown = [example.index for group in first.groups.values() for example in group]
     assert len(shown) == len(set(shown))
+    assert first.address == ""
+    linked = cards.cards(encoded, "mine", {"chosen": [2]}, scored, {}, "a-model/an-sae")
+    assert [card.address for card in linked] == ["https://www.neuronpedia.org/a-model/an-sae/2"]

@@ -117,6 +117,14 @@ def test_every_page_is_reached_from_readme():
         assert f"(docs/{page.name})" in README
 
 
+def test_every_test_that_the_page_of_inputs_names_exists():
+    named = set(re.findall(r"`(test_\w+)`", TEXTS["docs/inputs.md"]))
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    assert named and named <= set(re.findall(r"^def (test_\w+)\(", sources, flags=re.MULTILINE))
+    rows = [line for line in TEXTS["docs/inputs.md"].splitlines() if line.startswith("| ")]
+    assert all("`test_" in row or row.startswith(("| input |", "| --- |")) for row in rows)
+
+
 # What stands where in README
 
 

@@ -24,6 +24,13 @@ def test_every_point_and_its_interval_lies_inside_its_panel():
         assert ax.get_xlabel() == "AUROC" and ax.get_title() == figures.SPLITS[split]
 
 
+def test_a_name_in_a_caption_is_no_formula(tmp_path):
+    """Two signs of a dollar would begin and end one, here one that cannot be set."""
+    figure = figures.points(table(), "probe", "split")
+    figures.save(figure, tmp_path, "mine", "Profile a$b^$c, 95 % bootstrap.")
+    assert (tmp_path / "mine.png").exists()
+
+
 def test_missing_values_are_left_out_not_drawn_as_numbers():
     data = table()
     data.loc[3, ["value", "low", "high"]] = None

@@ -6,12 +6,12 @@ import pytest
 from lib.runs import storage
 
 
-@pytest.fixture(params=["memory://bucket", "folder"])
+@pytest.fixture(params=["memory://bucket", "my $HOME it's \"50%\" für #1 {a} * "])
 def place(request, tmp_path, monkeypatch):
     """A storage, with an empty folder as the project."""
     monkeypatch.setattr(storage, "ROOT", tmp_path / "project")
     (tmp_path / "project").mkdir()
-    new = storage.Storage(request.param if ":" in request.param else str(tmp_path / "store"))
+    new = storage.Storage(request.param if ":" in request.param else str(tmp_path / request.param))
     yield new
     if new.system.exists(new.root):
         new.system.rm(new.root, recursive=True)
