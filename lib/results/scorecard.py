@@ -62,7 +62,7 @@ class Row(NamedTuple):
         return f"{self.holding} hold; {self.farthest} {self.number}" if self.holding else self.number
 
 
-class _Lacking(Exception):
+class Lacking(Exception):
     """A record without the rows that a rule asks for."""
 
 
@@ -81,7 +81,7 @@ def _values(value: Any, part: Part, of_profile: dict[str, Record]) -> list:
     if isinstance(value, str) and value.startswith("$"):
         holders = [record for record in of_profile.values() if value[1:] in record["parameters"]]
         if not holders:
-            raise _Lacking(f"no record has a parameter {value[1:]}")
+            raise Lacking(f"no record has a parameter {value[1:]}")
         holder = of_profile[part.record] if of_profile[part.record] in holders else holders[0]
         value = holder["parameters"][value[1:]]
     return value if isinstance(value, list) else [value]
@@ -91,18 +91,18 @@ def needed(part: Part, of_profile: dict[str, Record]) -> list[dict[str, Any]]:
     """The rows of its record's headline that a part is judged by, those without a value among them.
 
     Raises:
-        _Lacking: none, several of which no family is made, or some without Holm's level.
+        Lacking: none, several of which no family is made, or some without Holm's level.
     """
     record = of_profile[part.record]
     allowed = {name: _values(value, part, of_profile) for name, value in part.quantity.items()}
     rows = [row for row in record["metrics"] if all(row.get(name) in values for name, values in allowed.items())]
     if not rows:
         of_metric = sum(row["metric"] == part.quantity["metric"] for row in record["metrics"])
-        raise _Lacking(f"none of its {of_metric} rows of this metric matches" if of_metric else "it has no such row")
+        raise Lacking(f"none of its {of_metric} rows of this metric matches" if of_metric else "it has no such row")
     if len(rows) > 1 and not part.family:
-        raise _Lacking(f"{len(rows)} rows match, and one must")
+        raise Lacking(f"{len(rows)} rows match, and one must")
     if part.family and any(row["value"] is not None and row.get("alpha") is None for row in rows):
-        raise _Lacking("intervals of several comparisons must be at Holm's levels, and a row has no alpha")
+        raise Lacking("intervals of several comparisons must be at Holm's levels, and a row has no alpha")
     return rows
 
 
@@ -110,7 +110,7 @@ def _judge(part: Part, of_profile: dict[str, Record], row: Row) -> Row:
     """A part's row with the verdict: not applicable without a value, inconclusive without an interval."""
     try:
         rows = needed(part, of_profile)
-    except _Lacking as lacking:
+    except Lacking as lacking:
         sentence = f"{part.id} needs {part.quantity_text()} of {part.record}: {lacking}"
         return row._replace(why=sentence, is_lacking=True)
     with_value = [match for match in rows if match["value"] is not None]
