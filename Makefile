@@ -87,13 +87,13 @@ publish: env ## Keep PROFILE's records in data/records; of embedded also the exe
 	@$(PYTHON) -m lib.runs.runner --committed
 	$(if $(findstring -tasks-,$(PROFILE)),,@$(MAKE) --no-print-directory reproduce)
 	$(PYTHON) -m lib.runs.runner --publish --profile="$$PROFILE"
-	$(PYTHON) -m lib.results.scorecard
+	$(PYTHON) -m lib.results.scorecard_pages
 
 report: env ## A static site of PROFILE's executed notebooks, in report/PROFILE
 	@$(PYTHON) -m lib.results.report --profile="$$PROFILE"
 
 scorecard: env ## Write the scorecard into README and docs/scorecard.md, from data/records
-	$(PYTHON) -m lib.results.scorecard
+	$(PYTHON) -m lib.results.scorecard_pages
 
 docs: env ## Write docs/architecture.md, from docstrings and imports
 	$(PYTHON) -m lib.results.architecture

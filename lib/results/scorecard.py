@@ -1,28 +1,25 @@
 """The paper's claims joined with what was measured: the rule of each part decides, and nobody else.
 
-``data/claims.yaml`` holds the rules (:mod:`lib.results.claims`). ``python -m lib.results.scorecard`` writes the
-verdicts of the records in ``data/records`` into README, and all that they rest on into ``docs/scorecard.md``; it names
-on the standard error what a record lacks that a rule needs.
+``data/claims.yaml`` holds the rules (:mod:`lib.results.claims`); :mod:`lib.results.scorecard_pages` writes what comes
+of them into README and docs.
 """
 
 import json
 import re
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
-from lib.base.files import DATA, ROOT, write_text
-from lib.results import claims, tables
+from lib.base.files import DATA
+from lib.results import tables
 from lib.results.claims import Claim, Part, Rules
 from lib.stats import verdicts
 from lib.stats.metrics import Estimate
 
 NOT_RUN = "not run"
 VERDICTS = (*verdicts.VERDICTS, NOT_RUN)
-MARKERS = ("<!-- scorecard -->", "<!-- /scorecard -->")
 MANY_TASKS = "09_many_tasks"
 MANY_RUNS = "-tasks-(core|all)$"  # behind a profile's name, in those of its runs over many tasks
 STATISTICS = {"value", "low", "high", "alpha", "n", "n_groups", "unit", "why"}  # columns that tell no rows apart
@@ -31,10 +28,6 @@ SPEAKS_FOR = {  # how much a difference speaks for what a claim says of it
     "below": lambda difference: -difference,
     "same": lambda difference: -abs(difference),
 }
-LEGEND = (
-    "Value with 95 % interval, or at Holm's level where it is one of several comparisons. Of these: how many hold, and "
-    "the one that speaks most against the claim."
-)
 Record = dict[str, Any]
 
 
@@ -69,7 +62,7 @@ class Row(NamedTuple):
         return f"{self.holding} hold; {self.farthest} {self.number}" if self.holding else self.number
 
 
-class _Lacking(Exception):
+class Lacking(Exception):
     """A record without the rows that a rule asks for."""
 
 
@@ -88,36 +81,36 @@ def _values(value: Any, part: Part, of_profile: dict[str, Record]) -> list:
     if isinstance(value, str) and value.startswith("$"):
         holders = [record for record in of_profile.values() if value[1:] in record["parameters"]]
         if not holders:
-            raise _Lacking(f"no record has a parameter {value[1:]}")
+            raise Lacking(f"no record has a parameter {value[1:]}")
         holder = of_profile[part.record] if of_profile[part.record] in holders else holders[0]
         value = holder["parameters"][value[1:]]
     return value if isinstance(value, list) else [value]
 
 
-def _needed(part: Part, of_profile: dict[str, Record]) -> list[dict[str, Any]]:
+def needed(part: Part, of_profile: dict[str, Record]) -> list[dict[str, Any]]:
     """The rows of its record's headline that a part is judged by, those without a value among them.
 
     Raises:
-        _Lacking: none, several of which no family is made, or some without Holm's level.
+        Lacking: none, several of which no family is made, or some without Holm's level.
     """
     record = of_profile[part.record]
     allowed = {name: _values(value, part, of_profile) for name, value in part.quantity.items()}
     rows = [row for row in record["metrics"] if all(row.get(name) in values for name, values in allowed.items())]
     if not rows:
         of_metric = sum(row["metric"] == part.quantity["metric"] for row in record["metrics"])
-        raise _Lacking(f"none of its {of_metric} rows of this metric matches" if of_metric else "it has no such row")
+        raise Lacking(f"none of its {of_metric} rows of this metric matches" if of_metric else "it has no such row")
     if len(rows) > 1 and not part.family:
-        raise _Lacking(f"{len(rows)} rows match, and one must")
+        raise Lacking(f"{len(rows)} rows match, and one must")
     if part.family and any(row["value"] is not None and row.get("alpha") is None for row in rows):
-        raise _Lacking("intervals of several comparisons must be at Holm's levels, and a row has no alpha")
+        raise Lacking("intervals of several comparisons must be at Holm's levels, and a row has no alpha")
     return rows
 
 
 def _judge(part: Part, of_profile: dict[str, Record], row: Row) -> Row:
     """A part's row with the verdict: not applicable without a value, inconclusive without an interval."""
     try:
-        rows = _needed(part, of_profile)
-    except _Lacking as lacking:
+        rows = needed(part, of_profile)
+    except Lacking as lacking:
         sentence = f"{part.id} needs {part.quantity_text()} of {part.record}: {lacking}"
         return row._replace(why=sentence, is_lacking=True)
     with_value = [match for match in rows if match["value"] is not None]
@@ -134,7 +127,7 @@ def _judge(part: Part, of_profile: dict[str, Record], row: Row) -> Row:
     if not part.family:
         return row._replace(verdict=members[0])
     holding = f"{members.count(verdicts.REPRODUCED)} of {len(members)}"
-    return row._replace(verdict=verdicts.of_family(members), holding=holding, farthest=_name(farthest, rows))
+    return row._replace(verdict=verdicts.of_family(members), holding=holding, farthest=name_among(farthest, rows))
 
 
 def _has_no_interval(row: dict[str, Any]) -> bool:
@@ -150,7 +143,7 @@ def _member(part: Part, row: dict[str, Any]) -> str:
     return verdicts.decide(part.says, interval, part.margin.value)
 
 
-def _name(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+def name_among(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     """The values of a row in the columns that tell the rows apart."""
     apart = [name for name in row if name not in STATISTICS and len({str(other.get(name)) for other in rows}) > 1]
     return ", ".join(str(row[name]) for name in apart if row[name] is not None)
@@ -183,7 +176,7 @@ def with_run(by_profile: dict[str, dict[str, Record]], profile: str, run: list[R
     """
     own = {record["notebook"]: record for record in run}
     kept = by_profile.get(profile, {}).get(MANY_TASKS)
-    if kept and not own[MANY_TASKS]["outputs"]:
+    if kept and not own.get(MANY_TASKS, {}).get("outputs"):
         own[MANY_TASKS] = kept
     return {profile: own} | {name: records for name, records in by_profile.items() if name != profile}
 
@@ -235,14 +228,14 @@ def count_text(rows: Iterable[Row]) -> str:
 
 def summary(rows: list[Row]) -> str:
     """Verdicts by profile, and the parts that hold, or are contradicted, in every profile that decides, as Markdown."""
-    of_part = _by(rows, "id")
-    lines = [f"Of {len(of_part)} parts of {len(_by(rows, 'claim'))} claims:", ""]
-    for profile, of_profile in _by(rows, "profile").items():
+    of_part = by_field(rows, "id")
+    lines = [f"Of {len(of_part)} parts of {len(by_field(rows, 'claim'))} claims:", ""]
+    for profile, of_profile in by_field(rows, "profile").items():
         lines.append(f"- {profile}: {count_text(of_profile)}")
         for verdict in (verdicts.REPRODUCED, verdicts.OPPOSITE):
             ids = [row.id for row in of_profile if row.verdict == verdict]
             lines += [f"    - {verdict}: {', '.join(ids)}"] if ids else []
-    if len(_by(rows, "profile")) > 1:
+    if len(by_field(rows, "profile")) > 1:
         for verdict in (verdicts.REPRODUCED, verdicts.OPPOSITE):
             ids = [name for name, of_id in of_part.items() if {row.verdict for row in of_id} == {verdict}]
             lines += ["", f"{verdict.capitalize()} in every profile: {', '.join(ids) or 'none'}."]
@@ -251,14 +244,14 @@ def summary(rows: list[Row]) -> str:
 
 def in_short(rows: Iterable[Row]) -> str:
     """The verdicts on a claim's parts in one profile: ``reproduced a, d · opposite b``, or the one that all have."""
-    of_verdict = _by(rows, "verdict")
+    of_verdict = by_field(rows, "verdict")
     if len(of_verdict) == 1:
         return next(iter(of_verdict))
     in_order = sorted(of_verdict.items(), key=lambda item: VERDICTS.index(item[0]))
     return " · ".join(f"{verdict} {', '.join(row.letter for row in of)}" for verdict, of in in_order)
 
 
-def _by(rows: Iterable[Row], field: str) -> dict[str, list[Row]]:
+def by_field(rows: Iterable[Row], field: str) -> dict[str, list[Row]]:
     """The rows by one of their fields, in order."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
@@ -266,124 +259,6 @@ def _by(rows: Iterable[Row], field: str) -> dict[str, list[Row]]:
     return groups
 
 
-# The pages
-
-
-def short_table(rows: list[Row], rules: Rules) -> str:
-    """A row per claim, in Markdown: its title, which leads to its parts, and the verdicts in short by profile."""
-    profiles = _by(rows, "profile")
-    lines = []
-    for name, of_claim in _by(rows, "claim").items():
-        cells = [in_short(row for row in of_claim if row.profile == profile) for profile in profiles]
-        lines.append([f"[{name}](docs/scorecard.md#{name.lower()})", rules.claims[name].title, *cells])
-    return _markdown(["", "claim", *profiles], lines)
-
-
-def part_tables(rows: list[Row], rules: Rules) -> str:
-    """A section per claim, in Markdown: a row per part with its rule, and by profile the verdict and the value."""
-    sections = []
-    profiles = _by(rows, "profile")
-    for name, of_claim in _by(rows, "claim").items():
-        claim = rules.claims[name]
-        lines, said_before = [], set()
-        for part in claim.parts:
-            cells = [_cell(row, said_before) for row in of_claim if row.id == part.id]
-            rule = f"{part.quantity_text()} of {part.record}: {part.rule_text()}"
-            mends = ", ".join(map(str, part.faults))
-            lines.append([part.id.removeprefix(name), part.title, rule, *cells, part.seen, mends])
-        about = f"{claim.claim} The paper ({claim.where}): {claim.paper}. Here: {claim.difference}."
-        head = ["", "part", "holds if", *profiles, "seen", "mends"]
-        sections.append(f"### {name}\n\n{_escape(about)}\n\n{_markdown(head, lines)}")
-    return "\n\n".join(sections)
-
-
-def _cell(row: Row, said_before: set[tuple[str, str]]) -> str:
-    """The verdict and what it rests on; a reason that a part before it in this profile has had is not repeated."""
-    why = "as above" if (row.profile, row.why) in said_before and len(row.why) > len("as above") else row.why
-    said_before.add((row.profile, row.why))
-    said = "; ".join(filter(None, (row.measured, why)))
-    return f"**{row.verdict}**" + (f": {said}" if said else "")
-
-
-def comparison_table(rows: list[Row], rules: Rules) -> str:
-    """Each claim's verdict by the earlier rules beside those on its parts, by profile, in Markdown."""
-    profiles = _by(rows, "profile")
-    lines = []
-    for name, of_claim in _by(rows, "claim").items():
-        claim, cells = rules.claims[name], []
-        for profile in profiles:
-            cells.append(claim.old_verdict.get(profile, NOT_RUN))
-            cells.append(in_short(row for row in of_claim if row.profile == profile))
-        lines.append([name, claim.title, *cells])
-    head = [text for profile in profiles for text in (f"{profile}, earlier", f"{profile}, now")]
-    return _markdown(["", "claim", *head], lines)
-
-
-def _frame(frame: pd.DataFrame) -> str:
-    """A table with its index, in Markdown."""
-    return _markdown([frame.index.name, *frame.columns], frame.reset_index().astype(str).to_numpy().tolist())
-
-
-def _markdown(head: list[str], lines: list[list[str]]) -> str:
-    marked = [head, ["---"] * len(head), *lines]
-    return "\n".join("| " + " | ".join(_escape(cell) for cell in line) + " |" for line in marked)
-
-
-def _escape(text: str) -> str:
-    for character, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "\\|"), ("\n", " ")):
-        text = text.replace(character, entity)
-    return text
-
-
-def render(text: str, block: str, name: str = "README.md") -> str:
-    """A page's text with the block between its markers.
-
-    Raises:
-        ValueError: a marker is missing, or stands twice.
-    """
-    opening, closing = MARKERS
-    for marker in MARKERS:
-        if (lines := text.count(marker)) != 1:
-            raise ValueError(f"{name} has {lines} lines {marker}; one is needed, with {opening} before {closing}")
-    before, _, rest = text.partition(opening)
-    after = rest.partition(closing)[2]
-    return f"{before}{opening}\n{block}\n{closing}{after}"
-
-
-def pages(rules: Rules, by_profile: dict[str, dict[str, Record]]) -> dict[str, str]:
-    """What stands between the markers of each page that shows the scorecard, by the page's path."""
-    rows = every(rules, by_profile)
-    in_numbers = [f"- {profile}: {count_text(of_profile)}" for profile, of_profile in _by(rows, "profile").items()]
-    sections = {
-        f"{len(rules.parts())} parts of {len(rules.claims)} claims": "\n".join(in_numbers),
-        "Claims": f"{LEGEND} *Seen*: whether an earlier run had shown the quantity when the rule was written. *Mends*: "
-        f"what was wrong with the earlier rules, by number.\n\n{part_tables(rows, rules)}",
-        "Margins": f"The smallest difference that matters.\n\n{_frame(claims.margin_table(rules))}",
-        "When the rules were written": claims.known(rules),
-        "What was wrong with the earlier rules": _frame(claims.fault_table(rules)),
-        "Earlier verdicts": f"By the earlier rules, on the records of that time.\n\n{comparison_table(rows, rules)}",
-    }
-    long = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items())
-    return {"README.md": short_table(rows, rules), "docs/scorecard.md": long}
-
-
 def lacking(rows: Iterable[Row]) -> list[str]:
     """What records lack that rules ask for, a sentence per part and profile."""
     return [f"{row.profile}: {row.why}" for row in rows if row.is_lacking]
-
-
-def main() -> None:
-    """Write the scorecard into README.md and docs/scorecard.md, and name what the records lack."""
-    try:
-        rules, by_profile = claims.load(), committed()
-        for name, block in pages(rules, by_profile).items():
-            page = ROOT / name
-            write_text(page, render(page.read_text(encoding="utf-8"), block, name), only_if_changed=True)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    for sentence in lacking(every(rules, by_profile)):
-        print(f"warning: {sentence}", file=sys.stderr)
-
-
-if __name__ == "__main__":
-    main()

@@ -31,6 +31,7 @@ from lib.texts.labelled import Columns
 MANY_TASKS = "09_many_tasks"
 TASKS = "-tasks-"  # in the name of a profile, between that whose model and SAEs are used and the tasks
 SHOWN = {MANY_TASKS: f"embedded{TASKS}core"}  # whose executed notebook stands beside the ``.py``, if not embedded's
+PROGRESS_BAR = re.compile(r"[^\n]*?\d+%\|[^\n|]*\|[^\n\]]*\]")  # of tqdm, from its description to its bracket
 Variables = dict[str, tuple[str, Callable[[str], Any]]]  # of make -> a parameter, and its value from what was typed
 TEXT_VARIABLES: Variables = {
     "TEXT": ("text_column", str),
@@ -108,13 +109,16 @@ def _literally(path: Path) -> str:
 
 
 def _tidy(source: Path, target: Path) -> None:
-    """Rename into place with progress bars reduced to their last state and without the machine's paths."""
+    """Rename into place without the machine's paths, and without progress bars, of which a failed notebook keeps the
+    last state."""
     import nbformat
     from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
     notebook = nbformat.read(source, as_version=4)
     notebook, _ = CoalesceStreamsPreprocessor().preprocess(notebook, {})
     notebook.metadata.pop("papermill", None)
+    if not target.name.endswith(".failed.ipynb"):
+        drop_progress_bars(notebook)
     for cell in notebook.cells:
         for key in ("papermill", "execution"):
             cell.metadata.pop(key, None)
@@ -123,6 +127,16 @@ def _tidy(source: Path, target: Path) -> None:
         root = json.dumps(shown, ensure_ascii=False)[1:-1]
         text = text.replace(f"{root}{os.sep}", "").replace(root, ".")
     write_text(target, text + "\n")
+
+
+def drop_progress_bars(notebook: Any) -> None:
+    """Take tqdm's bars out of a notebook's outputs, and outputs that were nothing else."""
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if output.output_type == "stream" and output.name == "stderr":
+                output.text = PROGRESS_BAR.sub("", output.text).strip("\n")
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if output.output_type != "stream" or output.text]
 
 
 def fetch(values: dict[str, Any]) -> None:
@@ -258,6 +272,7 @@ def _publish_notebooks(executed: Path, shown: list[Path]) -> None:
         # Papermill's cell of other parameters would become one of the .py beside it.
         is_injected = ["injected-parameters" in cell.metadata.get("tags", []) for cell in notebook.cells]
         notebook.cells = [cell for cell, is_in in zip(notebook.cells, is_injected, strict=True) if not is_in]
+        drop_progress_bars(notebook)
         for cell in notebook.cells:
             for output in cell.get("outputs", []):
                 images = output.get("data", {})

@@ -8,7 +8,7 @@ import yaml
 
 from lib.base import build_graph
 from lib.base.files import DATA, ROOT
-from lib.results import architecture, claims, scorecard
+from lib.results import architecture, claims, scorecard, scorecard_pages
 from lib.sae import pretrained
 
 CARDS = [DATA / folder / "README.md" for folder in ("prompts", "rollouts", "pretrained")]
@@ -33,7 +33,7 @@ def blocks(text, language):
 
 def opening():
     """README up to the end of the scorecard."""
-    return README.partition(scorecard.MARKERS[1])[0]
+    return README.partition(scorecard_pages.MARKERS[1])[0]
 
 
 def metric(profile, **filters):

@@ -9,7 +9,7 @@ import pytest
 
 from lib.base import build_graph
 from lib.base.files import ROOT
-from lib.results import claims, figures, scorecard
+from lib.results import claims, evidence, figures, scorecard, scorecard_pages
 from lib.results.claims import Claim, Margin, Part, Rules
 from lib.runs import runner
 from lib.stats import verdicts
@@ -100,7 +100,7 @@ def test_what_a_record_lacks_is_said_in_one_sentence_and_the_page_is_written(giv
     assert judged.verdict == "not applicable" and judged.is_lacking and judged.why.endswith(sentence)
     (warning,) = scorecard.lacking([judged])
     assert warning.startswith("p: C1a needs m (")
-    assert "**not applicable**: C1a needs" in scorecard.part_tables([judged], rules(given))
+    assert "**not applicable**: C1a needs" in scorecard_pages.part_tables([judged], rules(given))
 
 
 @pytest.mark.parametrize(("value", "expected"), [(1.0, "reproduced"), (0.0, "not applicable")])
@@ -110,7 +110,7 @@ def test_a_claim_that_the_setting_cannot_show_says_why(value, expected):
     rows = scorecard.evaluate(given, {"05_x": record(of(0.1, 0.05, 0.15)), "02_x": setting}, "p")
     assert {(row.verdict, row.why) for row in rows} == {(expected, NEEDS["why"] if value == 0 else "")}
     assert not scorecard.lacking(rows)
-    page = scorecard.part_tables(rows, given)
+    page = scorecard_pages.part_tables(rows, given)
     assert page.count(NEEDS["why"]) == page.count("as above") == (value == 0)
 
 
@@ -231,11 +231,11 @@ def test_records_that_were_made_under_these_rules_have_all_that_the_rules_ask_fo
 def test_the_scorecards_of_the_pages_are_up_to_date():
     by_profile = scorecard.committed()
     assert list(by_profile)[:2] == ["embedded", "minilm"]
-    pages = scorecard.pages(claims.load(), by_profile)
+    pages = scorecard_pages.pages(claims.load(), by_profile, evidence.load(claims.load()))
     assert set(pages) == {"README.md", "docs/scorecard.md"}
     for name, block in pages.items():
         text = (ROOT / name).read_text(encoding="utf-8")
-        assert scorecard.render(text, block, name) == text, f"{name}: make scorecard"
+        assert scorecard_pages.render(text, block, name) == text, f"{name}: make scorecard"
 
 
 # Pages, tables and the figure
@@ -245,7 +245,7 @@ def test_a_changed_record_changes_the_tables_and_markers_are_needed():
     page = "a\n<!-- scorecard -->\nold\n<!-- /scorecard -->\nb\n"
     for name in ("README.md", "docs/scorecard.md"):
         good, bad = (
-            scorecard.render(page, scorecard.pages(rules(part()), {"p": {"05_x": record(row)}})[name])
+            scorecard_pages.render(page, scorecard_pages.pages(rules(part()), {"p": {"05_x": record(row)}})[name])
             for row in (of(0.95, 0.9, 0.99), of(-0.3, -0.4, -0.2))
         )
         assert good.startswith("a\n<!--") and good.endswith("-->\nb\n") and "\nold\n" not in good
@@ -254,7 +254,7 @@ def test_a_changed_record_changes_the_tables_and_markers_are_needed():
         else:
             assert "**reproduced**" in good and "**opposite**: -0.300 [-0.400, -0.200]" in bad
     with pytest.raises(ValueError, match="docs/scorecard.md has 0 lines <!-- /scorecard -->"):
-        scorecard.render("<!-- scorecard -->", "", "docs/scorecard.md")
+        scorecard_pages.render("<!-- scorecard -->", "", "docs/scorecard.md")
 
 
 def test_a_claim_in_short():
@@ -275,7 +275,7 @@ def test_a_new_claim_and_a_new_profile_reach_every_table_without_another_edit():
     given = given._replace(claims=given.claims | {name: claim})
     by_profile = scorecard.committed()
     by_profile["of a reader"] = by_profile["embedded"]
-    pages = scorecard.pages(given, by_profile)
+    pages = scorecard_pages.pages(given, by_profile)
     assert f"| [{name}](docs/scorecard.md#{name.lower()}) | something new |" in pages["README.md"]
     assert f"### {name}\n\nSomething new holds." in pages["docs/scorecard.md"]
     heads = [line for line in pages["docs/scorecard.md"].splitlines() if line.startswith("|  | part |")]
@@ -289,24 +289,35 @@ def test_a_new_claim_and_a_new_profile_reach_every_table_without_another_edit():
 def test_text_is_escaped_in_the_tables():
     given = rules(part(title="<b>"), title="<i>", claim="a | <b>")
     rows = scorecard.evaluate(given, {"05_x": record(of(0.1, 0.05, 0.15))}, "p")
-    assert "a \\| &lt;b&gt;" in scorecard.part_tables(rows, given) and "| &lt;b&gt; |" in scorecard.part_tables(
-        rows, given
-    )
-    assert "&lt;i&gt;" in scorecard.short_table(rows, given)
+    in_parts = scorecard_pages.part_tables(rows, given)
+    assert "a \\| &lt;b&gt;" in in_parts and "| &lt;b&gt; |" in in_parts
+    assert "&lt;i&gt;" in scorecard_pages.short_table(rows, given)
 
 
 def test_profiles_stand_side_by_side_with_the_earlier_verdicts():
     given = rules(part(), part("C1b", quantity={"metric": "m", "k": 20}))
     here = {"05_x": record(of(0.1, 0.05, 0.15), of(-0.1, -0.15, -0.05, k=20))}
     rows = scorecard.every(given, {"p": here, "q": {}})
-    assert scorecard.short_table(rows, given).splitlines()[2] == (
+    assert scorecard_pages.short_table(rows, given).splitlines()[2] == (
         "| [C1](docs/scorecard.md#c1) | title | reproduced a · opposite b | not run |"
     )
-    head, _, line = scorecard.comparison_table(rows, given).splitlines()
+    head, _, line = scorecard_pages.comparison_table(rows, given).splitlines()
     assert head == "|  | claim | p, earlier | p, now | q, earlier | q, now |"
     assert line == "| C1 | title | direction only | reproduced a · opposite b | not run | not run |"
     counts = scorecard.counts(rows).set_index(["profile", "verdict"])["value"].to_dict()
     assert counts == {("p", "reproduced"): 1, ("p", "opposite"): 1, ("q", "not run"): 2}
+
+
+def test_what_became_of_each_verdict():
+    given = rules(part(faults=(5,)), part("C1b", quantity={"metric": "m", "k": 20}))
+    rows = scorecard.every(given, {"embedded": {"05_x": record(of(0.1, 0.05, 0.15), of(-0.1, -0.15, -0.05, k=20))}})
+    beside = {"C1a": evidence.Evidence("05_x", "", {"default": "reproduced", "public": "not reproduced"}, (1, 5))}
+    head, _, *lines = scorecard_pages.changed_table(rows, given, beside).splitlines()
+    assert head == "| part | title | first scorecard | minilm | embedded | public | faults |"
+    assert lines == [
+        "| C1a | t | reproduced (public: not reproduced) | not run | reproduced | not run | 1, 5 |",
+        "| C1b | t | — | not run | opposite | not run | — |",
+    ]
 
 
 def test_the_takeaway_counts_and_compares_profiles():

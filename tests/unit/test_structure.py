@@ -13,6 +13,7 @@ import pytest
 
 from lib.base import build_graph
 from lib.base.files import ROOT
+from lib.runs import runner
 
 # Of the house:
 FLOORS = {"base": 0, "stats": 1, "texts": 2, "results": 2, "model": 3, "sae": 4, "probing": 5, "runs": 6, "interp": 6}
@@ -133,7 +134,34 @@ def test_the_committed_notebook_is_executed_and_in_step(path):
     assert written == [(cell.cell_type, cell.source) for cell in published.cells], "make publish"
     outputs = [output for cell in published.cells if cell.cell_type == "code" for output in cell.outputs]
     assert outputs and all(output.output_type != "error" for output in outputs)
-    assert executed.stat().st_size < 1_500_000
+    assert executed.stat().st_size <= 1_000_000
+
+
+OF_A_MACHINE = r"(?<![\w.:/])/(?:home|root|tmp|Users|var|mnt|opt|usr|work)/[^\s\"']*"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_committed_notebook_holds_no_progress_and_no_path_of_a_machine(path):
+    published = nbformat.read(path.with_suffix(".ipynb"), as_version=4)
+    for cell in published.cells:
+        for output in cell.get("outputs", []):
+            texts = {name: str(text) for name, text in output.get("data", {}).items() if name != "image/png"}
+            shown = "\n".join([output.get("text", ""), *texts.values()])
+            assert not runner.PROGRESS_BAR.search(shown) and "\r" not in shown and "it/s]" not in shown
+            assert not re.findall(OF_A_MACHINE, shown)
+    assert not re.findall(OF_A_MACHINE, str(published.metadata))
+
+
+def test_progress_bars_leave_a_notebook_and_other_messages_stay():
+    bar = "SAEs probed: 100%|██████████| 14/14 [00:41<00:00,  2.97s/SAE, l0 30 >10% 2]"
+    cut = "SAEs probed:  21%|██▏       | 3/14 [00:10<00:41,  3.79s/SAE]a warning [with brackets]\nof two lines\n"
+    texts = [f"{bar}\n{bar}\n", f"{cut}{bar}\n", "a | 10% b\n"]
+    streams = [nbformat.v4.new_output("stream", name="stderr", text=text) for text in texts]
+    streams.append(nbformat.v4.new_output("stream", name="stdout", text="100%|█| 1/1 [in a print]\n"))
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("x", outputs=streams)])
+    runner.drop_progress_bars(notebook)
+    left = [output.text for output in notebook.cells[0].outputs]
+    assert left == ["a warning [with brackets]\nof two lines", "a | 10% b", "100%|█| 1/1 [in a print]\n"]
 
 
 def test_no_number_of_the_paper_is_typed_into_a_notebook():
