@@ -30,7 +30,7 @@ PYTHON := $(VENV)/bin/python
 NAME := $(basename $(notdir $(PROFILE)))
 PROFILE_FILE := $(if $(filter %.yaml %.yml,$(PROFILE)),$(PROFILE),notebooks/profiles/$(PROFILE).yaml)
 RUN := data/runs/$(NAME)
-export MIRROR WORKERS CLUSTER GPUS
+export MIRROR WORKERS CLUSTER GPUS STORE LIMIT RETRIES DRY
 # Taken as they were typed: make would expand a $ in them, and the shell quotes.
 TYPED := TASKS DIR TEXT LABEL GROUP POSITIVE ENCODING ROWS PROBE CSV TO
 export $(TYPED)
@@ -77,8 +77,8 @@ debug: env ## What would a probe cheat on in your data? (CSV=file with text,labe
 	@test -n "$(CSV)" || { echo "error: give CSV=file with the columns text,label (and OOD=file, if there is one)"; exit 1; }
 	@$(PYTHON) -m lib.runs.runner --debug "$(CSV)" $(if $(OOD),"$(OOD)")
 
-tasks: $(VENV)/tasks $(if $(filter-out 1,$(WORKERS)),$(VENV)/sweep) ## Do SAEs help on these tasks? (TASKS=core, all or names of sae-probes; or DIR=folder of labelled files)
-	@$(PYTHON) -m lib.runs.runner --tasks --profile $(PROFILE)
+tasks: $(VENV)/tasks $(if $(filter-out 1,$(WORKERS)),$(VENV)/sweep) ## Do SAEs help on these tasks? (TASKS=core, all or names of sae-probes; or DIR=folder of labelled files; DRY=1: only sizes)
+	@$(PYTHON) -m lib.runs.task_runs --tasks --profile $(PROFILE)
 
 probe: env ## Take PROFILE's best dense probe away: tensors, thresholds and a model card (TO=folder)
 	@$(PYTHON) -m lib.runs.runner --probe --profile $(PROFILE)

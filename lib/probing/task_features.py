@@ -97,14 +97,18 @@ def texts_of(tasks: list[TaskTexts]) -> pd.DataFrame:
     return is_train.rename("is_train").reset_index()
 
 
+def place_of(reader: Reader, tasks: list[TaskTexts], parent: Path) -> Path:
+    """The folder of ``parent`` in which the features of a bundle's texts lie once :func:`harvest` has made it."""
+    hashed = activations.texts_hash(texts_of(tasks)["text"].tolist())
+    return parent / f"features-{value_hash(reader.decides() | {'texts': hashed})}"
+
+
 def harvest(reader: Reader, tasks: list[TaskTexts], parent: Path) -> Path:
     """The features of a bundle's texts (:func:`texts_of`), in a folder of ``parent`` that is made once.
 
     Activations of tokens lie beside it while it is made, so that an interrupted harvest goes on.
     """
-    texts = texts_of(tasks)
-    hashed = activations.texts_hash(texts["text"].tolist())
-    folder = parent / f"features-{value_hash(reader.decides() | {'texts': hashed})}"
+    texts, folder = texts_of(tasks), place_of(reader, tasks, parent)
     with locked(folder):
         if not folder.exists():
             scratch = parent / f"harvest-{folder.name.removeprefix('features-')}"
