@@ -29,7 +29,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 # Taken as they were typed: make would expand a $ in them, and the shell quotes. So recipes read them as "$$NAME".
 TYPED := PROFILE MIRROR BENCH TASKS DIR TEXT LABEL GROUP POSITIVE ENCODING ROWS PROBE CSV OOD TO
-TYPED += SWEEP WORKERS CLUSTER GPUS STORE LIMIT RETRIES PYTHON3
+TYPED += SWEEP WORKERS CLUSTER GPUS STORE LIMIT RETRIES DRY PYTHON3
 export $(TYPED)
 $(foreach name,$(TYPED),$(eval override $(name) := $$(value $(name))))
 export PYTHONWARNINGS := ignore:IProgress,ignore:Sparse CSR
@@ -70,8 +70,8 @@ data: env $(if $(filter-out 1,$(WORKERS)),$(VENV)/sweep) ## Fetch the data of PR
 debug: env ## What would a probe cheat on in your data? (CSV=labelled file; OOD=another; TEXT, LABEL, POSITIVE as for tasks)
 	@$(PYTHON) -m lib.runs.runner --debug
 
-tasks: $(VENV)/tasks $(if $(filter-out 1,$(WORKERS)),$(VENV)/sweep) ## Do SAEs help on these tasks? (TASKS=core, all or names of sae-probes; or DIR=folder of labelled files)
-	@$(PYTHON) -m lib.runs.runner --tasks --profile="$$PROFILE"
+tasks: $(VENV)/tasks $(if $(filter-out 1,$(WORKERS)),$(VENV)/sweep) ## Do SAEs help on these tasks? (TASKS=core, all or names of sae-probes; or DIR=folder of labelled files; DRY=1: only sizes)
+	@$(PYTHON) -m lib.runs.task_runs --tasks --profile="$$PROFILE"
 
 probe: env ## Take PROFILE's best dense probe away: tensors, thresholds and a model card (TO=folder)
 	@$(PYTHON) -m lib.runs.runner --probe --profile="$$PROFILE"

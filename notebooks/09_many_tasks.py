@@ -58,6 +58,7 @@ prompts_sae = "data/pretrained/SmolLM2-135M-Instruct-layer-21-prompts"  # or emp
 insist = False  # true: an SAE whose record names another model or place is used all the same
 tasks = []  # core | all | names of sae-probes, such as 96_spam_is; empty: none of them
 tasks_folder = ""  # folder of labelled files, a task each
+folder_tasks = []  # names of files in it, without suffix; empty: all of them
 text_column = ""  # of the files in tasks_folder; found where it is unambiguous
 label_column = ""
 group_column = ""  # variants of one text
@@ -90,7 +91,7 @@ columns = Columns(text_column, label_column, group_column, tuple(positive_label)
 names = task_files.chosen(tasks) if tasks else []
 every = [task_files.packaged(name, task_rows) for name in names]
 if tasks_folder:
-    every += task_files.of_folder(Path(tasks_folder), columns, task_rows)
+    every += task_files.of_folder(Path(tasks_folder), columns, task_rows, folder_tasks)
 measured = [task for task in every if isinstance(task, task_files.TaskTexts)] if base_saes else []
 left_out = [task for task in every if isinstance(task, task_files.LeftOut)]
 print(f"{profile}: {len(every)} tasks (tasks: {tasks or 'none'}), of at most {task_rows} rows")
@@ -145,13 +146,18 @@ if has_tasks:
         ("untrained SAE", "training tokens"), task_tokens, device,
     )  # fmt: skip
     for bundle in task_features.in_bundles(measured, "tasks read"):
-        folder = task_features.harvest(reader, bundle, place)
-        jobs += [many_tasks.job(task, folder, plan, place) for task in bundle]
+        folder = task_features.place_of(reader, bundle, place)
+        of_bundle = [many_tasks.job(task, folder, plan, place) for task in bundle]
+        if not all(job.result.exists() for job in of_bundle):
+            task_features.harvest(reader, bundle, place)
+        jobs += of_bundle
 
 # %%
 results = pd.DataFrame()
 if has_tasks:
     results = pd.concat(many_tasks.run(jobs, plan), ignore_index=True)
+    order = [job.task.name for job in jobs]  # several workers finish in another one
+    results = results.sort_values("task", key=lambda names: names.map(order.index), kind="stable")
     print(f"{results['task'].nunique()} tasks, {len(results):,} rows of probe, setting and task")
 
 # %% [markdown]
@@ -304,4 +310,5 @@ if published_results:
 headline = pd.concat(parts, ignore_index=True)
 table = pd.concat([headline, results.assign(metric="auroc", unit="AUROC")], ignore_index=True)
 outputs = {"tasks": write_table(run.results / "many_tasks.parquet", results)} if has_tasks else {}
+outputs |= {f"task {job.task.name}": job.result for job in jobs}
 records.write(run, table, headline, inputs=[], outputs=outputs).name

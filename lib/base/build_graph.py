@@ -97,17 +97,23 @@ def imported(source: Path) -> set[str]:
     Raises:
         ValueError: an import that names a package only, from which no module can be read off.
     """
-    dotted: set[str] = set()
-    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "lib":
-            dotted.update(f"{node.module}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.Import):
-            dotted.update(alias.name for alias in node.names if alias.name.startswith("lib."))
-    modules = {"/".join(name.split(".")[1:3]) for name in dotted}
+    modules = {"/".join(name.split(".")[1:3]) for name in _imports(source.read_text(encoding="utf-8"))}
     unknown = sorted(name for name in modules if not (LIB / f"{name}.py").exists())
     if unknown:
         raise ValueError(f"{source.name} imports {unknown}, which are no modules of a package of lib")
     return modules
+
+
+@functools.lru_cache(maxsize=1024)  # a sweep asks for each of its cells
+def _imports(text: str) -> frozenset[str]:
+    """Dotted names of ``lib`` that a source imports."""
+    dotted: set[str] = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "lib":
+            dotted.update(f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import):
+            dotted.update(alias.name for alias in node.names if alias.name.startswith("lib."))
+    return frozenset(dotted)
 
 
 def modules(source: Path) -> list[str]:
@@ -123,11 +129,14 @@ def modules(source: Path) -> list[str]:
 
 def upstream(notebook: Path) -> list[str]:
     """Notebooks whose record this one reads: ``records.read(run, "NN_name")`` or ``records.output(run, …)``."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(notebook.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("records.read", "records.output"):
-            names.add(ast.literal_eval(node.args[1]))
-    return sorted(names)
+    return sorted(_records_read(notebook.read_text(encoding="utf-8")))
+
+
+@functools.lru_cache(maxsize=64)
+def _records_read(text: str) -> frozenset[str]:
+    calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
+    reading = [call for call in calls if ast.unparse(call.func) in ("records.read", "records.output")]
+    return frozenset(ast.literal_eval(call.args[1]) for call in reading)
 
 
 def sources(notebook: Path) -> list[str]:

@@ -115,15 +115,19 @@ def texts_of(tasks: list[TaskTexts]) -> pd.DataFrame:
     return is_train.rename("is_train").reset_index()
 
 
+def place_of(reader: Reader, tasks: list[TaskTexts], parent: Path) -> Path:
+    """The folder of ``parent`` in which the features of a bundle's texts lie once :func:`harvest` has made it."""
+    texts = texts_of(tasks)["text"].tolist()
+    decides = reader.decides() | {"texts": activations.texts_hash(texts)}
+    return parent / f"features-{value_hash(decides | chat.reading(reader.bridge.tokenizer, texts))}"
+
+
 def harvest(reader: Reader, tasks: list[TaskTexts], parent: Path) -> Path:
     """The features of a bundle's texts (:func:`texts_of`), in a folder of ``parent`` that is made once.
 
     Activations of tokens lie beside it while it is made, so that an interrupted harvest goes on.
     """
-    texts = texts_of(tasks)
-    of_texts = texts["text"].tolist()
-    decides = reader.decides() | {"texts": activations.texts_hash(of_texts)}
-    folder = parent / f"features-{value_hash(decides | chat.reading(reader.bridge.tokenizer, of_texts))}"
+    texts, folder = texts_of(tasks), place_of(reader, tasks, parent)
     with locked(folder):
         if not folder.exists():
             scratch = parent / f"harvest-{folder.name.removeprefix('features-')}"

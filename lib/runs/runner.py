@@ -209,9 +209,12 @@ def debug(given: dict[str, Any]) -> None:
     print(f"notebooks in {folder}, latents with their examples in figures/{profile}/debugging.html")
 
 
-def tasks(base: str, chosen: list[str], folder: str, given: dict[str, Any]) -> None:
+Prepare = Callable[[dict[str, Any]], bool]  # of the parameters of a run; whether it is to be done
+
+
+def tasks(base: str, chosen: list[str], folder: str, given: dict[str, Any], prepare: Prepare = bool) -> None:
     """Notebook 09 on tasks of ``sae-probes`` or on a ``folder`` of labelled files, with the model and the SAEs of the
-    profile ``base``, as the profile ``<base>-tasks-<what>``.
+    profile ``base``, as the profile ``<base>-tasks-<what>``, once ``prepare`` has agreed to it.
 
     Raises:
         ValueError: neither tasks nor a folder, no such folder, or a parameter that notebook 09 does not have.
@@ -227,6 +230,8 @@ def tasks(base: str, chosen: list[str], folder: str, given: dict[str, Any]) -> N
     values |= {"tasks_folder": str(Path(folder).resolve())} if folder else {}
     notebook = build_graph.NOTEBOOKS / f"{MANY_TASKS}.py"
     select(notebook, values)
+    if not prepare(values):
+        return
     _run(notebook, values)
     print(f"notebook in {relative(run_dir(name) / 'notebooks')}, the page: figures/{name}/tasks.html")
 
@@ -313,8 +318,8 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> None:
-    """Command line: a wrong argument ends with one sentence, not with a traceback."""
+def main(prepare: Prepare = bool) -> None:
+    """Command line: a wrong argument ends with one sentence, not with a traceback; ``prepare``: see :func:`tasks`."""
     arguments = _arguments()
     try:
         if arguments.alone:
@@ -329,7 +334,8 @@ def main() -> None:
         if arguments.tasks:
             chosen = os.environ.get("TASKS", "").replace(",", " ").split()
             given = {"published_results": True} if os.environ.get("MIRROR") else {}
-            return tasks(arguments.profile, chosen, os.environ.get("DIR", ""), given | _typed(TASK_VARIABLES))
+            given |= _typed(TASK_VARIABLES)
+            return tasks(arguments.profile, chosen, os.environ.get("DIR", ""), given, prepare)
         if arguments.probe or arguments.score:
             from lib.runs import take_away  # late, as it imports all of the model's libraries
 

@@ -7,17 +7,18 @@ import re
 import shutil
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 import torch
 from huggingface_hub import try_to_load_from_cache
 from transformers import AutoModelForCausalLM
 
-from lib.base.files import DATA
+from lib.base.files import DATA, value_hash
 from lib.model import chat, models, weights
 from lib.model.poolings import POOLINGS
-from lib.runs import profiles
+from lib.runs import profiles, task_sizes
+from lib.runs.steps import PROMPTS, ROLLOUTS, Step, key_of, key_of_tokens, once
 from lib.sae import architectures
 from lib.sae.finetuning import first_bases
 from lib.sae.folders import locate
@@ -32,17 +33,6 @@ GIB = 2**30
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
-class Step(NamedTuple):
-    """What one step of a notebook takes: tokens it reads or writes, bytes on disk and in memory, operations."""
-
-    notebook: str
-    step: str
-    tokens: float = 0
-    disk: float = 0
-    memory: float = 0
-    operations: float = 0
-
-
 def estimate(profile: dict[str, Any], flops: float | None = None) -> pd.DataFrame:
     """A row per step: notebook, step, tokens, disk_gib (written), memory_gib (peak, of the model and the SAE), hours.
 
@@ -54,10 +44,19 @@ def estimate(profile: dict[str, Any], flops: float | None = None) -> pd.DataFram
     Raises:
         ValueError: a model that cannot be had, or a negative number of base SAEs (``other_bases``).
     """
+    return once(steps(profile, flops)).drop(columns="key")
+
+
+def steps(profile: dict[str, Any], flops: float | None = None) -> pd.DataFrame:
+    """:func:`estimate` with each step's ``key`` (empty: nothing that another one makes too), before any is left out.
+
+    Raises:
+        ValueError: see :func:`estimate`.
+    """
     values = profiles.complete(profile)
     shape = _shape(values["model"], next(iter(values["base_saes"]), ""))
     speed = SHARE_OF_PEAK * (flops or peak_flops(values["device"], values["dtype"]))
-    table = pd.DataFrame(_steps(values, shape))
+    table = pd.DataFrame([*_steps(values, shape), *task_sizes.steps(values, shape)])
     return pd.DataFrame(
         {
             "notebook": table["notebook"],
@@ -65,7 +64,8 @@ def estimate(profile: dict[str, Any], flops: float | None = None) -> pd.DataFram
             "tokens": table["tokens"],
             "disk_gib": table["disk"] / GIB,
             "memory_gib": table["memory"] / GIB,
-            "hours": table["operations"] / speed / 3600,
+            "hours": (table["operations"] / speed + table["seconds"]) / 3600,
+            "key": table["key"],
         }
     )
 
@@ -83,6 +83,7 @@ def _steps(v: dict[str, Any], shape: dict[str, Any]) -> list[Step]:
     has_rollouts = any(str(v[name]).startswith("own:") for name in ("corpus", "chat_corpus"))
     rollouts = has_rollouts * v["n_rollouts"]
     rollout_tokens = rollouts * v["rollout_tokens"]
+    of_rollouts = key_of(v, PROMPTS, "corpus", "chat_corpus", *ROLLOUTS)
 
     prompts = _prompts(v)
     prompt_tokens = prompts * TOKENS_PER_PROMPT
@@ -114,12 +115,15 @@ def _steps(v: dict[str, Any], shape: dict[str, Any]) -> list[Step]:
     n_trained = (not v["base_saes"]) * (n_bases + n_first) + (not v["prompts_sae"])
     n_trained += TRIALS * (n_trained > 0 and v["base_lr"] == CHOSEN)
     finetuned_tokens += n_trained * v["base_train_tokens"]
-    harvested = v["pretraining_tokens"] * (1 if v["prompts_sae"] else 2) + v["chat_tokens"]
+    pretraining_tokens = v["pretraining_tokens"] * (1 if v["prompts_sae"] else 2)
     passes = n_finetuned if v["store"] == "stream" else 1
+    of_03 = key_of_tokens(v, v["corpus"], v["max_tokens"])
+    of_chat = key_of_tokens(v, v["chat_corpus"], v["chat_tokens"])
+    of_pretraining = key_of_tokens(v, v["pretraining_corpus"], v["pretraining_tokens"], v["prompts_sae"] == "")
     encode = 2 * d_model * base_d_sae  # operations of encoding a token with one SAE
     read_saes = (n_finetuned + n_bases + 1) * encode
     return [
-        Step("01", "weights of the model", disk=shape["download"]),
+        Step("01", "weights of the model", disk=shape["download"], key=value_hash(["weights", v["model"]])),
         Step("01", "responses to jailbreaks", response_tokens, responses * 2e3, weights, response_tokens * whole),
         Step(
             "02",
@@ -128,9 +132,10 @@ def _steps(v: dict[str, Any], shape: dict[str, Any]) -> list[Step]:
             pooled_bytes + prompt_tokens * half,
             weights,
             pooled_operations,
+            key=key_of(v, PROMPTS, "layers", "layer", "positions", "pool_over"),
         ),
-        Step("03", "rollouts", rollout_tokens, rollouts * 2e3, weights, rollout_tokens * whole),
-        Step("03", "harvest", v["max_tokens"], v["max_tokens"] * kept, weights, v["max_tokens"] * cut),
+        Step("03", "rollouts", rollout_tokens, rollouts * 2e3, weights, rollout_tokens * whole, key=of_rollouts),
+        Step("03", "harvest", v["max_tokens"], v["max_tokens"] * kept, weights, v["max_tokens"] * cut, key=of_03),
         Step(
             "03",
             "SAE training",
@@ -139,7 +144,24 @@ def _steps(v: dict[str, Any], shape: dict[str, Any]) -> list[Step]:
             _training(shape, v["d_sae"], v["batch_tokens"]),
             compared_tokens * per_latent * v["d_sae"],
         ),
-        Step("04", "harvest", harvested, harvested * kept, weights, passes * harvested * cut),
+        Step(
+            "04",
+            "harvest of chat",
+            v["chat_tokens"],
+            v["chat_tokens"] * kept,
+            weights,
+            passes * v["chat_tokens"] * cut,
+            key=of_chat,
+        ),
+        Step(
+            "04",
+            "harvest",
+            pretraining_tokens,
+            pretraining_tokens * kept,
+            weights,
+            passes * pretraining_tokens * cut,
+            key=of_pretraining,
+        ),
         Step(
             "04",
             "SAE training",
@@ -155,7 +177,16 @@ def _steps(v: dict[str, Any], shape: dict[str, Any]) -> list[Step]:
             v["interp_tokens"],
             v["interp_tokens"] * half,
             weights,
-            v["interp_tokens"] * (cut + (n_compared + n_finetuned) * encode),
+            v["interp_tokens"] * cut,
+            key=key_of(v, PROMPTS, "layer", "interp_corpus", "interp_tokens", "seed"),
+        ),
+        Step(
+            "06",
+            "latents of sequences",
+            v["interp_tokens"],
+            0,
+            weights,
+            v["interp_tokens"] * (n_compared + n_finetuned) * encode,
         ),
         Step(
             "07",
@@ -164,6 +195,7 @@ def _steps(v: dict[str, Any], shape: dict[str, Any]) -> list[Step]:
             prompt_tokens * 4 * half,
             weights,
             computed_tokens * 4 * cut,
+            key=key_of(v, PROMPTS, "layer", "seed"),
         ),
         Step("08", "controls and the loss in parts", prompt_tokens, 0, weights, computed_tokens * read_again * encode),
     ]

@@ -1,7 +1,8 @@
 """Cells of a sweep: a grid over the parameters of notebooks; each cell is a papermill run of its own.
 
 A sweep is a YAML file: ``notebooks`` (whose results are wanted), ``profile``, ``fixed`` parameters, ``grid`` (every
-combination), ``zip`` (lists in step; a mapping, or a list of several) and ``figure`` (see ``lib.runs.sweeps.drawn``). A
+combination), ``zip`` (lists in step; a mapping, or a list of several), ``by_task`` (true: notebook 09 has a cell for
+each task, and one over all of them that finds what these measured) and ``figure`` (see ``lib.runs.sweeps.drawn``). A
 cell is named by a hash of its notebook, parameters, sources and the cells that it reads. So what cells share is made
 once: an early notebook runs once for all cells that agree on its parameters. A finished cell is found by every sweep.
 """
@@ -18,16 +19,17 @@ import yaml
 
 from lib.base import build_graph
 from lib.base.files import ROOT, cause, file_hash, locked, relative, run_dir, value_hash
-from lib.runs import profiles, runner
+from lib.runs import profiles, runner, task_cells
 from lib.runs.storage import Storage, products
 from lib.runs.warm_kernel import ENGINE, WarmKernel
 
-KEYS = {"notebooks", "profile", "fixed", "grid", "zip", "figure"}
+KEYS = {"notebooks", "profile", "fixed", "grid", "zip", "by_task", "figure"}
 FIGURE = {"x", "hue", "col", "row", "where", "distinct", "xlabel", "ylabel", "logx", "share_y"}
 
 
 class Sweep(NamedTuple):
-    """A sweep's file, read: the cells' own parameters are ``points``, what all share is ``shared``."""
+    """A sweep's file, read: the cells' own parameters are ``points``, what all share is ``shared``; ``by_task``: tasks
+    have cells of their own."""
 
     name: str
     profile: str
@@ -35,6 +37,7 @@ class Sweep(NamedTuple):
     shared: dict[str, Any]
     points: list[dict[str, Any]]
     figure: dict[str, Any]
+    by_task: bool = False
 
 
 class Cell(NamedTuple):
@@ -99,9 +102,12 @@ def read(path: Path) -> Sweep:
     notebooks = content.get("notebooks")
     if not isinstance(notebooks, list) or not notebooks or not all(name in known for name in notebooks):
         raise ValueError(f"the sweep {path}: notebooks is {notebooks!r}; give a list of some of {known}")
+    by_task = content.get("by_task", False)
+    if not isinstance(by_task, bool):
+        raise ValueError(f"the sweep {path}: by_task is {by_task!r}; it must be true or false")
     profile = profiles.profile_path(content.get("profile", "embedded"))
     shared = profiles.read_profile(profile) | content.get("fixed", {})
-    sweep = Sweep(path.stem, profile.stem, notebooks, shared, list(_points(path, content)), figure)
+    sweep = Sweep(path.stem, profile.stem, notebooks, shared, list(_points(path, content)), figure, by_task)
     for point, notebook in itertools.product(sweep.points, build_graph.notebooks()):
         profiles.select(notebook, shared | point)
     return sweep
@@ -157,9 +163,12 @@ def plan(sweep: Sweep) -> tuple[dict[str, Cell], list[Wanted]]:
     code = {path.stem: _code(path) for path in build_graph.notebooks()}
     hashed = functools.cache(_content)
 
-    def add(notebook: str, values: dict[str, Any]) -> str:
+    def add(notebook: str, values: dict[str, Any], all_tasks: bool = sweep.by_task) -> str:
         path = build_graph.NOTEBOOKS / f"{notebook}.py"
         needs = tuple(add(name, values) for name in build_graph.upstream(path))
+        if notebook == runner.MANY_TASKS and all_tasks:
+            parts = task_cells.apart(profiles.complete(values))
+            needs += tuple(add(notebook, values | part, all_tasks=False) for part in parts)
         own = profiles.select(path, values)
         own.pop("profile", None)
         # A text that names a file or folder (a user's CSV, an SAE) stands for its content.
@@ -223,8 +232,9 @@ class CellRunner:
             if self.storage:
                 self.storage.get([need.record])
                 self.storage.get(products(need.record))
-            cell.record.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(need.record, cell.record.parent)
+            if need.notebook != cell.notebook:
+                cell.record.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(need.record, cell.record.parent)
         with self.kernel.hold(self.limit) as manager:
             values = cell.values | {"profile": f"{cell.profile}/cells/{cell.name}"}
             notebook = build_graph.NOTEBOOKS / f"{cell.notebook}.py"

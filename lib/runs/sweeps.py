@@ -155,25 +155,33 @@ def estimates(sweep: Sweep, wanted: list[Wanted], cells: dict[str, Cell]) -> pd.
 
 
 def _sizes(sweep: Sweep, wanted: list[Wanted], cells: dict[str, Cell]) -> pd.DataFrame:
-    """Estimated tokens, disk_gib, memory_gib and hours of each cell that is not finished, by its name."""
-    flops, seen = None, set()
-    parts = [pd.DataFrame(columns=["cell", "tokens", "disk_gib", "memory_gib", "hours"])]
+    """Estimated tokens, disk_gib, memory_gib and hours of each cell that is not finished, by its name.
+
+    What several cells make alike, such as a harvest of the same texts, is counted with the first one, and not at all if
+    a finished one has made it (see ``lib.runs.sizing.once``).
+    """
+    columns = ["tokens", "disk_gib", "memory_gib", "hours"]
+    if all(finished(cell) for cell in cells.values()):
+        return pd.DataFrame(columns=columns)
+    parts, seen, flops = [pd.DataFrame(columns=["cell", "is_made", "key", *columns])], set(), None
     for point, name in wanted:
-        values = profiles.complete(sweep.shared | point)
-        todo = [need for need in _with_needs(name, cells) if need not in seen and not finished(cells[need])]
-        seen.update(todo)
-        if todo and "model" in values:
+        for need in (need for need in _with_needs(name, cells) if need not in seen):
+            seen.add(need)
+            values = profiles.complete(sweep.shared | point | cells[need].values)
+            reads_own = any(cells[other].notebook == cells[need].notebook for other in cells[need].needs)
+            if "model" not in values or reads_own:  # what a cell over all tasks needs has measured them
+                continue
             from lib.runs import sizing  # late, as it imports all of the model's libraries
 
             flops = flops or _flops(values)
-            table = sizing.estimate(values, flops)
-            for need in todo:
-                steps = table[table["notebook"] == cells[need].notebook[:2]]
-                if len(steps):
-                    parts.append(steps.assign(cell=need))
-    sizes = pd.concat(parts[1:] or parts)
+            table = sizing.steps(values, flops)
+            is_of_cell = table["notebook"] == cells[need].notebook[:2]
+            parts.append(table[is_of_cell].assign(cell=need, is_made=finished(cells[need])))
+    every = pd.concat(parts[1:] or parts).sort_values("is_made", ascending=False, kind="stable", ignore_index=True)
+    if len(every):
+        every = sizing.once(every)
     sums = {"tokens": "sum", "disk_gib": "sum", "memory_gib": "max", "hours": lambda hours: hours.sum(skipna=False)}
-    return sizes.groupby("cell").agg(sums)
+    return every[~every["is_made"].astype(bool)].groupby("cell").agg(sums)
 
 
 def _flops(values: dict[str, Any]) -> float:
@@ -240,6 +248,24 @@ def run(cells: dict[str, Cell], workers: int, limit: float, retries: int, store:
     return failed
 
 
+def place_of(store: str) -> str:
+    """The ``STORE`` of a command line, as workers find it, which stand in other folders."""
+    return str(Path(store).resolve()) if store and "://" not in store else store
+
+
+def tell(failed: dict[str, str], cells: dict[str, Cell]) -> None:
+    """Say which cells failed, why, and where their notebooks are."""
+    for name, why in failed.items():
+        values = json.dumps(cells[name].values, ensure_ascii=False)
+        print(f"failed: {name} {values}: {why} {failed_notebook(cells[name])}", file=sys.stderr)
+
+
+def _pages(sweep: Sweep, wanted: list[Wanted], cells: dict[str, Cell]) -> list[Path]:
+    """Of a sweep by task, the pages over all tasks of the finished cells."""
+    folders = [cells[name].folder for _, name in wanted if finished(cells[name])] if sweep.by_task else []
+    return [folder / "figures" / "tasks.html" for folder in folders]
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m lib.runs.sweeps", description=__doc__.splitlines()[0])
     parser.add_argument("sweep", help="name of a sweep in notebooks/sweeps, or path of a YAML file")
@@ -277,19 +303,18 @@ def _work(arguments: argparse.Namespace) -> int:
         from lib.runs import sizing
 
         sizing.check(table.assign(step="the cells"))
-    store = arguments.store
-    if store and "://" not in store:
-        store = str(Path(store).resolve())  # workers stand in other folders
+    store = place_of(arguments.store)
     with locked(outcome(sweep), wait=False):
         failed = run(cells, workers, arguments.limit, arguments.retries, store)
-        for name, why in failed.items():
-            values = json.dumps(cells[name].values, ensure_ascii=False)
-            print(f"failed: {name} {values}: {why} {failed_notebook(cells[name])}", file=sys.stderr)
+        tell(failed, cells)
         paths = finish(sweep, wanted, cells)
         if store:
             Storage(store).put(paths)
+            Storage(store).get([page for page in _pages(sweep, wanted, cells) if Storage(store).has(page)])
     n_finished = sum(finished(cells[name]) for _, name in wanted)
     print(f"{n_finished} of {len(wanted)} cells finished; {', '.join(map(relative, paths))}")
+    for page in filter(Path.exists, _pages(sweep, wanted, cells)):
+        print(f"over all tasks: {relative(page)}")
     return 1 if failed else 0
 
 

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,20 +17,26 @@ from typing import Any
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_core.utils import run_sync
-from nbclient import NotebookClient
-from nbformat.v4 import new_code_cell, new_notebook
+from nbformat.v4 import new_code_cell
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import NBClientEngine, papermill_engines
 
 ENGINE = "warm"
 KERNEL = "python3"
+# What the imports leave stays for good, and is no garbage: once it is set aside, a collection looks at the rest alone.
+BEGIN = """
+import gc
+if not gc.get_freeze_count():
+    exec({imports!r}, {{}})
+    gc.collect()
+    gc.freeze()
+del gc
+"""
 EMPTY = """
-import gc, matplotlib.pyplot
+import matplotlib.pyplot
 matplotlib.pyplot.close("all")
-gc.freeze()  # reset collects garbage before it empties anything
 get_ipython().reset(new_session=True)
 import gc
-gc.unfreeze()
 gc.collect()
 del gc
 """
@@ -53,15 +59,34 @@ def check_interpreter() -> None:
         )
 
 
+class _Client(PapermillNotebookClient):
+    """Runs a notebook between two cells that it does not have: ``BEGIN`` and ``EMPTY``."""
+
+    def papermill_execute_cells(self) -> None:
+        """See papermill."""
+        imports = next((cell.source for cell in self.nb.cells if cell.cell_type == "code"), "")
+        # Imports that fail do so again in the notebook itself, which shows why.
+        self._beside(BEGIN.format(imports=imports), tags=["raises-exception"])
+        super().papermill_execute_cells()
+        self._beside(EMPTY)
+
+    def _beside(self, source: str, tags: Sequence[str] = ()) -> None:
+        self.nb.cells.append(new_code_cell(source, metadata={"tags": list(tags)}))  # nbclient asks for its place
+        try:
+            self.execute_cell(self.nb.cells[-1], len(self.nb.cells) - 1, store_history=False)
+        finally:
+            self.nb.cells.pop()
+
+
 class WarmEngine(NBClientEngine):
-    """papermill's engine ``warm``: the notebook runs in the kernel of ``km``, which goes on afterwards."""
+    """papermill's engine ``warm``: the notebook runs in the kernel of ``km``, which goes on afterwards, emptied."""
 
     @classmethod
     def execute_managed_notebook(
         cls, nb_man: Any, kernel_name: str, km: AsyncKernelManager | None = None, **kwargs: Any
     ) -> None:
         """See papermill's ``Engine``."""
-        client = PapermillNotebookClient(nb_man, km=km, kernel_name=kernel_name, timeout=None)
+        client = _Client(nb_man, km=km, kernel_name=kernel_name, timeout=None)
         # papermill would save before and after every cell; it does so once more at the end.
         nb_man.save = lambda **_: None
         try:
@@ -115,8 +140,4 @@ class WarmKernel:
             check_interpreter()
             self.manager = AsyncKernelManager(kernel_name=KERNEL)
             run_sync(self.manager.start_kernel)()
-        else:
-            client = NotebookClient(new_notebook(cells=[new_code_cell(EMPTY)]), km=self.manager)
-            client.execute()
-            client.kc.stop_channels()
         return self.manager

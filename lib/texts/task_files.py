@@ -7,7 +7,7 @@ out of distribution. In a folder, ``name.ood.csv`` beside ``name.csv`` is what i
 
 import hashlib
 import importlib.util
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -146,11 +146,13 @@ def packaged(name: str, most: int) -> TaskTexts | LeftOut:
     return of_rows(name, kind_of(name), rows.assign(group=rows["text"].str.strip()), most)
 
 
-def of_folder(folder: Path, columns: Columns, most: int) -> list[TaskTexts | LeftOut]:
+def of_folder(folder: Path, columns: Columns, most: int, chosen: Sequence[str] = ()) -> list[TaskTexts | LeftOut]:
     """A task for each labelled file of a folder, in the order of their names; what cannot be read is left out.
 
+    Of ``chosen`` ones, which are named as their files without the suffix, the others are not read.
+
     Raises:
-        ValueError: no such folder, no readable file in it, or two files of one name.
+        ValueError: no such folder, no readable file in it, two files of one name, or no file of a chosen name.
     """
     if not folder.is_dir():
         raise ValueError(f"there is no folder {str(folder)!r}; give one with labelled files, such as spam.csv")
@@ -168,6 +170,12 @@ def of_folder(folder: Path, columns: Columns, most: int) -> list[TaskTexts | Lef
         files[name][pool] = path
     if not files:
         raise ValueError(f"{folder} holds no labelled file; allowed are {', '.join(table_files.KINDS)}")
+    for name in chosen:
+        if name not in files:
+            there = sorted(files)[:12]
+            raise ValueError(f"folder_tasks names {name!r}, which {folder} does not hold; there are {there}")
+    if chosen:
+        files, left_out = {name: files[name] for name in chosen}, []
     return [*(_of_files(name, pools, columns, most) for name, pools in files.items()), *left_out]
 
 

@@ -16,7 +16,7 @@ from tests.tiny_gemma import D_SAE, LAYER
 MAY_BE_EMPTY = {
     *("layers", "gated_coefficients", "f0s", "comparators", "resample_shares", "prompt_repeats", "train_sizes"),
     *("noise_shares", "positive_shares", "positions", "penalties", "base_saes"),
-    *("token_shares", "sae_widths", "aggregations", "tasks", "positive_label"),
+    *("token_shares", "sae_widths", "aggregations", "tasks", "folder_tasks", "positive_label"),
     *("task_sizes", "task_positives", "task_noise"),
 }
 LISTS = {
@@ -147,6 +147,7 @@ def shown(path):
 def test_one_entry_in_every_list(run_lists):
     lists = {name: default[:1] or [1] for (_, name), default in LISTS.items()}
     lists |= {"layers": [0], "penalties": ["squared_frequency"], "tasks": [], "positive_label": []}
+    lists |= {"folder_tasks": ["fruit"]}
     rows, texts = run_lists("one-entry", lists)
     costs = [row for row in rows["03"] if row["metric"] == "fvu_cost_at_matched_l0"]
     assert costs and all(row["value"] is None for row in costs if row["n"] == 0)

@@ -4,7 +4,7 @@ import pytest
 import transformers
 
 from lib.base import build_graph
-from lib.runs import profiles, runner, sizing
+from lib.runs import profiles, runner, sizing, task_runs, task_sizes
 
 SHIPPED = ["gemma-2-2b", "gemma-2-9b", "gemma-3-270m", "gemma-3-1b", "pythia-160m", "tiny-gemma"]
 
@@ -17,8 +17,11 @@ def test_sizes_by_hand(tiny_gemma):
     d_model, harvest = 32, ("04", "harvest")
     values = {"model": str(tiny_gemma), "layer": 1, "pretraining_tokens": 3000, "chat_tokens": 1000}
     on_disk = estimate(**values, store="disk", max_tokens=1000, layers=[0, 1])
-    assert on_disk.loc[harvest, "disk_gib"] * sizing.GIB == pytest.approx(4000 * 2 * d_model)
-    assert on_disk.loc[harvest, "tokens"] == 4000
+    assert on_disk.loc[harvest, "disk_gib"] * sizing.GIB == pytest.approx(3000 * 2 * d_model)
+    assert on_disk.loc[harvest, "tokens"] == 3000
+    chat = on_disk["tokens"].loc[[("03", "harvest"), ("04", "harvest of chat")]]
+    assert chat.tolist() == [1000, 0], "the same chat, which is harvested once"
+    assert estimate(**values, max_tokens=2000).loc[("04", "harvest of chat"), "tokens"] == 1000
     assert on_disk.loc[("01", "weights of the model"), "disk_gib"] == 0, "a local folder is not fetched"
     model = transformers.AutoModelForCausalLM.from_pretrained(tiny_gemma)
     weights = sum(p.numel() for p in model.parameters())
@@ -62,6 +65,42 @@ def test_trainings_are_counted_by_hand():
         trained(base_saes=[sae], prompts_sae=sae, other_bases=-2)
     harvest = [estimate(prompts_sae=place).loc[("04", "harvest"), "tokens"] for place in (sae, "")]
     assert harvest[1] - harvest[0] == profiles.complete({})["pretraining_tokens"], "wrapped as prompts once more"
+
+
+@pytest.fixture
+def tasks_folder(tmp_path):
+    """Two tasks of 80 rows each, 40 of which they share; each text has 40 characters."""
+    for name, first in (("a", 0), ("b", 40)):
+        rows = [f"{'text':<36}{i:>4},{i % 2}" for i in range(first, first + 80)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    (tmp_path / "unlabelled.txt").write_text("no table")
+    return tmp_path
+
+
+def test_tasks_are_counted_by_hand(tasks_folder, tiny_gemma, capsys, monkeypatch):
+    sae = f"{tiny_gemma}/gemma-scope/layer_1/width_256/average_l0_10"
+    values = {"model": str(tiny_gemma), "layer": 1, "base_saes": [sae], "prompts_sae": ""}
+    values |= {"tasks_folder": str(tasks_folder), "k_poolings": ["mean", "max"], "tasks_ks": [4], "tasks_show_k": 4}
+    values |= {"task_sizes": [16], "task_positives": [], "task_noise": [0.1], "task_draws": 2, "task_tokens": 8}
+    table = estimate(**values)
+    of_09 = table[table.index.get_level_values("notebook") == "09"]
+    assert of_09.index.get_level_values("step").tolist() == ["texts of 2 tasks", "probes on 160 rows"]
+    # 120 texts of 40 characters, of which the end is kept; pooled twice: 32 coordinates, one SAE and two dictionaries.
+    assert of_09["tokens"].tolist() == [120 * (8 + task_sizes.TURN_TOKENS), 0]
+    pooled, tokens = 120 * 2 * (4 * 32 + 3 * task_sizes.LATENT_BYTES), 120 * 14 * 2 * 32
+    assert of_09["disk_gib"].iloc[0] * sizing.GIB == pytest.approx(pooled + tokens)
+    # Poolings, selections and k (1 and 4): 8 probes on an SAE. In each of three settings these, dense ones of either
+    # pooling, TF-IDF and all latents; once those on two dictionaries, two draws of two bases, and the coordinates.
+    probes = 3 * (8 + 2 + 1 + 1) + (2 + 2 * 2 + 1) * 8
+    assert task_sizes.n_task_probes(profiles.complete(values)) == probes
+    of_tasks, of_rows = 2 * task_sizes.PROBE_SECONDS, 160 * task_sizes.PROBE_ROW_SECONDS
+    assert of_09["hours"].iloc[1] * 3600 == pytest.approx(probes * (of_tasks + of_rows) / 2), "on two cores"
+    one = estimate(**values, folder_tasks=["b"])
+    assert ("09", "probes on 80 rows") in one.index and ("09", "texts of 1 tasks") in one.index
+    assert "09" not in estimate(**values | {"base_saes": []}).index, "without an SAE nothing is measured"
+    monkeypatch.setenv("DRY", "1")
+    assert not task_runs.prepare({"profile": "mine", **values})
+    assert capsys.readouterr().out.startswith("mine: 2 tasks, 160 rows; at most 0.00 GiB of disk, ")
 
 
 def test_too_little_disk_is_an_error_before_anything_is_fetched(monkeypatch, tmp_path, capsys):

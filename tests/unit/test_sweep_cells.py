@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import importlib.util
 import json
 
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 import yaml
 
 from lib.base import build_graph, files
-from lib.runs import sizing, sweep_cells, sweeps
+from lib.runs import profiles, sizing, sweep_cells, sweeps, task_sizes
+from lib.texts import task_files
 
 SHIPPED = sorted(sweeps.SWEEPS.glob("*.yaml"))
 
@@ -104,7 +106,8 @@ def test_a_cell_whose_code_changed_meanwhile_is_not_run(sweep, monkeypatch, tmp_
         ({"zip": {"layer": [1, 2], "seed": [0]}}, "must give lists of equal length"),
         ({"grid": {"layer": [1]}, "zip": {"layer": [2]}}, r"a parameter stands twice in \['layer', 'layer'\]"),
         ({"notebooks": ["05"]}, r"notebooks is \['05'\]; give a list of some of \['01_datasets'"),
-        ({"gird": {}}, r"a mapping with keys of \['figure', 'fixed', 'grid', 'notebooks', 'profile', 'zip'\]; it has "),
+        ({"gird": {}}, r"with keys of \['by_task', 'figure', 'fixed', 'grid', 'notebooks', 'profile', 'zip'\]; it "),
+        ({"by_task": "yes"}, "by_task is 'yes'; it must be true or false"),
         ({"fixed": [1]}, r"fixed must be a mapping of names, it is \[1\]"),
         ({"profile": "nope"}, "unknown profile 'nope'"),
     ],
@@ -123,13 +126,16 @@ def test_no_yaml_is_one_sentence(tmp_path):
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_sweeps(path):
-    cells, wanted = sweep_cells.plan(sweep_cells.read(path))
-    assert len(wanted) >= 12 and len({name for _, name in wanted}) == len(wanted), "every point is a cell of its own"
+    sweep = sweep_cells.read(path)
+    if sweep.by_task and importlib.util.find_spec(task_files.PACKAGE) is None:
+        pytest.skip("make tasks installs the tasks")
+    cells, wanted = sweep_cells.plan(sweep)
+    assert len(cells) >= 12 and len({name for _, name in wanted}) == len(wanted), "every point is a cell of its own"
     assert path.read_text(encoding="utf-8").startswith("# ")
 
 
-def test_five_sweeps_are_shipped():
-    names = {"layer_by_k", "seed_by_recipe", "training_size", "label_noise", "sparsity_by_penalty"}
+def test_six_sweeps_are_shipped():
+    names = {"layer_by_k", "seed_by_recipe", "training_size", "label_noise", "sparsity_by_penalty", "tasks"}
     assert {path.stem for path in SHIPPED} == names
 
 
@@ -177,6 +183,66 @@ def test_gather_takes_finished_cells_only(sweep, tmp_path, monkeypatch):
     assert sizes.loc["05_probing", "hours"] == pytest.approx(2 * 4 / 3600)
     assert sizes.loc["05_probing", "from"] == "measured"
     assert sizes.loc["04_chat_finetune", "cells"] == 2 and sizes.loc["04_chat_finetune", "hours"] > 0
+
+
+def test_a_dry_run_counts_a_harvest_that_cells_share_once(sweep, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "DATA", tmp_path)
+    monkeypatch.setattr(sizing, "peak_flops", lambda *_: 1e11)
+    defaults = profiles.complete({})
+    n_tokens = defaults["pretraining_tokens"] + defaults["chat_tokens"]
+
+    def sizes(**content):
+        read = sweep_cells.read(sweep(notebooks=["04_chat_finetune"], **content))
+        cells, wanted = sweep_cells.plan(read)
+        table = sweeps.estimates(read, wanted, cells).set_index("notebook").loc["04_chat_finetune"]
+        values = [profiles.complete(read.shared | point) for point in read.points]
+        trained = [sizing.estimate(of_point, 1e11).set_index(["notebook", "step"]) for of_point in values]
+        at = ("04", "SAE training")
+        harvested = table["tokens"] - sum(of_point.loc[at, "tokens"] for of_point in trained)
+        return cells, wanted, table, harvested, sum(of_point.loc[at, "disk_gib"] for of_point in trained)
+
+    # Four ways to finetune on the same tokens, and the same four at each of two layers.
+    rates = {"finetune_lr": [0.001, 0.002, 0.003, 0.004]}
+    cells, wanted, table, harvested, of_saes = sizes(grid=rates)
+    assert table["cells"] == 4 and harvested == n_tokens
+    half = 2 * 576  # bytes of a token
+    assert table["disk_gib"] == pytest.approx(of_saes + n_tokens * half / sizing.GIB)
+    assert sizes(grid=rates | {"layer": [20, 21]})[3] == 2 * n_tokens
+    assert sizes(grid=rates, fixed={"store": "stream"})[3] == 4 * n_tokens, "made anew for each"
+    done = cells[wanted[0].name]
+    for path, text in ((done.executed, "{}"), (done.record, json.dumps({"wall_time_s": 4.0}))):
+        files.write_text(path, text)
+    table = sizes(grid=rates)[2]
+    assert table["finished"] == 1
+    assert table["disk_gib"] == pytest.approx(of_saes * 3 / 4), "a finished cell has made the tokens"
+
+
+@pytest.fixture
+def folder_of_tasks(tmp_path):
+    """Three tasks, of which a and b share texts."""
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    for name, first in (("a", 0), ("b", 40), ("c", 200)):
+        rows = [f"text {i},{i % 2}" for i in range(first, first + 80)]
+        (folder / f"{name}.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    return folder
+
+
+def test_tasks_have_cells_of_their_own_and_one_over_all_of_them(sweep, folder_of_tasks, monkeypatch):
+    fixed = {"tasks_folder": str(folder_of_tasks)}
+    path = sweep(notebooks=["09_many_tasks"], by_task=True, fixed=fixed, grid={"seed": [0, 1]})
+    read = sweep_cells.read(path)
+    cells, wanted = sweep_cells.plan(read)
+    assert len(cells) == 6 and len(wanted) == 2
+    over_all = cells[wanted[1].name]
+    assert over_all.values == fixed | {"seed": 1}, "what a run without cells has as its parameters"
+    parts = [cells[need].values for need in over_all.needs]
+    assert parts == [fixed | {"seed": 1, "folder_tasks": names} for names in (["a", "b"], ["c"])]
+    monkeypatch.setattr(sizing, "peak_flops", lambda *_: 1e11)
+    tokens = sweeps.estimates(read, wanted, cells).loc[0, "tokens"]
+    texts = {f"text {i}" for i in [*range(120), *range(200, 280)]}
+    of_texts = sum(map(len, texts)) / task_sizes.CHARACTERS_PER_TOKEN + len(texts) * task_sizes.TURN_TOKENS
+    assert tokens == pytest.approx(of_texts), "each text once"
 
 
 def test_sources_hold_what_a_notebook_reads():

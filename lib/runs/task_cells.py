@@ -1,0 +1,64 @@
+"""The tasks of a run of notebook 09, read before it begins: how much text they are, and which can be measured apart."""
+
+import functools
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lib.texts import task_files
+from lib.texts.labelled import Columns
+from lib.texts.task_files import TaskTexts
+
+
+class Tasks(NamedTuple):
+    """The tasks that can be measured: of the package ``sae-probes``, and of a folder."""
+
+    packaged: list[TaskTexts]
+    of_folder: list[TaskTexts]
+
+    def every(self) -> list[TaskTexts]:
+        """All of them."""
+        return self.packaged + self.of_folder
+
+
+def read(values: dict[str, Any]) -> Tasks:
+    """The tasks of a run with these parameters of notebook 09, all of them given; none where there is no SAE.
+
+    Raises:
+        ValueError: see :func:`lib.texts.task_files.chosen` and :func:`lib.texts.task_files.of_folder`.
+    """
+    if not values["base_saes"]:
+        return Tasks([], [])
+    names = ("text_column", "label_column", "group_column", "positive_label", "encoding")
+    columns = Columns(*(tuple(values[name]) if isinstance(values[name], list) else values[name] for name in names))
+    return _read(
+        tuple(values["tasks"]), values["tasks_folder"], tuple(values["folder_tasks"]), columns, values["task_rows"]
+    )
+
+
+@functools.lru_cache(maxsize=8)  # sizes and cells of one sweep ask for the same ones
+def _read(tasks: tuple[str, ...], folder: str, of_folder: tuple[str, ...], columns: Columns, most: int) -> Tasks:
+    names = task_files.chosen(tasks) if tasks else []
+    packaged = [task_files.packaged(name, most) for name in names]
+    own = task_files.of_folder(Path(folder), columns, most, of_folder) if folder else []
+    measured = ([task for task in read if isinstance(task, TaskTexts)] for read in (packaged, own))
+    return Tasks(*measured)
+
+
+def apart(values: dict[str, Any]) -> list[dict[str, Any]]:
+    """The parameters in which runs over some of the tasks each differ from one over all of them.
+
+    Tasks that share texts stay together, as their texts are harvested once for all of them. So what each run measures
+    is found, by its content, by the one over all tasks.
+
+    Raises:
+        ValueError: see :func:`read`.
+    """
+    from lib.probing import task_features  # late, as it imports all of the model's libraries
+
+    tasks, parts = read(values), []
+    is_own = {id(task) for task in tasks.of_folder}
+    for bundle in task_features.bundles(tasks.every()):
+        own = [task.name for task in bundle if id(task) in is_own]
+        part = {"tasks": [task.name for task in bundle if id(task) not in is_own], "folder_tasks": own}
+        parts.append(part | {"tasks_folder": values["tasks_folder"] if own else "", "published_results": False})
+    return parts
