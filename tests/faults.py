@@ -4,6 +4,7 @@ Processes are forked from a server that has imported everything once (``forkserv
 """
 
 import hashlib
+import json
 import multiprocessing
 import random
 import shutil
@@ -11,13 +12,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import torch
 
-from lib.model import rollouts, shards
+from lib.base.files import write_table
+from lib.model import activations, own_chat, rollouts, weights
 from lib.model.activations import harvest_tokens
 from lib.model.models import load_model, split_tokens
+from lib.probing import many_tasks, task_features
 from lib.sae import training as sae_training
 from lib.sae.recipes import Recipe
+from lib.texts import task_files
 
 NUMBERS = [" ".join(str(i * j) for j in range(12)) for i in range(160)]
 TEXTS = [f"number {i} of many short texts, each with a few words of its own: {own}" for i, own in enumerate(NUMBERS)]
@@ -44,15 +49,47 @@ def answers(folder: Path, model: str) -> None:
     rollouts.generate(load_model(model), {"model": model}, TEXTS[:80], folder, 4)
 
 
+def chat_model(folder: Path, source: str) -> None:
+    """All that a chat model in a GGUF file goes through, from its conversion to two tasks of notebook 09.
+
+    ``source`` holds ``tiny.gguf`` and ``sae``. Prompts begin alike, so that the harvest shares prefixes.
+    """
+    weights.CONVERTED, weights.CHECKS = folder / "models", folder / "checked"
+    rollouts.PART_PROMPTS, own_chat.PART_PROMPTS, own_chat.TURN_TOKENS, own_chat.ANSWER_TOKENS = 8, 8, 12, 12
+    name = str(Path(source) / "tiny.gguf")
+    bridge, identity = load_model(name), {"model": "tiny"}
+    wrapped = [f"{wrapper} {text}" for wrapper in ("Tell me at length, as a story:", "Plainly:") for text in TEXTS[:60]]
+    options = {"poolings": ("max", "mean", "fixed"), "token_layer": 1, "shard_tokens": 2000}
+    activations.harvest_pooled(bridge, identity, wrapped, [1, 2], folder, **options)
+    table, left_out = own_chat.written(bridge, identity, 32, folder, seed=0)
+    write_table(folder / "own-chat.parquet", table.assign(left_out=str(left_out)))
+    rollouts.generate(bridge, identity, TEXTS[:32], folder, 12, **own_chat.ANSWERS)  # a random model ends no turn
+    saes = pd.DataFrame([("pretraining SAE", 0, f"{source}/sae")], columns=["variant", "seed", "folder"])
+    reader = task_features.Reader(bridge, identity, 1, ("mean", "max"), saes, ("untrained SAE",), 64)
+    plan = many_tasks.Plan(many_tasks.settings([16], [], [0.1]), [1, 4], 4, [0.01, 1.0], ("coordinates",), 1, 20, 0)
+    tasks, jobs = [_task(name, first) for name, first in (("a", 0), ("b", 40))], []
+    for bundle in task_features.bundles(tasks):
+        features = task_features.harvest(reader, bundle, folder)
+        jobs += [many_tasks.job(task, features, plan, folder) for task in bundle]
+    write_table(folder / "tasks.parquet", pd.concat(many_tasks.run(jobs, plan), ignore_index=True))
+
+
+def _task(name: str, first: int) -> task_files.TaskTexts:
+    texts = TEXTS[first : first + 120]
+    rows = pd.DataFrame({"text": texts, "label": [i % 2 for i in range(len(texts))], "pool": ""})
+    return task_files.of_rows(name, task_files.OTHER, rows.assign(group=rows["text"]), 120)
+
+
 def digest(folder: Path) -> dict[str, str]:
     """SHA-256 of every file but times and locks: what a killed and an uninterrupted run must agree in."""
     hashes = {}
     for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
         if path.name == "manifest.json":
-            manifest = shards.read_manifest(path.parent)
-            hashes[path.name] = str({key: value for key, value in manifest.items() if key != "seconds"})
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            hashes[name] = str({key: value for key, value in manifest.items() if key != "seconds"})
         elif path.is_file() and path.name != "training.json" and path.suffix != ".lock":
-            hashes[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+            hashes[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return hashes
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,11 +16,12 @@ from safetensors.torch import load_file, save_file
 from lib.base import files
 from lib.model import shards
 from lib.sae import folders, training
-from tests import faults
+from tests import faults, tiny_gguf
 
-# Kills are at random moments, the same in every run of the tests; KILLS=4 tries four times as many.
+# Kills are at random moments, the same in every run of the tests, two in a trial; KILLS=4 tries four times as many, and
+# KILLS=25 with -k chat_model kills the chat model's run 50 times.
 KILLS = int(os.environ.get("KILLS", 1))
-TRIALS = {faults.harvest: 6 * KILLS, faults.training: 5 * KILLS, faults.answers: 2 * KILLS}
+TRIALS = {faults.harvest: 6 * KILLS, faults.training: 5 * KILLS, faults.answers: 2 * KILLS, faults.chat_model: KILLS}
 MAKE = ["make", "-o", ".venv/installed", "reproduce"]
 
 
@@ -28,6 +30,10 @@ def whole(tiny_gemma, tmp_path_factory):
     """Each work's argument, its uninterrupted result, and the seconds that takes."""
     store = tmp_path_factory.mktemp("store")
     arguments = {faults.harvest: str(tiny_gemma), faults.training: "", faults.answers: str(tiny_gemma)}
+    arguments[faults.chat_model] = str(tmp_path_factory.mktemp("chat model"))
+    tiny_gguf.write(Path(arguments[faults.chat_model]) / "tiny.gguf", tiny_gguf.model())
+    sae = folders.from_parameters(_parameters(64), torch.zeros(64), 1.0, {})
+    folders.save(sae, Path(arguments[faults.chat_model]) / "sae", {})
     finished = {}
     for work in TRIALS:
         # The first run also starts the server of processes, so the second one is timed.
