@@ -9,6 +9,7 @@ import yaml
 from lib.base import build_graph
 from lib.base.files import DATA, ROOT
 from lib.results import architecture, claims, scorecard, scorecard_pages
+from lib.runs import sweep_cells
 from lib.sae import pretrained
 
 CARDS = [DATA / folder / "README.md" for folder in ("prompts", "rollouts", "pretrained")]
@@ -109,7 +110,8 @@ def test_every_parameter_that_is_named_is_one():
         grids = [sweep.get(part, {}) for sweep in sweeps for part in ("fixed", "grid", "zip")]
         for values in written_out + grids:
             assert set(values) <= parameters, page
-        assert set(re.findall(r"`([a-z_]+): ?[^`]*`", text)) - {"hf", "own", "release", "shipped"} <= parameters, page
+        others = {"hf", "own", "release", "shipped"} | sweep_cells.KEYS
+        assert set(re.findall(r"`([a-z_]+): ?[^`]*`", text)) - others <= parameters, page
 
 
 def test_every_page_is_reached_from_readme():
