@@ -177,13 +177,14 @@ def blocks(rules: Rules, by_profile: dict[str, dict[str, Record]], beside: dict[
     rows = {(row.id, row.profile): row for row in scorecard.every(rules, by_profile)}
     result = []
     for claim in rules.claims.values():
-        lines = []
+        lines, said = [], set()
         for part in claim.parts:
             evidence = beside[part.id]
             cells = [
                 _cell(part, rows[part.id, profile], by_profile[profile], evidence, site)
                 for profile in _in_order(by_profile, site.profile)
             ]
+            cells = [_said_once(cell, said) for cell in cells]
             place = site.places.get(evidence.figure) or site.places.get((part.record, evidence.section))
             section = place.heading if place else ""
             lines.append(Line(part, section, place.section_href if place else "", cells))
@@ -211,6 +212,15 @@ def _cell(part: Part, row: Row, of_profile: dict[str, Record], evidence: Evidenc
         elif evidence.figure and path.exists():
             href, picture = f"figures/{made_by}/{path.name}", path
     return Cell(column, row, change, href, shown, picture)
+
+
+def _said_once(cell: Cell, said: set[tuple[str, str]]) -> Cell:
+    """The cell; a reason that a part before it has had in this column is not repeated."""
+    key = (cell.column, cell.row.why)
+    if cell.row.why and key in said:
+        return cell._replace(row=cell.row._replace(why="as above"))
+    said.add(key)
+    return cell
 
 
 def columns(made: Sequence[Block], by_profile: dict[str, dict[str, Record]]) -> list[Column]:
