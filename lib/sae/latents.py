@@ -11,6 +11,7 @@ from sae_lens import SAE
 from lib.model.activations import PromptTokens
 from lib.model.poolings import ALL_POOLINGS, ActiveLatents, named, tokens_read
 from lib.sae.folders import check_fits
+from lib.sae.jumprelu import Parameters, entries_of
 
 BATCH_TOKENS = 2048
 OWN_SCALE = ("layer_norm", "constant_norm_rescale")
@@ -94,18 +95,18 @@ def prompt_batches(starts: Int[np.ndarray, " prompts_plus_1"], batch_tokens: int
 def active_entries(sae: SAE, x: Float[torch.Tensor, "tokens d_model"]) -> tuple[np.ndarray, np.ndarray]:
     """Flat positions (token · d_sae + latent, ascending) and values of the active latents of ``sae.encode(x)``.
 
-    The encoder product of a plain JumpReLU SAE is compared with the threshold once, and only active entries are read.
+    Those of a plain JumpReLU SAE are found as in its training (:func:`lib.sae.jumprelu.entries_of`).
     """
     x = x.to(sae.W_dec.device)
     is_plain = sae.cfg.architecture() == "jumprelu" and sae.cfg.normalize_activations == "none"
     if is_plain and bool((sae.threshold >= 0).all()):
         x = x - sae.b_dec if sae.cfg.apply_b_dec_to_input else x
-        latents = torch.addmm(sae.b_enc, x, sae.W_enc)
-        flat = np.flatnonzero((latents > sae.threshold).cpu().numpy())
-    else:
-        latents = sae.encode(x)
-        latents = latents.to_dense() if latents.is_sparse else latents
-        flat = np.flatnonzero((latents > 0).cpu().numpy())
+        p = Parameters(sae.W_enc.T.contiguous(), sae.W_dec, sae.b_enc, sae.b_dec, sae.threshold)
+        active = entries_of(x, p, bandwidth=0.0)
+        return (active.row * sae.cfg.d_sae + active.col).cpu().numpy(), active.pre.cpu().numpy()
+    latents = sae.encode(x)
+    latents = latents.to_dense() if latents.is_sparse else latents
+    flat = np.flatnonzero((latents > 0).cpu().numpy())
     return flat, latents.cpu().numpy().ravel()[flat]
 
 
