@@ -34,6 +34,7 @@ MATH = re.compile(r"\$\$(.+?)\$\$|\$(?!\s)([^$]+?)(?<!\s)\$", re.DOTALL)
 ADDRESSES = ("href", "src", "srcset", "action", "formaction", "xlink:href", "data", "poster", "background")
 ALLOWED = ("#", "data:image/", "https://", "http://", "latents.html#")  # how an address may begin
 FORBIDDEN = ("script", "iframe", "object", "embed", "link", "base", "form", "meta")
+BESIDE = re.compile(r"\.\./figures/[^/]+/(latents\.html#.+)")  # a card, as notebooks lead to it
 PAGES = {  # of a profile's figures that are pages, and what each is
     "latents.html": "latents with examples, search and sort",
     "tasks.html": "tasks: whether SAEs help on each",
@@ -164,6 +165,8 @@ def _harmless(soup: BeautifulSoup) -> None:
         element.decompose()
     for element in soup.find_all(True):
         for name in list(element.attrs):
+            if name == "href":
+                element[name] = BESIDE.sub(r"\1", str(element[name]))
             value = str(element[name]).strip().lower()
             if name.startswith("on") or (name in ADDRESSES and not value.startswith(ALLOWED)):
                 del element[name]

@@ -18,7 +18,8 @@ from lib.results import claims, evidence, report, report_index, scorecard
 
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
 HOSTILE = """<script>document.title = 'taken'</script><img src=x onerror="document.title = 'taken'">
-<p onclick="x()">kept</p><a href="javascript:x()">a</a>"""
+<p onclick="x()">kept</p><a href="javascript:x()">a</a>
+<a href="../figures/mine/latents.html#an-SAE-3">3</a><a href="../figures/mine/other.html#x">other</a>"""
 EQUATION = "The mean is $\\frac{1}{N} \\sum_i s_i$, and `$x$` is code."
 WIDE = "<table>" + "<td>wide cell</td>" * 80 + "</table>"
 
@@ -50,7 +51,7 @@ def site(tmp_path_factory):
     root = tmp_path / "root"
     for name in ("mine", "minilm"):
         (root / "figures" / name).mkdir(parents=True)
-    (root / "figures" / "mine" / "latents.html").write_text("<title>latents</title>")
+    (root / "figures" / "mine" / "latents.html").write_text('<title>latents</title><p id="an-SAE-3">a card</p>')
     (root / "figures" / "minilm" / "05_rotation.png").write_bytes(base64.b64decode(PNG))
     paths = [tmp_path / f"{name}.ipynb" for name in notebooks]
     records = scorecard.committed()
@@ -95,6 +96,11 @@ def test_every_address_of_the_site_leads_somewhere(site):
             assert name.startswith("http") or target.exists(), f"{path.name}: {link['href']}"
             if anchor and target.suffix == ".html" and link.get("class") != ["anchor-link"]:
                 assert {anchor, unquote(anchor)} & ids(target), f"{path.name}: {link['href']}"
+
+
+def test_latents_of_a_notebook_lead_to_their_cards(site):
+    links = page(site, "05_probing").main.find_all("a", href=True)
+    assert [link["href"] for link in links if "html" in link["href"]] == ["latents.html#an-SAE-3"]
 
 
 def test_the_scorecard_of_the_first_page_is_that_of_the_records(site):
