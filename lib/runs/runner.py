@@ -212,7 +212,12 @@ def debug(given: dict[str, Any]) -> None:
 Prepare = Callable[[dict[str, Any]], bool]  # of the parameters of a run; whether it is to be done
 
 
-def tasks(base: str, chosen: list[str], folder: str, given: dict[str, Any], prepare: Prepare = bool) -> None:
+def at_once(values: dict[str, Any]) -> bool:
+    """A run that nothing is prepared for."""
+    return True
+
+
+def tasks(base: str, chosen: list[str], folder: str, given: dict[str, Any], prepare: Prepare = at_once) -> None:
     """Notebook 09 on tasks of ``sae-probes`` or on a ``folder`` of labelled files, with the model and the SAEs of the
     profile ``base``, as the profile ``<base>-tasks-<what>``, once ``prepare`` has agreed to it.
 
@@ -318,7 +323,7 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main(prepare: Prepare = bool) -> None:
+def main(prepare: Prepare = at_once) -> None:
     """Command line: a wrong argument ends with one sentence, not with a traceback; ``prepare``: see :func:`tasks`."""
     arguments = _arguments()
     try:
