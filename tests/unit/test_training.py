@@ -65,6 +65,13 @@ def test_target_l0_is_reached(data, target, penalty):
     assert abs(metrics["l0"] / target - 1) < 0.1
 
 
+@pytest.mark.parametrize("architecture", ["topk", "batchtopk", "matryoshka"])
+def test_saelens_classes_have_their_l0_after_few_steps_too(data, architecture):
+    recipe = dataclasses.replace(RECIPE, architecture=architecture, target_l0=4.0, tokens=20 * RECIPE.batch_tokens)
+    folder = training.train(recipe, *data, progress=False)
+    assert folders.training_record(folder)["held_out"]["l0"] == pytest.approx(4.0, rel=0.1)
+
+
 def test_export_equals_the_normalised_model_by_hand(data):
     x = training.load_tokens(data[0])
     trainer = make_trainer(RECIPE, x[:4000])
