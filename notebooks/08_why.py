@@ -65,7 +65,7 @@ stress_draws = 5  # draws of training prompts, or of flipped labels
 aggregations = [
     "mean", "max", "last", "softmax", "attention", "MultiMax", "rolling mean, max", "EMA, max",
 ]  # of a token probe's scores; empty: none
-token_seeds = 3  # of each token probe: its held-out prompts, batches and weights before training
+token_seeds = 5  # of each token probe: its held-out prompts, batches and weights before training
 n_asked = 80  # prompts of each class, each of another base prompt, that the model is asked about
 passed_on = [0.0, 0.1, 0.2, 0.5, 1.0]  # shares of prompts that a cascade passes on to the model
 seed = 0
@@ -246,7 +246,8 @@ if len(part_rows):
     caption = (
         f"Profile {profile}, layer {layer}, k = {show_k}, {where}; mean over {n_bases} of the "
         f"{main[0]}, one of the others. Dense: {linear_pooling} pooling. Lines: 95 % over base "
-        f"prompts and base SAEs, thin at the end of each part.\n{loss_parts.REPAIRS}"
+        f"prompts, and over SAEs where there are several; thin at the end of each part.\n"
+        f"{loss_parts.REPAIRS}"
     )
     display(figures.save(figure, run.figures, "08_loss_parts", caption))
     display(tables.in_columns(part_rows, "variant", "part"))

@@ -203,13 +203,15 @@ def over_bases(drawn: Draws, variant: str, others: Mapping[str, int], seed: int)
     """The draws of :func:`taken_apart` with the mean over the SAEs of ``variant`` in the place of its first one.
 
     ``others`` has the seeds of its other SAEs, by the name under which they were taken apart. The spread over these
-    seeds is in all replicates, as no other dictionary has one of its own (:meth:`lib.stats.draws.Draws.over_seeds`).
-    Means of parts still sum to the mean loss; with their noise, replicates do so no more.
+    seeds is in the replicates of that mean (:meth:`lib.stats.draws.Draws.over_seeds`); other dictionaries, of which
+    there is one each, stay as they are. Means of parts still sum to the mean loss; with their noise, replicates do so
+    no more.
     """
-    names = drawn.dimensions["variant"]
-    seeds = names.map(dict(others)).astype(object).where(names.isin(list(others)), None)
-    dimensions = drawn.dimensions.assign(variant=names.where(~names.isin(list(others)), variant), seed=seeds)
-    return Draws(dimensions, drawn.values).over_seeds(seed, bounds=(-1.0, 1.0))
+    of_variant = drawn.where(variant=[variant, *others])
+    seeds = of_variant.dimensions["variant"].map({variant: None} | dict(others)).astype(object)
+    by_seed = Draws(of_variant.dimensions.assign(variant=variant, seed=seeds), of_variant.values)
+    mean = by_seed.over_seeds(seed, bounds=(-1.0, 1.0))
+    return mean.joined(drawn.without(variant=[variant, *others]))
 
 
 def _losses(sparse: dict[Made, np.ndarray], dense: dict[Made, np.ndarray]) -> dict[str, np.ndarray]:
