@@ -102,7 +102,7 @@ def test_no_cell_takes_an_entry_of_a_list_parameter_by_its_place(path):
 def run_lists(tiny_gemma, run_all, tmp_path_factory):
     """Run all notebooks on the tiny Gemma with these lists; what they found, and what they show, by notebook.
 
-    Notebook 01, which has no lists, runs once for all.
+    Notebook 01, whose one list is for labels of one's own files, runs once for all.
     """
     sae = str(tiny_gemma / "gemma-scope" / f"layer_{LAYER}" / f"width_{D_SAE}" / "average_l0_10")
     task = tmp_path_factory.mktemp("tasks") / "fruit.csv"
@@ -111,8 +111,8 @@ def run_lists(tiny_gemma, run_all, tmp_path_factory):
     pd.DataFrame({"text": texts, "label": [i % 2 for i in range(100)]}).to_csv(task, index=False)
     values = SMALL | {"model": str(tiny_gemma), "prompts_sae": sae, "tasks_folder": str(task.parent)}
     stems = {path.stem[:2]: path.stem for path in build_graph.notebooks()}
-    without_lists, *with_lists = stems.values()
-    assert without_lists not in {path.stem for path, _ in LISTS}
+    once, *with_lists = stems.values()
+    assert {name for path, name in LISTS if path.stem == once} == {"positive_label"}
     shared = run_dir("lists-test/cells/shared")
     run_all(values | {"profile": "lists-test/cells/shared"}, left_out=with_lists)
 
@@ -120,7 +120,7 @@ def run_lists(tiny_gemma, run_all, tmp_path_factory):
         profile = f"lists-test/cells/{name}"
         folder = shutil.copytree(shared, run_dir(profile), dirs_exist_ok=True)
         base_saes = {"base_saes": [sae] if lists["base_saes"] else []}
-        run_all(values | lists | base_saes | {"profile": profile}, left_out=[without_lists])
+        run_all(values | lists | base_saes | {"profile": profile}, left_out=[once])
         found = {number: metrics(folder / "results" / f"{stem}.json") for number, stem in stems.items()}
         return found, {number: shown(folder / "notebooks" / f"{stem}.ipynb") for number, stem in stems.items()}
 
