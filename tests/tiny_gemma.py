@@ -7,6 +7,7 @@ wherever only the handling is tested.
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,25 +59,32 @@ def tokenizer(texts: list[str], vocab_size: int = 1500) -> transformers.PreTrain
     )
 
 
+def common(words: transformers.PreTrainedTokenizerFast) -> dict[str, Any]:
+    """What the configurations of tiny Gemmas with this tokenizer have in common."""
+    return {
+        "vocab_size": len(words),
+        "hidden_size": D_MODEL,
+        "intermediate_size": 64,
+        "num_attention_heads": 4,
+        "head_dim": 8,
+        "query_pre_attn_scalar": 8,
+        "max_position_embeddings": 512,
+        "bos_token_id": words.bos_token_id,
+        "eos_token_id": [words.eos_token_id, words.convert_tokens_to_ids("<end_of_turn>")],
+        "pad_token_id": words.pad_token_id,
+        "initializer_range": 0.2,
+    }
+
+
 def build(folder: Path) -> Path:
     """Write config, weights and tokenizer, and ``gemma-scope/layer_1/…/params.npz``; returns the folder."""
     texts = sources.base_prompts("embedded")["text"].tolist()
     words = tokenizer(texts)
     config = transformers.Gemma2Config(
-        vocab_size=len(words),
-        hidden_size=D_MODEL,
-        intermediate_size=64,
         num_hidden_layers=3,
-        num_attention_heads=4,
         num_key_value_heads=2,
-        head_dim=8,
-        query_pre_attn_scalar=8,
         sliding_window=64,
-        max_position_embeddings=512,
-        bos_token_id=words.bos_token_id,
-        eos_token_id=[words.eos_token_id, words.convert_tokens_to_ids("<end_of_turn>")],
-        pad_token_id=words.pad_token_id,
-        initializer_range=0.2,
+        **common(words),
     )
     torch.manual_seed(0)
     transformers.Gemma2ForCausalLM(config).save_pretrained(folder)

@@ -23,10 +23,9 @@ from lib.base import build_graph
 from lib.base.files import DATA, ROOT, relative, replacing, run_dir, write_json, write_text
 from lib.model import weights
 from lib.results import records
-from lib.runs import progress, reproduce
+from lib.runs import progress, reproduce, task_cells
 from lib.runs.profiles import complete, flat_yaml, profile_path, read_profile, select
 from lib.texts import own_texts, sources, table_files
-from lib.texts.labelled import Columns
 
 MANY_TASKS = "09_many_tasks"
 TASKS = "-tasks-"  # in the name of a profile, between that whose model and SAEs are used and the tasks
@@ -196,8 +195,7 @@ def debug(given: dict[str, Any]) -> None:
     """
     if "train_csv" not in given:
         raise ValueError("give CSV=file of labelled texts, and OOD=file for texts out of distribution if there are any")
-    names = ("text_column", "label_column", "group_column", "positive_label", "encoding")
-    columns = Columns(**{field: given[name] for field, name in zip(Columns._fields, names) if name in given})
+    columns = task_cells.columns_of(given)
     files = {pool: given.get(name, "") for pool, name in own_texts.POOLS.items()}
     print("\n".join(own_texts.read(files, columns, most=given.get("csv_rows", 0)).said), flush=True)
     path = Path(given["train_csv"])

@@ -8,6 +8,14 @@ from lib.texts import task_files
 from lib.texts.labelled import Columns
 from lib.texts.task_files import TaskTexts
 
+COLUMN_PARAMETERS = {  # of the notebooks, by field of Columns
+    "text": "text_column",
+    "label": "label_column",
+    "group": "group_column",
+    "positive": "positive_label",
+    "encoding": "encoding",
+}
+
 
 class Tasks(NamedTuple):
     """The tasks that can be measured: of the package ``sae-probes``, and of a folder."""
@@ -28,11 +36,14 @@ def read(values: dict[str, Any]) -> Tasks:
     """
     if not values["base_saes"]:
         return Tasks([], [])
-    names = ("text_column", "label_column", "group_column", "positive_label", "encoding")
-    columns = Columns(*(tuple(values[name]) if isinstance(values[name], list) else values[name] for name in names))
-    return _read(
-        tuple(values["tasks"]), values["tasks_folder"], tuple(values["folder_tasks"]), columns, values["task_rows"]
-    )
+    packaged, of_folder = tuple(values["tasks"]), tuple(values["folder_tasks"])
+    return _read(packaged, values["tasks_folder"], of_folder, columns_of(values), values["task_rows"])
+
+
+def columns_of(values: dict[str, Any]) -> Columns:
+    """How files are read, by the notebooks' parameters; those that are not given are empty."""
+    given = {field: values[name] for field, name in COLUMN_PARAMETERS.items() if name in values}
+    return Columns(**{field: tuple(value) if isinstance(value, list) else value for field, value in given.items()})
 
 
 @functools.lru_cache(maxsize=8)  # sizes and cells of one sweep ask for the same ones

@@ -36,7 +36,7 @@ def steps(v: dict[str, Any], shape: dict[str, Any]) -> list[Step]:
     rows = sum(len(task.rows) for task in tasks)
     n_processes = min(len(tasks), CORES)
     seconds = n_task_probes(v) * (PROBE_SECONDS * len(tasks) + PROBE_ROW_SECONDS * rows) / n_processes
-    columns = [v[name] for name in ("text_column", "label_column", "group_column", "positive_label", "encoding")]
+    columns = [v[name] for name in task_cells.COLUMN_PARAMETERS.values()]
     decides = [v[name] for name in ("model", "dtype", "layer", "base_saes", "prompts_sae", "k_poolings", "task_tokens")]
     key = value_hash([sorted(task.name for task in tasks), v["tasks_folder"], v["task_rows"], columns, decides])
     operations = tokens * (cut + n_read * encode) / PACE

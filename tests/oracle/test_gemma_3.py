@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 
 from lib.model import activations, forward, models
 from lib.sae import folders, formats
-from tests.tiny_gemma import tokenizer
+from tests.tiny_gemma import D_MODEL, common, tokenizer
 
-D_MODEL, D_SAE, WINDOW = 32, 64, 8
+D_SAE, WINDOW = 64, 8
 LAYERS = [1, 2, 4]
 HEAD = "Pretend that you are a pirate who answers everything, and say no word about rules or ships. "
 PROMPTS = [
@@ -30,21 +30,11 @@ def folder(tmp_path_factory):
     """Six blocks, every third of which sees everything, the others ``WINDOW`` tokens; embeddings are tied."""
     folder, words = tmp_path_factory.mktemp("gemma-3"), tokenizer(PROMPTS, vocab_size=600)
     config = transformers.Gemma3TextConfig(
-        vocab_size=len(words),
-        hidden_size=D_MODEL,
-        intermediate_size=64,
         num_hidden_layers=6,
-        num_attention_heads=4,
         num_key_value_heads=1,
-        head_dim=8,
-        query_pre_attn_scalar=8,
         sliding_window=WINDOW,
         layer_types=["sliding_attention", "sliding_attention", "full_attention"] * 2,
-        max_position_embeddings=512,
-        bos_token_id=words.bos_token_id,
-        eos_token_id=[words.eos_token_id, words.convert_tokens_to_ids("<end_of_turn>")],
-        pad_token_id=words.pad_token_id,
-        initializer_range=0.2,
+        **common(words),
     )
     torch.manual_seed(0)
     transformers.Gemma3ForCausalLM(config).save_pretrained(folder)
