@@ -55,7 +55,7 @@ sweep: env $(VENV)/sweep ## A grid of notebook runs (SWEEP=name or file; DRY=1: 
 	@test -n "$$SWEEP" || { echo "error: give SWEEP=name, one of: $(basename $(notdir $(wildcard notebooks/sweeps/*.yaml))), or a YAML file"; exit 1; }
 	@$(PYTHON) -m lib.runs.sweeps $(if $(DRY),--dry-run) --store="$$STORE" --limit="$${LIMIT:-0}" --retries="$${RETRIES:-0}" -- "$$SWEEP"
 
-test: env $(if $(SLOW),$(VENV)/sweep) ## Run the fast tests (SLOW=1: all of them)
+test: env $(if $(SLOW),$(VENV)/sweep $(VENV)/tasks) ## Run the fast tests (SLOW=1: all of them)
 	$(PYTHON) -m pytest -n auto --dist loadgroup --no-loadscope-reorder $(if $(SLOW),,-m "not slow") tests
 
 lint: env ## Check names, imports and line lengths of the code (ruff)

@@ -135,6 +135,8 @@ limits = sources.limits(
     ood_chat=n_ood_chat,
 )
 raw = datasets.split_base(datasets.draw(base, limits, False, rng), val_share, rng)
+
+# %%
 questions = normalize and not train_csv
 lengths = length_matched and not train_csv
 drawn = datasets.draw(base, limits, questions, rng, length_matched=lengths)
@@ -142,6 +144,8 @@ if normalize:
     drawn = drawn.assign(text=drawn["text"].map(datasets.normalise))
 drawn, left_out = own_texts.distinct(drawn, "once normalised", cleaning)
 clean = datasets.split_base(drawn, val_share, rng)
+
+# %%
 rows_read = own_texts.account([*own.counts, *left_out], clean) if own else pd.DataFrame()
 if own:
     display(own_texts.overview(rows_read))
@@ -306,6 +310,8 @@ if len(refused):
     axis = {"xlabel": "refusal rate (fraction)", "xlim": (-0.02, 1.02)}
     figure = figures.points(named, "row", "panel", **axis)
     display(figures.save(figure, run.figures, "01_jailbreaks", caption))
+
+# %%
 not_asked = f"Not applicable: {model} is no chat model."
 if not n_jailbroken:
     not_asked = "Not asked: `n_jailbroken` is 0."

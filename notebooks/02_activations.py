@@ -198,6 +198,8 @@ table = pd.DataFrame([
     {"metric": "tokens", "value": n_tokens, "n": len(prompts), "unit": "tokens"},
     {"metric": "has_user_turn", "value": has_turn, "n": 1, "unit": "1: yes, 0: no"},
 ])
+
+# %%
 table = pd.concat([table, dense], ignore_index=True)
 headline = table[(table["metric"] != "auroc") | (table["split"] != "train")]
 outputs = {

@@ -291,6 +291,9 @@ if lm_loss_tokens and models.is_causal(bridge):
         windows[name] = corpora.first_tokens(token_ids, lm_loss_tokens, split_seed)
     first_of_kind = saes.drop_duplicates("variant")  # whole passes of the model take long
     losses = splice.measure(bridge, first_of_kind, windows, layer, n_bootstrap, split_seed)
+
+# %%
+if len(losses):
     sizes = losses.groupby("text")["n"].first()
     counted = ", ".join(f"{n:,.0f} tokens of {text}" for text, n in sizes.items())
     caption = (
@@ -332,6 +335,8 @@ if len(losses):
         f" Spliced in, it adds {delta['pretraining SAE']} nats per token of chat before, "
         f"{delta[first]} after, {delta[finetuning.PLACEBO]} after the placebo."
     )
+
+# %%
 Markdown(
     f"FVU on chat: {fvu.loc['pretraining SAE', 'chat']} before, {fvu.loc[first, 'chat']} after "
     f"finetuning, {fvu.loc[finetuning.PLACEBO, 'chat']} after the placebo, "

@@ -587,6 +587,8 @@ choices = {
     "k_poolings": k_poolings, "selections": selections, "ks": ks, "show_k": show_k,
     "split": gap_split, "variants": main, "c": c_of,
 }  # fmt: skip
+
+# %%
 outputs_of = {
     "chosen_latents": chosen.drop(columns="chosen"),
     "latents": every_latent,

@@ -300,6 +300,8 @@ headline = pd.concat([
     exposing,
     gains.assign(metric="auroc_gained_by_cleaning", unit="fraction"),
 ])
+
+# %%
 rest = [
     each.assign(metric="recall_at_10"),
     aurocs.assign(metric="auroc"),

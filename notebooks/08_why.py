@@ -143,11 +143,15 @@ if records.read(run, "03_sae_training")["parameters"]["layer"] == layer:
     looked_into.append(near.drop_duplicates("variant"))
 looked_into.append(controls.first_draws(run.folder / "controls"))
 looked_into = pd.concat(looked_into, ignore_index=True)[["variant", "seed", "folder"]]
+
+# %%
 others = pd.read_parquet(others_path)
 bases = every_sae[every_sae["variant"] == main[0]].iloc[1:]
 bases = bases.assign(variant=main[0] + ", base " + bases["seed"].astype(str))
 dictionaries = {row.variant: folders.load(row.folder, device) for row in looked_into.itertuples()}
 sae_inputs = on_saes.Inputs(tokens, {linear_pooling: here[linear_pooling]}, task, device=device)
+
+# %%
 at_show_k = probe_grid._replace(ks=[show_k], linear_on=[])
 every_one = pd.concat([looked_into, others, bases])
 probed = on_saes.probe_saes(every_one, sae_inputs, at_show_k)
@@ -170,6 +174,8 @@ every_score = load_scores(scores_path) | of_controls
 apart = {*probe_tables.APART, *(probe.variant for probe in of_controls)}  # vary as they do
 beside = Draws.of(prompts, every_score, few).over_seeds(seed, apart=tuple(apart)).estimates()
 beside = beside[beside["variant"].isin(main[:2]) | (beside["probe"] == controls.CONTROL)]
+
+# %%
 over_saes = f"95 % over {probe_tables.units(every_sae, main[0], main[:1])}"
 over_draws = f"of controls over base prompts and draws ({control_draws} of a basis, "
 over_draws += f"{dictionary_draws} of a dictionary)"
@@ -229,6 +235,8 @@ readable = {
     )
     for name, folder in taken.items() for form in [forms[name]]
 }  # fmt: skip
+
+# %%
 part_rows = pd.DataFrame(columns=["variant", "part", "split", "value", "low", "high"])
 impossible = loss_parts.impossible(prompts, gap_split)
 if not impossible:
@@ -412,6 +420,8 @@ caption = (
     f"Profile {profile}, layer {layer}; mean and 95 % t interval over {stress_draws} draws; one "
     f"SAE of each kind, the first seed. Dense: C = {strength:g}, chosen on all training prompts.\n"
 )
+
+# %%
 n_positive = int(task.y[task.train].sum())
 left = [min(n_positive / share, (n_train - n_positive) / (1 - share)) for share in positive_shares]
 kept = f"About {' / '.join(f'{n:,.0f}' for n in left)} training prompts"
@@ -603,6 +613,8 @@ from_scratch = every_sae[every_sae["variant"] == scratch].drop_duplicates("varia
 of_width = pd.concat([from_scratch, others[others["variant"].isin(by_width)]])
 d_sae = [folders.load(place).cfg.d_sae for place in of_width["folder"]]
 in_order = of_width["variant"].iloc[np.argsort(d_sae, kind="stable")].tolist()
+
+# %%
 compared = [pd.DataFrame(columns=["against", "metric", "value", "low", "high"])]
 if cheaper:
     compared.append(
@@ -657,6 +669,8 @@ ahead_of_dense = ", ".join(is_ahead.index[is_ahead]) or "none"
 gained = cascade_rows[cascade_rows["metric"] == cascade.GAINED].dropna(subset=["value"])
 of_cascade = "; ".join(gained["share_passed_on"].map("{:.0%} ".format) + tables.texts(gained))
 of_training = "; ".join(compared["against"] + " " + tables.texts(compared)) or "not measured"
+
+# %%
 Markdown(
     f"Loss of the {main[0]}'s probe to the dense one, {gap_split}, and its parts: "
     f"{in_words or 'not applicable'}. Silent in jailbreaks beyond latents of equal frequency: "
@@ -683,6 +697,8 @@ table = pd.concat([
     split_rows.assign(metric="near_rows_" + split_rows["metric"]),
     *(of_one.assign(metric="auroc", change=what) for what, of_one in stressed.items()),
 ], ignore_index=True).assign(layer=layer, unit="fraction")  # fmt: skip
+
+# %%
 of_probes = table["k"].isin([1, show_k]) & (table["metric"] != "direction_share")
 of_directions = (table["metric"] == "direction_share") & (table["k"] == show_k)
 kept = ["loss_part", "silent_beyond_control", *monitor_rows["metric"], *behind_rows["metric"]]

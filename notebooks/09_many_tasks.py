@@ -137,6 +137,8 @@ plan = many_tasks.Plan(
     sorted({1, tasks_show_k, *tasks_ks}), tasks_show_k, c_grid,
     tuple(controls.BASES), task_draws, grid_bootstrap, seed,
 )  # fmt: skip
+
+# %%
 jobs = []
 if has_tasks:
     n_long = task_features.n_long(bridge, measured, task_tokens)

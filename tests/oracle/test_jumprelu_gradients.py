@@ -156,6 +156,16 @@ def test_a_product_of_rounded_factors_loses_no_entry_and_adds_few(seed, shift):
     assert not set(places.tolist()) <= set(narrow.tolist()), "a margin that is too small is seen"
 
 
+def test_a_token_of_a_large_norm_loses_no_active_latent_to_rounded_factors():
+    """Errors grow with a token's norm: those of an attention sink exceed what the batch's mean widens the search by."""
+    x, p = wide_world(0, 0.0)
+    x[0] *= 1000
+    pre_of_sink = torch.addmm(p.b_enc, x[:1], p.enc.T)[0]
+    threshold = pre_of_sink.clamp(min=0) * (1 - 1e-5)
+    found = set(jumprelu.rounded_candidates(x, p._replace(threshold=threshold), 0.0).tolist())
+    assert set((pre_of_sink > threshold).nonzero()[:, 0].tolist()) <= found
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_a_step_is_the_same_with_and_without_rounded_factors(seed, monkeypatch):
     x, p = wide_world(seed, 0.0)

@@ -94,7 +94,7 @@ def test_notebooks_are_short_cells_without_functions(path):
             stripped = [line.strip() for line in cell.source.splitlines()]
             lines = [line for line in stripped if line and not line.startswith("#")]
             is_parameters = "parameters" in cell.metadata.get("tags", [])
-            assert len(lines) <= 25 or is_parameters, f"a cell of {len(lines)} lines, from {lines[0]!r}"
+            assert len(lines) <= 20 or is_parameters, f"a cell of {len(lines)} lines, from {lines[0]!r}"
             assert not re.search(r"^\s*(def|class) ", cell.source, flags=re.M)
     assert notebook.cells[0].source.startswith(f"# {path.stem[:2]} · ")
     assert "records.write(run" in notebook.cells[-1].source

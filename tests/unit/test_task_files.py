@@ -126,6 +126,7 @@ def test_the_stem_of_a_file(tmp_path, name, stem):
 @pytest.fixture
 def package(tmp_path, monkeypatch):
     """A small package of the same layout."""
+    pytest.importorskip("zstandard")
     data = tmp_path / "data"
     for name in ("cleaned_data", "OOD data"):
         (data / name).mkdir(parents=True)
@@ -142,9 +143,7 @@ def package(tmp_path, monkeypatch):
     return data
 
 
-
 def test_a_task_of_the_package_is_read_with_its_texts_out_of_distribution(package):
-    pytest.importorskip("zstandard")
     assert task_files.names() == ["96_spam_is"]
     task = task_files.packaged("96_spam_is", 1000)
     assert task.kind == "unwanted or made up" and task.n_read == 160
