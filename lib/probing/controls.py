@@ -19,7 +19,7 @@ from lib.base.files import relative
 from lib.model.activations import PromptTokens
 from lib.probing import ksparse, on_saes
 from lib.probing.on_saes import BEST, Grid, best_forms, every_k_sparse, probe_saes
-from lib.probing.stress import Contender, fit_scores
+from lib.probing.stress import Contender
 from lib.probing.tasks import Probe, Task
 from lib.sae import folders, latents
 from lib.sae.recipes import Recipe, scaling
@@ -154,7 +154,7 @@ def of_shuffled_labels(contender: Contender, task: Task, draws: int) -> dict[Pro
     """Scores of a k-sparse probe that is fitted on labels which are shuffled over the training prompts."""
     rows = np.flatnonzero(task.train)
     shuffled = [np.random.default_rng(draw).permutation(task.y[rows]) for draw in range(draws)]
-    calls = [joblib.delayed(fit_scores)(contender, rows, y) for y in shuffled]
+    calls = [joblib.delayed(contender.fit_scores)(rows, y) for y in shuffled]
     return {
         Probe(CONTROL, BEST, SHUFFLED, draw, BEST, contender.k): of_draw
         for draw, of_draw in enumerate(processes.parallel(len(calls))(calls))

@@ -31,7 +31,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from lib.base import processes
 from lib.probing import ksparse
 from lib.probing.on_saes import tuned_linear
-from lib.probing.stress import Contender, fit_scores
+from lib.probing.stress import Contender
 from lib.probing.tasks import Task
 from lib.stats.draws import Draws
 from lib.stats.metrics import Scores, SplitWeights
@@ -140,7 +140,7 @@ class Folds(NamedTuple):
             x = contender.columns[rows]
             x = self._from_middle(x, fitted, rows) if own_thresholds else x
             within = contender._replace(columns=x)
-            scores[tested] = fit_scores(within, np.arange(len(fitted)), self.y[fitted])[len(fitted) :]
+            scores[tested] = within.fit_scores(np.arange(len(fitted)), self.y[fitted])[len(fitted) :]
         return scores
 
     def shifted(self, scores: Scores) -> Scores:
@@ -260,7 +260,7 @@ def draws(
 
 def _dense_scores(dense: Contender, task: Task, folds: Folds) -> dict[Made, Scores]:
     rows = np.flatnonzero(task.train)
-    return _as_fitted(fit_scores(dense, rows, task.y[rows]), folds) | _refitted({WEIGHTS}, dense, folds)
+    return _as_fitted(dense.fit_scores(rows, task.y[rows]), folds) | _refitted({WEIGHTS}, dense, folds)
 
 
 def _sparse_scores(
@@ -271,7 +271,7 @@ def _sparse_scores(
     k = min(of_one.k, len(ksparse.live_columns(of_one.latents[rows])))
     sparse = Contender(of_one.latents, k, selection=of_one.selection)
     chosen = ksparse.select(of_one.latents[rows], task.y[rows], [k], of_one.selection)[k]
-    scores = _as_fitted(fit_scores(sparse, rows, task.y[rows]), folds)
+    scores = _as_fitted(sparse.fit_scores(rows, task.y[rows]), folds)
     scores |= _refitted({WEIGHTS}, Contender(of_one.latents[:, chosen], k), folds)
     scores |= _refitted({WEIGHTS, LATENTS}, sparse, folds)
     live = of_one.latents[:, ksparse.live_columns(of_one.latents)]

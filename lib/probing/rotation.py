@@ -10,7 +10,7 @@ import pandas as pd
 from jaxtyping import Bool
 
 from lib.base import processes
-from lib.probing.stress import Contender, fit_scores
+from lib.probing.stress import Contender
 from lib.probing.tasks import Probe
 from lib.stats import metrics
 from lib.stats.draws import Draws
@@ -146,4 +146,4 @@ def rotate(
 
 def _test_scores(contender: Contender, fold: Fold, y: np.ndarray) -> Scores:
     rows = np.flatnonzero(fold.train)
-    return fit_scores(contender, rows, y[rows])[fold.test]
+    return contender.fit_scores(rows, y[rows])[fold.test]

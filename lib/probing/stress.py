@@ -1,11 +1,12 @@
 """Probes with few, or mislabelled, training prompts."""
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import joblib
 import numpy as np
 import pandas as pd
+from jaxtyping import Int
 from sae_lens import SAE
 
 from lib.base import processes
@@ -18,13 +19,34 @@ from lib.stats.metrics import Estimate, Scores, auroc, t_interval
 Change = Callable[[np.random.Generator, np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
+@runtime_checkable
+class Fittable(Protocol):
+    """What can be put under stress: a probe that is fitted anew on some prompts with labels that may be wrong."""
+
+    def fit_scores(self, rows: Int[np.ndarray, " fitted"], y: Int[np.ndarray, " fitted"]) -> Scores:
+        """Scores of all prompts from a probe that is fitted on ``rows`` with the labels ``y``."""
+
+
 class Contender(NamedTuple):
-    """A probe under stress: linear on all columns with inverse L2 strength ``c``, or k-sparse by a ``selection``."""
+    """A probe of prompts' columns: linear on all of them with inverse L2 strength ``c``, or k-sparse by a
+    ``selection``."""
 
     columns: ksparse.Columns
     k: int | None = None
     c: float | None = None
     selection: str = ksparse.MEAN_DIFFERENCE
+
+    def fit_scores(self, rows: Int[np.ndarray, " fitted"], y: Int[np.ndarray, " fitted"]) -> Scores:
+        """Scores of all prompts from a probe that is fitted on ``rows`` with the labels ``y``.
+
+        Few rows leave few columns that vary: a k-sparse probe then takes all of these where they are fewer than k.
+        """
+        x, training = self.columns, self.columns[rows]
+        if self.k is None:
+            return linear(x, self.c).fit(training, y).decision_function(x)
+        k = min(self.k, len(ksparse.live_columns(training)))
+        columns = ksparse.select(training, y, [k], self.selection)[k]
+        return ksparse.refit(training, y, columns).decision_function(ksparse.dense(x, columns))
 
 
 def on_sae(
@@ -90,19 +112,6 @@ def imbalanced(share: int | float) -> Change:
     return change
 
 
-def fit_scores(contender: Contender, rows: np.ndarray, y: np.ndarray) -> Scores:
-    """Scores of all prompts from a probe that is fitted on ``rows`` with the labels ``y``.
-
-    Few rows leave few columns that vary: a k-sparse probe then takes all of these where they are fewer than k.
-    """
-    x, training = contender.columns, contender.columns[rows]
-    if contender.k is None:
-        return linear(x, contender.c).fit(training, y).decision_function(x)
-    k = min(contender.k, len(ksparse.live_columns(training)))
-    columns = ksparse.select(training, y, [k], contender.selection)[k]
-    return ksparse.refit(training, y, columns).decision_function(ksparse.dense(x, columns))
-
-
 def _aurocs(prompts: pd.DataFrame, scores: Scores) -> Iterator[tuple[str, float]]:
     for split in ("val", "ood"):
         part = (prompts["split"] == split).to_numpy()
@@ -112,7 +121,7 @@ def _aurocs(prompts: pd.DataFrame, scores: Scores) -> Iterator[tuple[str, float]
 
 
 def sweep(
-    prompts: pd.DataFrame, contenders: dict[str, Contender], changes: dict[int | float, Change], draws: int, seed: int
+    prompts: pd.DataFrame, contenders: dict[str, Fittable], changes: dict[int | float, Change], draws: int, seed: int
 ) -> pd.DataFrame:
     """AUROC of each probe under each change of the training rows, mean and 95 % t interval over draws.
 
@@ -121,21 +130,20 @@ def sweep(
     """
     task = Task.of(prompts)
     rows = np.flatnonzero(task.train)
-    settings, calls, missing = [], [], {setting: 0 for setting in changes}
+    places, calls, missing = [], [], {setting: 0 for setting in changes}
+    first_call = {}  # by what was drawn: equal draws (all prompts, no label flipped) are fitted once
     for setting, change in changes.items():
         for draw in range(draws):
             kept, y = change(np.random.default_rng([seed, draw]), rows, task.y[rows], task.groups[rows])
             if len(np.unique(y)) < 2:
                 missing[setting] += 1
                 continue
-            settings += [(name, setting) for name in contenders]
-            calls += [joblib.delayed(fit_scores)(contender, kept, y) for contender in contenders.values()]
-    scores = processes.parallel(len(calls))(calls)
-    areas = [
-        (name, setting, split, area)
-        for (name, setting), of_all in zip(settings, scores, strict=True)
-        for split, area in _aurocs(prompts, of_all)
-    ]
+            first = first_call.setdefault((kept.tobytes(), y.tobytes()), len(calls))
+            if first == len(calls):
+                calls += [joblib.delayed(contender.fit_scores)(kept, y) for contender in contenders.values()]
+            places += [(name, setting, first + i) for i, name in enumerate(contenders)]
+    of_calls = [list(_aurocs(prompts, scores)) for scores in processes.parallel(len(calls))(calls)]
+    areas = [(name, setting, split, area) for name, setting, i in places for split, area in of_calls[i]]
     table = pd.DataFrame(areas, columns=["probe", "setting", "split", "auroc"])
     rows = [
         {"probe": name, "setting": setting, "split": split, "missing": missing[setting]}

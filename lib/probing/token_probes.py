@@ -121,6 +121,42 @@ class Fitted(NamedTuple):
         return bank.scores(batches(tokens, prompts, self.standardiser))[:, 0]
 
 
+class Refit(NamedTuple):
+    """A token probe of a ``setting`` that was chosen on ``n_prompts`` prompts, to be fitted anew on some of them.
+
+    Equal prompts and labels give equal scores: batches and the weights before training follow from ``seed``.
+    """
+
+    tokens: PromptTokens
+    name: str
+    setting: Setting
+    n_prompts: int
+    seed: int = 0
+
+    def fit_scores(self, rows: Int[np.ndarray, " fitted"], y: Int[np.ndarray, " fitted"]) -> Scores:
+        """Scores of all prompts from a probe that is trained on ``rows`` with the labels ``y``.
+
+        Fewer prompts are passed over more often, so that about as many steps are taken as on all.
+        """
+        blocks, every = (Block(self.name, (self.setting,)),), np.arange(len(self.tokens.starts) - 1)
+        standardiser = Standardiser.of(self.tokens, rows)
+        labels = np.zeros(len(every), dtype=int)
+        labels[rows] = y
+        shuffled = np.random.default_rng(self.seed).permutation(rows)
+        data = list(batches(self.tokens, shuffled, standardiser))
+        epochs = max(1, round(self.setting.epochs * self.n_prompts / len(rows)))
+        *_, bank = train(blocks, data, labels, epochs, self.seed)
+        return bank.scores(batches(self.tokens, every, standardiser))[:, 0]
+
+
+def steadiest(fitted: Iterable[dict[str, Fitted]], tokens: PromptTokens, n_prompts: int, seed: int) -> Refit:
+    """The aggregation of the best mean held AUROC over the seeds of ``fitted``, with the setting of the first seed."""
+    of_seeds = list(fitted)
+    held = {name: np.mean([of_seed[name].held_auroc for of_seed in of_seeds]) for name in of_seeds[0]}
+    name = max(held, key=held.get)
+    return Refit(tokens, name, of_seeds[0][name].setting, n_prompts, seed)
+
+
 def fit_all(inputs: Inputs, names: Iterable[str], grid: Grid, seed: int) -> dict[str, Fitted]:
     """A token probe for each aggregation of ``names``, fitted on the training split, with scores of all prompts.
 

@@ -39,7 +39,9 @@ class Standardiser(NamedTuple):
     def of(cls, tokens: PromptTokens, prompts: Int[np.ndarray, " rows"]) -> "Standardiser":
         """That of ``prompts``, which are positions in ``tokens``."""
         sample = tokens.activations[torch.cat(_turns(tokens, prompts))].float()
-        return cls(sample.mean(0), sample.std(0, correction=0).clamp(min=1e-6))
+        mean = sample.mean(0)
+        variance = sample.sub_(mean).square_().mean(0)  # some times faster than torch's std
+        return cls(mean, variance.sqrt_().clamp(min=1e-6))
 
 
 class Batch(NamedTuple):

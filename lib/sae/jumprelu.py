@@ -132,7 +132,8 @@ def rounded_candidates(
     With u = 2⁻⁸ the largest relative error of a rounding, and errors uniform and independent (as in the statistical
     analysis of Higham 2002, 2.8), x·w of rounded factors has an error of standard deviation u √(2/3) √(Σᵢ xᵢ²wᵢ²). The
     search goes down by ``SIGMAS`` of it, with the batch's mean xᵢ², and by 2 u for the rounded result and threshold.
-    Of a token of more than twice the root mean square of the norms, as an attention sink is, all entries are given.
+    Errors grow with a token's norm: for one of more than twice the root mean square, as an attention sink is, the
+    search goes down by as many times more.
     """
     least = p.threshold - p.b_enc - bandwidth / 2
     squares = x.square()
@@ -140,7 +141,9 @@ def rounded_candidates(
     least = (least - SIGMAS * deviation - 2 * ROUNDOFF * least.abs()).bfloat16()
     pre = x.bfloat16() @ p.enc.bfloat16().T
     squared_norms = squares.sum(1)
-    pre[squared_norms > 4 * squared_norms.mean()] = torch.inf
+    times = (squared_norms / squared_norms.mean()).sqrt_()
+    large = (times > 2).nonzero()[:, 0]
+    pre[large] += (SIGMAS * deviation * (times[large, None] - 1)).bfloat16()
     if (least >= 0).all():  # Numbers above zero have the order of their bits, and others have negative ones.
         pre, least = pre.view(torch.int16), least.view(torch.int16)
         return torch.from_numpy(np.flatnonzero(pre.numpy() > least.numpy()))

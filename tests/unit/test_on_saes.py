@@ -127,7 +127,7 @@ def test_probes_on_shuffled_labels_know_nothing(world):
     areas = [auroc(y, of_draw[task.val], np.ones((1, len(y))))[0] for of_draw in scores.values()]
     assert len(areas) == 30 and abs(np.mean(areas) - 0.5) < 0.25, "the sign of the one latent that tells is chance"
     rows = np.flatnonzero(task.train)
-    right = stress.fit_scores(stress.Contender(columns, k=2), rows, task.y[rows])
+    right = stress.Contender(columns, k=2).fit_scores(rows, task.y[rows])
     assert auroc(y, right[task.val], np.ones((1, len(y))))[0] > 0.95
 
 

@@ -58,5 +58,20 @@ def test_more_prompts_and_clean_labels_help_and_a_missing_class_is_counted():
     flipped = stress.sweep(prompts, contenders, changes, 4, 0)
     value = flipped.set_index(["probe", "setting", "split"])["value"]
     assert value["dense", 0.0, "ood"] > 0.85 and abs(value["dense", 0.5, "ood"] - 0.5) < 0.2
+    assert flipped.set_index("setting")["low"].notna().tolist() == [False] * 4 + [True] * 4
     nothing = stress.sweep(prompts, contenders, {}, 4, 0)
     assert nothing.empty and list(nothing) == list(table)
+
+
+def test_equal_draws_are_fitted_once():
+    splits, labels = np.repeat(["train", "ood"], 30), np.tile([0, 1], 30)
+    prompts = pd.DataFrame({"split": splits, "label": labels, "base_id": range(60)})
+    drawn = []
+
+    class Counting:
+        def fit_scores(self, rows, y):
+            drawn.append((len(rows), int(y.sum())))
+            return np.zeros(60)
+
+    table = stress.sweep(prompts, {"one": Counting()}, {0: stress.fewer(0), 10: stress.fewer(10)}, 3, 0)
+    assert drawn.count((30, 15)) == 1 and len(drawn) == 4 and table["n"].tolist() == [3, 3]

@@ -354,3 +354,25 @@ def test_bad_cascades_are_named():
         CASCADE._replace(threshold=float("nan")).scores(0.5)
     with pytest.raises(ValueError, match="6 cheap and 5 expensive scores must be equally many"):
         CASCADE._replace(expensive=np.zeros(5)).scores(0.5)
+
+
+def test_a_refit_on_all_prompts_and_on_few_or_wrong_labels_reads_no_other_prompt():
+    inputs, _ = world(every_token)
+    y, val = inputs.task.y, inputs.task.val
+    training = np.flatnonzero(inputs.task.train)
+    fitted = [fit_all(inputs, ["mean", "max"], Grid(), seed) for seed in range(2)]
+    refit = token_probes.steadiest(fitted, inputs.tokens, len(training), 0)
+    assert refit.name == "mean" and refit.setting == fitted[0]["mean"].setting
+    scores = refit.fit_scores(training, y[training])
+    assert area(y[val], scores[val]) == pytest.approx(area(y[val], fitted[0]["mean"].scores[val]), abs=0.03)
+    np.testing.assert_array_equal(scores, refit.fit_scores(training, y[training]))
+    flipped = refit.fit_scores(training, 1 - y[training])
+    assert area(y[val], flipped[val]) == pytest.approx(1 - area(y[val], scores[val]), abs=0.01)
+    few = training[:24]
+    assert 0.5 < area(y[val], refit.fit_scores(few, y[few])[val]) < area(y[val], scores[val])
+
+
+def test_the_standardiser_holds_with_a_mean_far_from_zero():
+    rows = [np.random.default_rng(0).normal(3000, 0.5, (500, 4)).astype(np.float32)]
+    standardiser = token_training.Standardiser.of(prompt_tokens(rows), np.array([0]))
+    np.testing.assert_allclose(standardiser.scale, rows[0].astype(float).std(0), rtol=1e-3)
