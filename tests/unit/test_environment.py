@@ -75,18 +75,23 @@ def test_the_packaged_models_are_those_of_the_locks():
 OTHERS = [((3, 10, 16), True), ((3, 11, 0), False), ((3, 13, 9), False), ((3, 14, 0), True), ((2, 7, 18), True)]
 
 
+def make_env(folder, python):
+    """What ``make env`` says in ``folder``, which gets the files that it reads, with a stand-in script for Python."""
+    stand_in = folder / "python3"
+    stand_in.write_text(f"#!/bin/sh\n{python}\n")
+    stand_in.chmod(0o755)
+    for name in ("pyproject.toml", *(path.name for path in ROOT.glob("requirements*.lock"))):
+        (folder / name).write_text((ROOT / name).read_text())
+    command = ["make", "-f", str(ROOT / "Makefile"), "env", f"PYTHON3={stand_in}"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+
 @pytest.mark.parametrize("version, refused", OTHERS)
 def test_another_python_gets_one_sentence(tmp_path, version, refused):
     """A stand-in answers make's question with another version, and makes no environment."""
-    stand_in = tmp_path / "python3"
     code = f"import sys; sys.version_info = {version}; "
     code += "sys.argv[1:2] == ['-c'] or sys.exit('no environment is made'); exec(sys.argv[2])"
-    stand_in.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{code}" "$@"\n')
-    stand_in.chmod(0o755)
-    command = ["make", "-f", str(ROOT / "Makefile"), "env", f"PYTHON3={stand_in}"]
-    for name in ("pyproject.toml", *(path.name for path in ROOT.glob("requirements*.lock"))):
-        (tmp_path / name).write_text((ROOT / name).read_text())
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    done = make_env(tmp_path, f'exec {sys.executable} -c "{code}" "$@"')
     said = [line for line in done.stderr.splitlines() if not re.match(r"make(\[\d+\])?:", line)]
     number = ".".join(map(str, version))
     sentence = (
@@ -94,6 +99,24 @@ def test_another_python_gets_one_sentence(tmp_path, version, refused):
         "choose another, such as make PYTHON3=python3.12, or delete .venv if it was made with it"
     )
     assert done.returncode != 0 and said == [sentence if refused else "no environment is made"]
+
+
+def test_an_environment_that_could_not_be_made_leaves_nothing_behind(tmp_path):
+    """Debian's Python without python3-venv makes half of one, and says what to install."""
+    half = "mkdir -p .venv/bin && touch .venv/bin/python && chmod +x .venv/bin/python"
+    done = make_env(tmp_path, f'test "$1" = -c && exit 0\n{half}\necho "apt install python3-venv"\nexit 1')
+    assert done.returncode != 0 and "apt install python3-venv" in done.stdout
+    assert not (tmp_path / ".venv").exists()
+
+
+def test_an_environment_without_pip_is_kept_and_named(tmp_path):
+    folder = tmp_path / ".venv" / "bin"
+    folder.mkdir(parents=True)
+    (folder / "python").write_text('#!/bin/sh\ntest "$1" = -c && exit 0\nexit 1\n')
+    (folder / "python").chmod(0o755)
+    done = make_env(tmp_path, "exit 1")
+    assert done.returncode != 0 and (folder / "python").exists()
+    assert "error: .venv has no pip; delete it with rm -r .venv, and make builds it anew" in done.stderr
 
 
 def test_tests_of_a_module_share_a_worker(request):
