@@ -184,8 +184,8 @@ Markdown(account or "No SAE is given; all are trained here.")
 
 # %%
 options = {"device": device, "buffer_tokens": buffer_tokens}
-given = next((place for by_seed in starts.values() for place in by_seed.values()), None)
-d_sae = folders.load(given).cfg.d_sae if given else base_d_sae
+start = next((place for by_seed in starts.values() for place in by_seed.values()), None)
+d_sae = folders.load(start).cfg.d_sae if start else base_d_sae
 first_seed = min(starts.get(finetuning.BASE, base_seeds))
 recipe = Recipe(
     d_sae=d_sae, target_l0=sae_target_l0, tokens=base_train_tokens, lr=base_lr, seed=first_seed

@@ -165,9 +165,9 @@ def makefile(profile: str, profile_file: str = "", run: str = "") -> str:
     """
     run, profile_file = run or f"data/runs/{profile}", profile_file or f"notebooks/profiles/{profile}.yaml"
     targets = [f"{run}/notebooks/{notebook.stem}.ipynb" for notebook in notebooks()]
-    made = f"{profile} is up to date: notebooks and results in data/runs/{profile}, figures in figures/{profile}"
+    up_to_date = f"{profile} is up to date: notebooks and results in data/runs/{profile}, figures in figures/{profile}"
     again = f"is missing: make clean PROFILE={shlex.quote(profile)}, then make reproduce"
-    lines = [".DELETE_ON_ERROR:", f"all: {' '.join(targets)}", f"\t@echo {_in_recipe(made)}"]
+    lines = [".DELETE_ON_ERROR:", f"all: {' '.join(targets)}", f"\t@echo {_in_recipe(up_to_date)}"]
     for notebook, target in zip(notebooks(), targets, strict=True):
         own_records = f"data/records/{profile}/"  # this run makes them
         needs = [path for path in sources(notebook) if not path.startswith(own_records)]

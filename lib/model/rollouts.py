@@ -210,7 +210,7 @@ def _generate(bridge: TransformerBridge, token_ids: list[list[int]], draws: Draw
     sampled = {"do_sample": True, "temperature": draws.temperature, "top_k": 0, "top_p": draws.top_p}
     greedy = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
     cache = prefill.cache(bridge, token_ids)
-    out = model.generate(
+    generated = model.generate(
         input_ids=ids,
         attention_mask=mask,
         max_new_tokens=draws.max_new_tokens,
@@ -220,7 +220,7 @@ def _generate(bridge: TransformerBridge, token_ids: list[list[int]], draws: Draw
         **({"past_key_values": cache} if cache else {}),
     )
     responses = []
-    for row in out[:, ids.shape[1] :].tolist():
+    for row in generated[:, ids.shape[1] :].tolist():
         stop = next((i for i, token in enumerate(row) if token in ends), None)
         text = tokenizer.decode(row[:stop], skip_special_tokens=True).strip()
         responses.append((text, stop is not None))

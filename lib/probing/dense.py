@@ -200,11 +200,11 @@ class AttentionProbe(NamedTuple):
 
     def score(self, tokens: PromptTokens, prompts: Int[np.ndarray, " rows"]) -> Float[np.ndarray, " rows"]:
         """Scores of ``prompts``, which are positions in ``tokens``."""
-        out = np.empty(len(prompts), dtype=np.float32)
+        scores = np.empty(len(prompts), dtype=np.float32)
         with torch.inference_mode():
             for rows, z, mask in _token_batches(tokens, prompts, self.mean, self.scale):
-                out[rows] = _attend(z, mask, self.query, self.value, self.bias).numpy()
-        return out
+                scores[rows] = _attend(z, mask, self.query, self.value, self.bias).numpy()
+        return scores
 
 
 def _attend(z: Tensor, mask: Tensor, query: Tensor, value: Tensor, bias: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ DENSE_PARTS = (THRESHOLD, WEIGHTS)
 BEST_OF_K = frozenset({THRESHOLD, WEIGHTS, LATENTS})
 N_FOLDS = 5
 
-Made = frozenset[str]  # the repairs that have been made
+Repairs = frozenset[str]  # those that have been made
 
 
 class Readable(NamedTuple):
@@ -77,11 +77,11 @@ class Repaired(NamedTuple):
     """The key of a probe with some repairs made; ``variant`` is None for the dense one."""
 
     variant: str | None
-    made: Made
+    repairs: Repairs
 
     def columns(self) -> dict[str, Any]:
         """Dimensions by name."""
-        return {"variant": self.variant, "made": self.made}
+        return {"variant": self.variant, "repairs": self.repairs}
 
 
 def orders(parts: tuple[str, ...] = PARTS) -> list[tuple[str, ...]]:
@@ -185,14 +185,14 @@ def taken_apart(
     """The loss of each dictionary's k-sparse probe on the split of ``weights``, and its parts: dimensions ``variant``,
     ``part`` (``PARTS`` and ``LOSS``) and ``split``. The arguments are those of :func:`draws`."""
     drawn = draws(prompts, readable, dense, weights, c_grid, seed)
-    keys = zip(drawn.dimensions["variant"], drawn.dimensions["made"], strict=True)
+    keys = zip(drawn.dimensions["variant"], drawn.dimensions["repairs"], strict=True)
     values = dict(zip(keys, drawn.values, strict=True))
     [split] = weights
     rows, parts = [], []
     for variant in readable:
         losses = _losses(
-            {made: of_made for (whose, made), of_made in values.items() if whose == variant},
-            {made: of_made for (whose, made), of_made in values.items() if whose is None},
+            {repairs: draws_of for (whose, repairs), draws_of in values.items() if whose == variant},
+            {repairs: draws_of for (whose, repairs), draws_of in values.items() if whose is None},
         )
         rows += [{"variant": variant, "part": part, "split": split} for part in losses]
         parts += list(losses.values())
@@ -214,14 +214,14 @@ def over_bases(drawn: Draws, variant: str, others: Mapping[str, int], seed: int)
     return mean.joined(drawn.without(variant=[variant, *others]))
 
 
-def _losses(sparse: dict[Made, np.ndarray], dense: dict[Made, np.ndarray]) -> dict[str, np.ndarray]:
+def _losses(sparse: dict[Repairs, np.ndarray], dense: dict[Repairs, np.ndarray]) -> dict[str, np.ndarray]:
     gains = _gains(sparse | {frozenset(PARTS): dense[frozenset(DENSE_PARTS)]}, PARTS)
     of_dense = _gains(dense, DENSE_PARTS)
     losses = {part: gain - of_dense.get(part, 0.0) for part, gain in gains.items()}
     return losses | {LOSS: dense[frozenset()] - sparse[frozenset()]}
 
 
-def _gains(values: dict[Made, np.ndarray], parts: tuple[str, ...]) -> dict[str, np.ndarray]:
+def _gains(values: dict[Repairs, np.ndarray], parts: tuple[str, ...]) -> dict[str, np.ndarray]:
     """What each repair gains, a mean over all orders."""
     every = orders(parts)
     gains = dict.fromkeys(parts, 0.0)
@@ -242,9 +242,9 @@ def draws(
 ) -> Draws:
     """AUROC of every dictionary's probe, and of the dense one, after every set of repairs that an order goes through.
 
-    Dimensions ``variant`` (None: the dense probe), ``made`` and ``split``. ``dense`` is the probe on ``resid``, whose
-    inverse L2 strength the refitted ones on ``resid`` and on reconstructions have. That of probes on all latents is
-    chosen on validation, fitted in distribution.
+    Dimensions ``variant`` (None: the dense probe), ``repairs`` and ``split``. ``dense`` is the probe on ``resid``,
+    whose inverse L2 strength the refitted ones on ``resid`` and on reconstructions have. That of probes on all latents
+    is chosen on validation, fitted in distribution.
 
     Raises:
         ValueError: as in :meth:`Folds.of`.
@@ -254,18 +254,22 @@ def draws(
     calls = [joblib.delayed(_dense_scores)(dense, task, folds)]
     calls += [joblib.delayed(_sparse_scores)(of_one, dense, task, folds, c_grid) for of_one in readable.values()]
     by_variant = zip((None, *readable), processes.parallel(len(calls))(calls), strict=True)
-    scores = {Repaired(variant, made): of_all for variant, by_made in by_variant for made, of_all in by_made.items()}
+    scores = {
+        Repaired(variant, repairs): of_all
+        for variant, by_repairs in by_variant
+        for repairs, of_all in by_repairs.items()
+    }
     return Draws.of(prompts, scores, weights)
 
 
-def _dense_scores(dense: Contender, task: Task, folds: Folds) -> dict[Made, Scores]:
+def _dense_scores(dense: Contender, task: Task, folds: Folds) -> dict[Repairs, Scores]:
     rows = np.flatnonzero(task.train)
     return _as_fitted(dense.fit_scores(rows, task.y[rows]), folds) | _refitted({WEIGHTS}, dense, folds)
 
 
 def _sparse_scores(
     of_one: Readable, dense: Contender, task: Task, folds: Folds, c_grid: list[float]
-) -> dict[Made, Scores]:
+) -> dict[Repairs, Scores]:
     """Scores after every set of repairs, short of the residual stream itself."""
     rows = np.flatnonzero(task.train)
     k = min(of_one.k, len(ksparse.live_columns(of_one.latents[rows])))
@@ -287,12 +291,12 @@ def _sparse_scores(
     return scores
 
 
-def _as_fitted(scores: Scores, folds: Folds) -> dict[Made, Scores]:
+def _as_fitted(scores: Scores, folds: Folds) -> dict[Repairs, Scores]:
     return {frozenset(): scores, frozenset({THRESHOLD}): folds.shifted(scores)}
 
 
-def _refitted(made: set[str], contender: Contender, folds: Folds) -> dict[Made, Scores]:
+def _refitted(repairs: set[str], contender: Contender, folds: Folds) -> dict[Repairs, Scores]:
     return {
-        frozenset(made): folds.scores(contender, own_thresholds=False),
-        frozenset(made | {THRESHOLD}): folds.scores(contender, own_thresholds=True),
+        frozenset(repairs): folds.scores(contender, own_thresholds=False),
+        frozenset(repairs | {THRESHOLD}): folds.scores(contender, own_thresholds=True),
     }

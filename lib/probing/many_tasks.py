@@ -171,14 +171,14 @@ def quivers(scores: Mapping[Probe, Scores], task: Task) -> dict[Probe, Scores]:
     """
     base = {probe: of_all for probe, of_all in scores.items() if probe.kind in (DENSE, TFIDF)}
     kinds = {WITHOUT: (), "with SAE probes": (K_SPARSE, ALL_LATENTS), "with controls": (CONTROL,)}
-    made = {}
+    chosen_of = {}
     for name, added in kinds.items():
         arrows = base | {probe: of_all for probe, of_all in scores.items() if probe.kind in added}
         if added and len(arrows) == len(base):
             continue
         chosen = max(arrows, key=lambda probe: on_saes.val_auroc(arrows[probe], task))
-        made[Probe(QUIVER, BEST, name)] = arrows[chosen]
-    return made
+        chosen_of[Probe(QUIVER, BEST, name)] = arrows[chosen]
+    return chosen_of
 
 
 def best_dense(scores: Mapping[Probe, Scores], task: Task) -> dict[Probe, Scores]:

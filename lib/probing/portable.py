@@ -180,12 +180,12 @@ def _tensors(path: Path) -> dict[str, Tensor]:
         tensors = safetensors.torch.load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{where} is damaged ({cause(error)}); make probe writes it anew") from error
-    found = {name: f"{str(tensor.dtype)} {list(tensor.shape)}" for name, tensor in sorted(tensors.items())}
+    shapes = {name: f"{str(tensor.dtype)} {list(tensor.shape)}" for name, tensor in sorted(tensors.items())}
     d_model = tensors["weights"].numel() if "weights" in tensors else 0
     vector = f"torch.float32 [{d_model}]"
     wanted = {"bias": "torch.float32 []", "mean": vector, "scale": vector, "weights": vector}
-    if found != wanted:
-        raise ValueError(f"{where} holds {found}; wanted are {wanted}")
+    if shapes != wanted:
+        raise ValueError(f"{where} holds {shapes}; wanted are {wanted}")
     if not all(tensor.isfinite().all() for tensor in tensors.values()) or not (tensors["scale"] > 0).all():
         raise ValueError(f"{where} holds numbers that are not finite, or scales that are not above 0")
     return tensors

@@ -38,17 +38,17 @@ def folds(prompts: pd.DataFrame, kinds: pd.Series, seed: int) -> list[Fold]:
     """
     is_ood = (prompts["split"] == "ood").to_numpy()
     part = _parts(prompts, seed)
-    made = []
+    of_wrappers = []
     for wrapper in prompts.loc[kinds != "plain", "transform"].unique():
         is_wrapped = (prompts["transform"] == wrapper).to_numpy()
         if is_ood[is_wrapped].all():
-            made.append(Fold(wrapper, ~is_ood, _tested(prompts, kinds, wrapper, is_ood)))
+            of_wrappers.append(Fold(wrapper, ~is_ood, _tested(prompts, kinds, wrapper, is_ood)))
             continue
         for held in range(N_PARTS):
             is_held = ~is_ood & (part == held)
             kept = ~is_ood & (part != held) & ~is_wrapped
-            made.append(Fold(wrapper, kept, _tested(prompts, kinds, wrapper, is_held)))
-    return _with_both_classes(made, prompts)
+            of_wrappers.append(Fold(wrapper, kept, _tested(prompts, kinds, wrapper, is_held)))
+    return _with_both_classes(of_wrappers, prompts)
 
 
 def source_folds(prompts: pd.DataFrame, kinds: pd.Series) -> list[Fold]:
@@ -59,19 +59,19 @@ def source_folds(prompts: pd.DataFrame, kinds: pd.Series) -> list[Fold]:
     """
     is_ood, is_plain = (prompts["split"] == "ood").to_numpy(), (kinds == "plain").to_numpy()
     is_harmful = (prompts["label"] == 1).to_numpy()
-    made = []
+    of_sources = []
     for source in prompts.loc[is_harmful, "source"].unique():
         of_source = is_harmful & (prompts["source"] == source).to_numpy()
         sides = np.unique(is_ood[of_source])
         if len(sides) == 1:
             own_side = is_ood == sides[0]
-            made.append(Fold(source, ~own_side, own_side & is_plain & (of_source | ~is_harmful)))
-    return _with_both_classes(made, prompts)
+            of_sources.append(Fold(source, ~own_side, own_side & is_plain & (of_source | ~is_harmful)))
+    return _with_both_classes(of_sources, prompts)
 
 
-def _with_both_classes(made: list[Fold], prompts: pd.DataFrame) -> list[Fold]:
+def _with_both_classes(candidates: list[Fold], prompts: pd.DataFrame) -> list[Fold]:
     y = prompts["label"].to_numpy()
-    return [fold for fold in made if all(len(np.unique(y[rows])) == 2 for rows in (fold.train, fold.test))]
+    return [fold for fold in candidates if all(len(np.unique(y[rows])) == 2 for rows in (fold.train, fold.test))]
 
 
 def _parts(prompts: pd.DataFrame, seed: int) -> np.ndarray:

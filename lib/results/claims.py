@@ -109,69 +109,69 @@ def load(path: Path = DATA / "claims.yaml") -> Rules:
     file = records.claims(path)
     _check_keys("data/claims.yaml", file, OTHER_SECTIONS, optional=file)
     _check_keys("written", file["written"], ("date", "known"))
-    margins = {name: _margin(name, given) for name, given in file["margins"].items()}
+    margins = {name: _margin(name, entry) for name, entry in file["margins"].items()}
     faults = {}
-    for number, given in file["faults"].items():
-        _check_keys(f"fault {number}", given, ("title",), optional=("elsewhere",))
-        faults[number] = Fault(number, given["title"], given.get("elsewhere", ""))
-    of_paper = {name: given for name, given in file.items() if name not in OTHER_SECTIONS}
-    claims = {name: _claim(name, given, margins, faults) for name, given in of_paper.items()}
+    for number, entry in file["faults"].items():
+        _check_keys(f"fault {number}", entry, ("title",), optional=("elsewhere",))
+        faults[number] = Fault(number, entry["title"], entry.get("elsewhere", ""))
+    of_paper = {name: entry for name, entry in file.items() if name not in OTHER_SECTIONS}
+    claims = {name: _claim(name, entry, margins, faults) for name, entry in of_paper.items()}
     return Rules(claims, margins, faults, file["written"])
 
 
-def _claim(name: str, given: dict[str, Any], margins: dict[str, Margin], faults: dict[int, Fault]) -> Claim:
-    _check_keys(f"claim {name}", given, CLAIM, optional=("needs",))
-    if "needs" in given:
-        _check_keys(f"claim {name}, needs", given["needs"], NEEDS)
-    letters = list(given["parts"])
+def _claim(name: str, entry: dict[str, Any], margins: dict[str, Margin], faults: dict[int, Fault]) -> Claim:
+    _check_keys(f"claim {name}", entry, CLAIM, optional=("needs",))
+    if "needs" in entry:
+        _check_keys(f"claim {name}, needs", entry["needs"], NEEDS)
+    letters = list(entry["parts"])
     if not letters or letters != list(LETTERS[: len(letters)]):
         raise ValueError(f"claim {name} has parts {letters}; they are named a, b, c and so on, in order")
-    parts = [_part(name, letter, part, margins, faults) for letter, part in given["parts"].items()]
-    texts = {key: given[key] for key in ("title", "claim", "where", "difference", "old_verdict")}
-    return Claim(id=name, paper=_paper(given["paper"]), needs=given.get("needs"), parts=parts, **texts)
+    parts = [_part(name, letter, part, margins, faults) for letter, part in entry["parts"].items()]
+    texts = {key: entry[key] for key in ("title", "claim", "where", "difference", "old_verdict")}
+    return Claim(id=name, paper=_paper(entry["paper"]), needs=entry.get("needs"), parts=parts, **texts)
 
 
-def _part(claim: str, letter: str, given: dict[str, Any], margins: dict[str, Margin], faults: dict[int, Fault]) -> Part:
+def _part(claim: str, letter: str, entry: dict[str, Any], margins: dict[str, Margin], faults: dict[int, Fault]) -> Part:
     where = f"claim {claim}, part {letter}"
-    _check_keys(where, given, PART, optional=("against", "family", "seen"))
-    if "metric" not in given["quantity"]:
-        raise ValueError(f"{where}: the quantity {given['quantity']} names no metric")
-    where += f", {given['quantity']['metric']}"
+    _check_keys(where, entry, PART, optional=("against", "family", "seen"))
+    if "metric" not in entry["quantity"]:
+        raise ValueError(f"{where}: the quantity {entry['quantity']} names no metric")
+    where += f", {entry['quantity']['metric']}"
     try:
-        lookup(verdicts.SAYS, "says", given["says"])
-        margin = lookup(margins, "margin", given["margin"])
+        lookup(verdicts.SAYS, "says", entry["says"])
+        margin = lookup(margins, "margin", entry["margin"])
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
-    if unknown := [number for number in given["faults"] if number not in faults]:
+    if unknown := [number for number in entry["faults"] if number not in faults]:
         raise ValueError(f"{where}: unknown faults {unknown}; allowed are {list(faults)}")
-    against, seen = given.get("against"), given.get("seen", False)
+    against, seen = entry.get("against"), entry.get("seen", False)
     if not (against is None or _is_number(against)):
         raise ValueError(f"{where}: against {against!r} is no number")
     return Part(
         id=claim + letter,
-        title=given["title"],
-        record=given["record"],
-        quantity=given["quantity"],
-        says=given["says"],
+        title=entry["title"],
+        record=entry["record"],
+        quantity=entry["quantity"],
+        says=entry["says"],
         margin=margin,
         against=against,
-        family=given.get("family", False),
+        family=entry.get("family", False),
         seen=seen if isinstance(seen, str) else "yes" if seen else NOT_SEEN,
-        faults=tuple(given["faults"]),
+        faults=tuple(entry["faults"]),
     )
 
 
-def _margin(name: str, given: dict[str, Any]) -> Margin:
-    _check_keys(f"margin {name}", given, ("value", "unit", "why"))
-    if not (_is_number(given["value"]) and given["value"] > 0):
-        raise ValueError(f"margin {name} is {given['value']!r}; it must be a number above zero")
-    return Margin(name, **given)
+def _margin(name: str, entry: dict[str, Any]) -> Margin:
+    _check_keys(f"margin {name}", entry, ("value", "unit", "why"))
+    if not (_is_number(entry["value"]) and entry["value"] > 0):
+        raise ValueError(f"margin {name} is {entry['value']!r}; it must be a number above zero")
+    return Margin(name, **entry)
 
 
-def _check_keys(where: str, given: dict, needed: Collection[str], optional: Collection[str] = ()) -> None:
-    if missing := [key for key in needed if given.get(key) is None and not (key == "paper" and key in given)]:
+def _check_keys(where: str, entry: dict, needed: Collection[str], optional: Collection[str] = ()) -> None:
+    if missing := [key for key in needed if entry.get(key) is None and not (key == "paper" and key in entry)]:
         raise ValueError(f"{where} has no {missing}; needed are {list(needed)}")
-    if unknown := [key for key in given if key not in needed and key not in optional]:
+    if unknown := [key for key in entry if key not in needed and key not in optional]:
         raise ValueError(f"{where} has {unknown}; allowed are {[*needed, *optional]}")
 
 

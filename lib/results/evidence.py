@@ -43,9 +43,9 @@ def load(rules: Rules, path: Path = DATA / "evidence.yaml") -> dict[str, Evidenc
     _check("the file", file, rules.claims)
     evidence = {}
     for claim in rules.claims.values():
-        given = file.get(claim.id, {})
-        _check(f"claim {claim.id}", given, CLAIM)
-        of_parts = given.get("parts", {})
+        of_claim = file.get(claim.id, {})
+        _check(f"claim {claim.id}", of_claim, CLAIM)
+        of_parts = of_claim.get("parts", {})
         _check(f"claim {claim.id}, parts", of_parts, [part.id.removeprefix(claim.id) for part in claim.parts])
         for part in claim.parts:
             entry = of_parts.get(part.id.removeprefix(claim.id), {})
@@ -56,10 +56,10 @@ def load(rules: Rules, path: Path = DATA / "evidence.yaml") -> dict[str, Evidenc
             if figure and figure.partition("_")[0] != parts[part.id].record.partition("_")[0]:
                 raise ValueError(f"part {part.id} has the figure {figure}, which is not one of {part.record}")
             faults = tuple(sorted({*part.faults, *also}))
-            evidence[part.id] = Evidence(figure, entry.get("section", ""), given.get("first", {}), faults)
+            evidence[part.id] = Evidence(figure, entry.get("section", ""), of_claim.get("first", {}), faults)
     return evidence
 
 
-def _check(where: str, given: Any, allowed: Any) -> None:
-    if unknown := [key for key in given if key not in allowed]:
+def _check(where: str, entry: Any, allowed: Any) -> None:
+    if unknown := [key for key in entry if key not in allowed]:
         raise ValueError(f"{where} of data/evidence.yaml has {unknown}; allowed are {sorted(allowed)}")

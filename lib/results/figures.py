@@ -309,8 +309,8 @@ def _log2(axis: Axis) -> None:
 
 def _legend(figure: Figure) -> None:
     """Of all panels, above them, in as many columns as the figure's width has room for."""
-    found = [zip(*ax.get_legend_handles_labels(), strict=True) for ax in figure.axes]
-    of_label = {label: handle for handle, label in itertools.chain(*found)}
+    of_panels = [zip(*ax.get_legend_handles_labels(), strict=True) for ax in figure.axes]
+    of_label = {label: handle for handle, label in itertools.chain(*of_panels)}
     labels, handles = list(of_label), list(of_label.values())
     columns = int(figure.get_figwidth() / (0.5 + 0.075 * max(map(len, labels), default=1)))
     figure.legend(handles, labels, loc="outside upper center", ncols=max(1, min(5, columns)), fontsize=8)

@@ -122,7 +122,7 @@ class Column(NamedTuple):
     name: str
     about: str
     counts: dict[str, int]
-    made: str
+    origin: str
 
 
 def differences(part: Part, of_profile: dict[str, Record]) -> list[Difference]:
@@ -138,7 +138,7 @@ def differences(part: Part, of_profile: dict[str, Record]) -> list[Difference]:
         interval = None if None in (value, low, high) else Interval(low - against, high - against)
         name = scorecard.name_among(row, rows)
         measured.append(Difference(name, None if value is None else value - against, interval))
-    return measured if any(one.value is not None for one in measured) else []
+    return measured if any(each.value is not None for each in measured) else []
 
 
 def change_text(part: Part, of_profile: dict[str, Record]) -> str:
@@ -223,17 +223,17 @@ def _said_once(cell: Cell, said: set[tuple[str, str]]) -> Cell:
     return cell
 
 
-def columns(made: Sequence[Block], by_profile: dict[str, dict[str, Record]]) -> list[Column]:
+def columns(blocks: Sequence[Block], by_profile: dict[str, dict[str, Record]]) -> list[Column]:
     """The columns of all blocks, those of runs over many tasks last."""
-    names = dict.fromkeys(name for block in made for name in block.columns)
+    names = dict.fromkeys(name for block in blocks for name in block.columns)
     result = []
     for name in sorted(names, key=lambda name: name.startswith(TASKS)):
-        cells = [cell for block in made for cell in block.cells(name)]
+        cells = [cell for block in blocks for cell in block.cells(name)]
         of_profile = by_profile[cells[0].row.profile]
         is_of_tasks = name.startswith(TASKS)
         used = {n: r for n, r in of_profile.items() if (r["profile"] != cells[0].row.profile) == is_of_tasks}
-        given = [cell.row.verdict for cell in cells]
-        counts = {verdict: given.count(verdict) for verdict in scorecard.VERDICTS if verdict in given}
+        verdicts = [cell.row.verdict for cell in cells]
+        counts = {verdict: verdicts.count(verdict) for verdict in scorecard.VERDICTS if verdict in verdicts}
         result.append(Column(name, _about(used, is_of_tasks), counts, _made(used)))
     return result
 

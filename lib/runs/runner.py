@@ -93,8 +93,8 @@ def warned(executed: Path) -> list[str]:
     """What an executed notebook warns of SAEs (``lib.sae.checks``), each sentence once."""
     cells = json.loads(executed.read_text(encoding="utf-8"))["cells"]
     outputs = [output for cell in cells for output in cell.get("outputs", []) if output.get("name") == "stderr"]
-    told = "\n".join("".join(output["text"]) for output in outputs)
-    return list(dict.fromkeys(re.findall(r"\bSAEWarning: (.+)", told)))
+    on_stderr = "\n".join("".join(output["text"]) for output in outputs)
+    return list(dict.fromkeys(re.findall(r"\bSAEWarning: (.+)", on_stderr)))
 
 
 def _tell(notebook: Path, executed: Path) -> None:
@@ -185,22 +185,22 @@ def _estimate(values: dict[str, Any]) -> None:
     write_json(known, {"values": values, "steps": json.loads(table.to_json(orient="records"))})
 
 
-def debug(given: dict[str, Any]) -> None:
+def debug(parameters: dict[str, Any]) -> None:
     """Notebooks 01 and 07 on a user's own data with the shipped SAE, as the profile ``debug-<name of the file>``.
 
-    ``given`` are parameters of notebook 01. The files are read before anything is run.
+    ``parameters`` are those of notebook 01. The files are read before anything is run.
 
     Raises:
         ValueError: no file, or see :func:`lib.texts.own_texts.read`.
     """
-    if "train_csv" not in given:
+    if "train_csv" not in parameters:
         raise ValueError("give CSV=file of labelled texts, and OOD=file for texts out of distribution if there are any")
-    columns = task_cells.columns_of(given)
-    files = {pool: given.get(name, "") for pool, name in own_texts.POOLS.items()}
-    print("\n".join(own_texts.read(files, columns, most=given.get("csv_rows", 0)).said), flush=True)
-    path = Path(given["train_csv"])
+    columns = task_cells.columns_of(parameters)
+    files = {pool: parameters.get(name, "") for pool, name in own_texts.POOLS.items()}
+    print("\n".join(own_texts.read(files, columns, most=parameters.get("csv_rows", 0)).said), flush=True)
+    path = Path(parameters["train_csv"])
     profile = "debug-" + re.sub(r"[^\w-]+", "-", table_files.stem(path) or path.stem)
-    values = {"n_jailbroken": 0} | given | {"profile": profile}  # nobody asked for answers to these texts
+    values = {"n_jailbroken": 0} | parameters | {"profile": profile}  # nobody asked for answers to these texts
     for name in ("01_datasets", "07_dataset_debugging"):
         _run(build_graph.NOTEBOOKS / f"{name}.py", values)
     folder = relative(run_dir(profile) / "notebooks")
@@ -215,7 +215,7 @@ def at_once(values: dict[str, Any]) -> bool:
     return True
 
 
-def tasks(base: str, chosen: list[str], folder: str, given: dict[str, Any], prepare: Prepare = at_once) -> None:
+def tasks(base: str, chosen: list[str], folder: str, overrides: dict[str, Any], prepare: Prepare = at_once) -> None:
     """Notebook 09 on tasks of ``sae-probes`` or on a ``folder`` of labelled files, with the model and the SAEs of the
     profile ``base``, as the profile ``<base>-tasks-<what>``, once ``prepare`` has agreed to it.
 
@@ -229,7 +229,7 @@ def tasks(base: str, chosen: list[str], folder: str, given: dict[str, Any], prep
     own = read_profile(profile_path(base))
     what = "-".join([*chosen, *([Path(folder).resolve().name] if folder else [])])
     name = own["profile"] + TASKS + re.sub(r"[^\w-]+", "-", what)[:60]
-    values = own | given | {"profile": name, "tasks": chosen}
+    values = own | overrides | {"profile": name, "tasks": chosen}
     values |= {"tasks_folder": str(Path(folder).resolve())} if folder else {}
     notebook = build_graph.NOTEBOOKS / f"{MANY_TASKS}.py"
     select(notebook, values)
@@ -294,9 +294,9 @@ def _with_palette(image: str) -> str:
     """A base64 PNG with at most 256 colours: as legible, and less than half as large."""
     from PIL import Image
 
-    out = io.BytesIO()
-    Image.open(io.BytesIO(base64.b64decode(image))).convert("RGB").quantize(256).save(out, "PNG", optimize=True)
-    return base64.b64encode(out.getvalue()).decode()
+    smaller = io.BytesIO()
+    Image.open(io.BytesIO(base64.b64decode(image))).convert("RGB").quantize(256).save(smaller, "PNG", optimize=True)
+    return base64.b64encode(smaller.getvalue()).decode()
 
 
 def _arguments() -> argparse.Namespace:
@@ -336,9 +336,9 @@ def main(prepare: Prepare = at_once) -> None:
             return debug(_typed(DEBUG_VARIABLES))
         if arguments.tasks:
             chosen = os.environ.get("TASKS", "").replace(",", " ").split()
-            given = {"published_results": True} if os.environ.get("MIRROR") else {}
-            given |= _typed(TASK_VARIABLES)
-            return tasks(arguments.profile, chosen, os.environ.get("DIR", ""), given, prepare)
+            overrides = {"published_results": True} if os.environ.get("MIRROR") else {}
+            overrides |= _typed(TASK_VARIABLES)
+            return tasks(arguments.profile, chosen, os.environ.get("DIR", ""), overrides, prepare)
         if arguments.probe or arguments.score:
             from lib.runs import take_away  # late, as it imports all of the model's libraries
 

@@ -31,8 +31,8 @@ class Step(NamedTuple):
 def once(table: pd.DataFrame) -> pd.DataFrame:
     """:func:`steps`, of which the first one of each key takes what it takes, and the others find what it made."""
     is_again = (table["key"] != "") & table["key"].duplicated()
-    made = {name: table[name].mask(is_again, 0.0) for name in ("tokens", "disk_gib", "hours")}
-    return table.assign(**made)
+    taken = {name: table[name].mask(is_again, 0.0) for name in ("tokens", "disk_gib", "hours")}
+    return table.assign(**taken)
 
 
 def key_of(v: dict[str, Any], notebook: str, *names: str) -> str:

@@ -42,8 +42,8 @@ def read(values: dict[str, Any]) -> Tasks:
 
 def columns_of(values: dict[str, Any]) -> Columns:
     """How files are read, by the notebooks' parameters; those that are not given are empty."""
-    given = {field: values[name] for field, name in COLUMN_PARAMETERS.items() if name in values}
-    return Columns(**{field: tuple(value) if isinstance(value, list) else value for field, value in given.items()})
+    by_field = {field: values[name] for field, name in COLUMN_PARAMETERS.items() if name in values}
+    return Columns(**{field: tuple(value) if isinstance(value, list) else value for field, value in by_field.items()})
 
 
 @functools.lru_cache(maxsize=8)  # sizes and cells of one sweep ask for the same ones

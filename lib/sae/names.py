@@ -29,20 +29,20 @@ def blocks_before(place: str) -> int | None:
     return int(match[1]) + (match[2] in AFTER)
 
 
-def same_place(one: str, other: str) -> bool:
+def same_place(place: str, other: str) -> bool:
     """Whether two names mean one place of a model."""
-    before = blocks_before(one)
-    return one == other or (before is not None and before == blocks_before(other))
+    before = blocks_before(place)
+    return place == other or (before is not None and before == blocks_before(other))
 
 
-def relation(one: str, other: str) -> str:
+def relation(name: str, other: str) -> str:
     """What the names of two models tell: ``SAME``; ``VARIANT``, base and chat version of one model; ``UNTOLD``, where
     one is a folder or file of another name, which may hold any model; or ``OTHER``."""
-    if _plain(one) == _plain(other):
+    if _plain(name) == _plain(other):
         return SAME
-    if _without_variants(one) == _without_variants(other):
+    if _without_variants(name) == _without_variants(other):
         return VARIANT
-    return UNTOLD if _is_on_disk(one) or _is_on_disk(other) else OTHER
+    return UNTOLD if _is_on_disk(name) or _is_on_disk(other) else OTHER
 
 
 def _plain(name: str) -> str:

@@ -69,15 +69,16 @@ def scaled(difference: Difference, factor: float) -> Difference:
 def verdict_of(says: str, differences: Sequence[Difference], margin: float) -> str:
     """The verdict on one difference, or on several as a family; one without an interval is inconclusive."""
     members = [
-        verdicts.INCONCLUSIVE if one.interval is None else verdicts.decide(says, one.interval, margin)
-        for one in differences
+        verdicts.INCONCLUSIVE if difference.interval is None else verdicts.decide(says, difference.interval, margin)
+        for difference in differences
     ]
     return members[0] if len(members) == 1 else verdicts.of_family(members)
 
 
 def with_change(differences: Sequence[Difference], change: Change) -> list[Difference]:
     """The differences as a change would have them."""
-    return [scaled(moved(one, change.moves.get(one.name, 0.0)), change.factor) for one in differences]
+    moves = change.moves
+    return [scaled(moved(each, moves.get(each.name, 0.0)), change.factor) for each in differences]
 
 
 def changes(says: str, differences: Sequence[Difference], margin: float) -> list[Change]:
@@ -91,11 +92,11 @@ def changes(says: str, differences: Sequence[Difference], margin: float) -> list
         ValueError: an unknown ``says``, a margin that is not above zero, ends in no order, or no difference at all.
     """
     current = verdict_of(says, differences, margin)
-    found = _of_one(says, differences[0], margin) if len(differences) == 1 else _of_family(says, differences, margin)
-    found += _of_width(says, differences, margin)
+    nearest = _of_one(says, differences[0], margin) if len(differences) == 1 else _of_family(says, differences, margin)
+    nearest += _of_width(says, differences, margin)
     return [
         change
-        for change in found
+        for change in nearest
         if change.verdict != current and verdict_of(says, with_change(differences, change), margin) == change.verdict
     ]
 
@@ -106,22 +107,22 @@ def _of_one(says: str, difference: Difference, margin: float) -> list[Change]:
     pieces = _pieces_of_moves(says, difference, margin)
     above = [piece for piece in pieces if piece.end > 0 and piece.verdict != current][:1]
     below = [piece for piece in pieces if piece.start < 0 and piece.verdict != current][-1:]
-    found = []
+    nearest = []
     for piece in sorted(above + below, key=_distance):
         amount = _stated_move(says, difference, margin, piece)
         if amount is not None:
-            found.append(Change(piece.verdict, {difference.name: amount}))
-    return found
+            nearest.append(Change(piece.verdict, {difference.name: amount}))
+    return nearest
 
 
 def _of_family(says: str, differences: Sequence[Difference], margin: float) -> list[Change]:
     """What makes an inconclusive family reproduced or opposite, and another one inconclusive."""
-    members = [verdict_of(says, [one], margin) for one in differences]
+    members = [verdict_of(says, [difference], margin) for difference in differences]
     current = verdicts.of_family(members)
 
     def moves_to(targets: Iterable[str], skipped: Iterable[str]) -> dict[str, float | None]:
-        waiting = [one for one, verdict in zip(differences, members, strict=True) if verdict not in skipped]
-        return {one.name: _move_to(says, one, margin, targets) for one in waiting}
+        waiting = [each for each, verdict in zip(differences, members, strict=True) if verdict not in skipped]
+        return {each.name: _move_to(says, each, margin, targets) for each in waiting}
 
     if current == verdicts.INCONCLUSIVE:
         return [
@@ -152,23 +153,24 @@ def _of_width(says: str, differences: Sequence[Difference], margin: float) -> li
     current = verdict_of(says, differences, margin)
 
     def verdict_at(factor: float) -> str:
-        return verdict_of(says, [scaled(one, factor) for one in differences], margin)
+        return verdict_of(says, [scaled(difference, factor) for difference in differences], margin)
 
     places = [0.0]
-    for one in differences:
-        if one.value is not None and one.interval is not None:
-            ends = [end for end in one.interval if end != one.value]
-            places += [(c - one.value) / (end - one.value) for end in ends for c in (-margin, 0.0, margin)]
+    for difference in differences:
+        value, interval = difference.value, difference.interval
+        if value is not None and interval is not None:
+            ends = [end for end in interval if end != value]
+            places += [(c - value) / (end - value) for end in ends for c in (-margin, 0.0, margin)]
     pieces = _pieces([place for place in places if place >= 0], verdict_at, math.inf)
     others = [piece for piece in pieces if piece.verdict != current]
     narrower = [piece for piece in reversed(others) if piece.start < 1]
     wider = [piece for piece in others if piece.start >= 1]
-    found = []
+    nearest = []
     for piece in [*narrower, *wider[:1]]:
         factor = _stated(piece, FACTOR_DIGITS, verdict_at, origin=1.0, above=0.0)
         if factor is not None:
-            found.append(Change(piece.verdict, {}, factor))
-    return found
+            nearest.append(Change(piece.verdict, {}, factor))
+    return nearest
 
 
 def _move_to(says: str, difference: Difference, margin: float, targets: Iterable[str]) -> float | None:

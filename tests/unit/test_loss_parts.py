@@ -97,7 +97,7 @@ def test_parts_add_up_in_every_replicate_for_every_dictionary(prompts):
         loss = of_one.where(part=LOSS).values
         assert np.abs(of_one.without(part=LOSS).values.sum(0) - loss).max() < 1e-9
     fitted = loss_parts.draws(prompts, readable, dense, weights, C_GRID, 0)
-    start = fitted.where(made=frozenset())
+    start = fitted.where(repairs=frozenset())
     by_hand = start.where(variant=None).values - start.where(variant="0").values
     assert np.array_equal(drawn.where(variant="0", part=LOSS).values, by_hand), "the probes of notebook 05"
 
