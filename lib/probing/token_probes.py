@@ -125,9 +125,12 @@ class Refit(NamedTuple):
     """A token probe of a ``setting`` that was chosen on ``n_prompts`` prompts, to be fitted anew on some of them.
 
     Equal prompts and labels give equal scores: batches and the weights before training follow from ``seed``.
+
+    Attributes:
+        fields: those of ``PromptTokens``, tensors as arrays, which joblib maps into memory once for all processes.
     """
 
-    tokens: PromptTokens
+    fields: tuple
     name: str
     setting: Setting
     n_prompts: int
@@ -138,15 +141,16 @@ class Refit(NamedTuple):
 
         Fewer prompts are passed over more often, so that about as many steps are taken as on all.
         """
-        blocks, every = (Block(self.name, (self.setting,)),), np.arange(len(self.tokens.starts) - 1)
-        standardiser = Standardiser.of(self.tokens, rows)
+        tokens = PromptTokens(*(torch.from_numpy(f) if isinstance(f, np.ndarray) else f for f in self.fields))
+        blocks, every = (Block(self.name, (self.setting,)),), np.arange(len(tokens.starts) - 1)
+        standardiser = Standardiser.of(tokens, rows)
         labels = np.zeros(len(every), dtype=int)
         labels[rows] = y
         shuffled = np.random.default_rng(self.seed).permutation(rows)
-        data = list(batches(self.tokens, shuffled, standardiser))
+        data = list(batches(tokens, shuffled, standardiser))
         epochs = max(1, round(self.setting.epochs * self.n_prompts / len(rows)))
         *_, bank = train(blocks, data, labels, epochs, self.seed)
-        return bank.scores(batches(self.tokens, every, standardiser))[:, 0]
+        return bank.scores(batches(tokens, every, standardiser))[:, 0]
 
 
 def steadiest(fitted: Iterable[dict[str, Fitted]], tokens: PromptTokens, n_prompts: int, seed: int) -> Refit:
@@ -154,7 +158,8 @@ def steadiest(fitted: Iterable[dict[str, Fitted]], tokens: PromptTokens, n_promp
     of_seeds = list(fitted)
     held = {name: np.mean([of_seed[name].held_auroc for of_seed in of_seeds]) for name in of_seeds[0]}
     name = max(held, key=held.get)
-    return Refit(tokens, name, of_seeds[0][name].setting, n_prompts, seed)
+    fields = tuple(field.numpy() if isinstance(field, Tensor) else field for field in tokens)
+    return Refit(fields, name, of_seeds[0][name].setting, n_prompts, seed)
 
 
 def fit_all(inputs: Inputs, names: Iterable[str], grid: Grid, seed: int) -> dict[str, Fitted]:

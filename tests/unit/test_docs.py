@@ -11,6 +11,7 @@ from lib.base.files import DATA, ROOT
 from lib.results import architecture, claims, scorecard, scorecard_pages
 from lib.runs import sweep_cells
 from lib.sae import pretrained
+from lib.stats import verdicts
 
 CARDS = [DATA / folder / "README.md" for folder in ("prompts", "rollouts", "pretrained")]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *CARDS]
@@ -184,7 +185,10 @@ def numbers_of_the_answer():
     rows = []
     for profile in PROFILES:
         rows += [metric(profile, **ROTATED, **TRAINED), dense_at_the_saes(profile)]
-    for filters in (ROTATED | FINETUNED, POOLED | COMPONENTS, POOLED | TRAINED):
+    rows += [metric(profile, **ROTATED, **FINETUNED) for profile in PROFILES]
+    rows += [metric("public", **ROTATED, **TRAINED), dense_at_the_saes("public")]
+    rows.append(metric("public", **ROTATED, **FINETUNED))
+    for filters in (POOLED | COMPONENTS, POOLED | TRAINED):
         rows += [metric(profile, **filters) for profile in PROFILES]
     for method in ("SAE latents", "TF-IDF terms"):
         rows += [metric(profile, **EXPOSED, method=method) for profile in PROFILES]
@@ -201,6 +205,13 @@ def test_finetuning_leaves_the_sae_behind_as_the_answer_says(profile):
     assert dense_at_the_saes(profile)["value"] - metric(profile, **ROTATED, **FINETUNED)["value"] > MARGIN
 
 
+def test_the_public_data_leave_open_what_the_answer_says():
+    assert "it is open whether they are" in " ".join(answer().split())
+    for sae in (TRAINED, FINETUNED):
+        row = metric("public", **(ROTATED | {"metric": "auroc_behind_dense"} | sae))
+        assert verdicts.decide("above", verdicts.Interval(row["low"], row["high"]), MARGIN) == verdicts.INCONCLUSIVE
+
+
 # Words of the answer, and the verdicts of the scorecard with which they are true.
 TRUE_WITH = {
     "less well than a plain linear probe": ("C3e", {"reproduced"}),
@@ -214,8 +225,8 @@ def test_the_verdicts_bear_the_words_of_the_answer(words):
     assert words in " ".join(answer().split())
     of_profiles = {profile: scorecard.committed()[profile] for profile in PROFILES}
     verdict_of = {(row.profile, row.id): row.verdict for row in scorecard.every(claims.load(), of_profiles)}
-    part, verdicts = TRUE_WITH[words]
-    assert {verdict_of[profile, part] for profile in PROFILES} <= verdicts
+    part, allowed = TRUE_WITH[words]
+    assert {verdict_of[profile, part] for profile in PROFILES} <= allowed
 
 
 def test_times_and_memory_cover_the_records():
