@@ -6,8 +6,10 @@ share more or less than the whole does, so what is compared is the time of the w
 rate, and all of its tokens at the peer's.
 """
 
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -211,7 +213,9 @@ def _generation(bridge) -> Iterator[tuple[str, str, list[float]]]:
             peer.generate(input_ids=ids, attention_mask=mask, **options)
 
     def ours() -> None:
-        rollouts._responses(bridge, texts, models.tokenise(bridge, texts), NEW_TOKENS, 0.0, 0)
+        with tempfile.TemporaryDirectory() as folder:
+            options = {"temperature": 0.0, "part_prompts": N_ANSWERS}
+            rollouts.generate(bridge, models.identity(weights.SMOLLM2), texts, Path(folder), NEW_TOKENS, **options)
 
     size = max(PEER_ROWS, key=lambda n_rows: _rate(lambda: theirs(n_rows, 4), n_tokens))
     rates, peers = [], []
