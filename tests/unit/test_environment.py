@@ -91,7 +91,7 @@ def test_another_python_gets_one_sentence(tmp_path, version, refused):
     """A stand-in answers make's question with another version, and makes no environment."""
     code = f"import sys; sys.version_info = {version}; "
     code += "sys.argv[1:2] == ['-c'] or sys.exit('no environment is made'); exec(sys.argv[2])"
-    done = make_env(tmp_path, f'exec {sys.executable} -c "{code}" "$@"')
+    done = make_env(tmp_path, f'exec "{sys.executable}" -c "{code}" "$@"')
     said = [line for line in done.stderr.splitlines() if not re.match(r"make(\[\d+\])?:", line)]
     number = ".".join(map(str, version))
     sentence = (
