@@ -238,8 +238,8 @@ def _shuffled(
     score = lookup(TASKS, "scoring task", trial.task).score
 
     def act(latent: int, drawn: Drawn, rng: np.random.Generator) -> float | None:
-        means = [score(judge, explanations[other], drawn.scoring, rng) for other in partners[latent]]
-        known = [value for value in means if value is not None]
+        scores = [score(judge, explanations[other], drawn.scoring, rng) for other in partners[latent]]
+        known = [value for value in scores if value is not None]
         return float(np.mean(known)) if known else None
 
     latents = sorted(partners)

@@ -105,5 +105,5 @@ def by_share(
         scores = cascade.scores(share)
         of_share = {name: estimate(labels, scores, groups, metric, weights) for name, metric in METRICS.items()}
         of_share[GAINED] = difference(labels, (scores, cascade.cheap), groups, auroc, weights)
-        rows += [row(name, gained, share_passed_on=share, **dimensions) for name, gained in of_share.items()]
+        rows += [row(name, of_metric, share_passed_on=share, **dimensions) for name, of_metric in of_share.items()]
     return pd.DataFrame(rows)

@@ -255,9 +255,7 @@ def draws(
     calls += [joblib.delayed(_sparse_scores)(of_one, dense, task, folds, c_grid) for of_one in readable.values()]
     by_variant = zip((None, *readable), processes.parallel(len(calls))(calls), strict=True)
     scores = {
-        Repaired(variant, repairs): of_all
-        for variant, by_repairs in by_variant
-        for repairs, of_all in by_repairs.items()
+        Repaired(variant, repairs): of_all for variant, each in by_variant for repairs, of_all in each.items()
     }
     return Draws.of(prompts, scores, weights)
 
