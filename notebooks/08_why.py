@@ -429,9 +429,10 @@ every_monitor[f"k = {show_k}"] = monitors.of_latents(sparse_scores, read)
 every_monitor["TF-IDF"] = monitors.Monitor(words, 0.0, None)
 monitor_scores = {Probe(name): monitor.scores for name, monitor in every_monitor.items()}
 for seed_of_tokens, of_seed in with_seeds.items():
-    by_token = monitors.on_tokens(of_seed, read)
-    every_monitor = by_token | every_monitor  # the first seed's stand for the cost
-    monitor_scores |= {Probe(name, seed=seed_of_tokens): m.scores for name, m in by_token.items()}
+    from_tokens = monitors.on_tokens(of_seed, read)
+    every_monitor = from_tokens | every_monitor  # the first seed's stand for the cost
+    seeds_of = {name: Probe(name, seed=seed_of_tokens) for name in from_tokens}
+    monitor_scores |= {seeds_of[name]: monitor.scores for name, monitor in from_tokens.items()}
 
 # %%
 kinds, here_weights = datasets.kind(prompts), {gap_split: weights[gap_split]}
