@@ -497,10 +497,7 @@ changes = {
     "share of labels flipped": {share: stress.mislabelled(share) for share in noise_shares},
     "share of positives": {share: stress.imbalanced(share) for share in positive_shares},
 }
-stressed = {
-    what: stress.sweep(prompts, contenders, of_one, stress_draws, seed)
-    for what, of_one in changes.items()
-}
+stressed = stress.sweep(prompts, contenders, changes, stress_draws, seed)
 
 # %%
 caption = (
@@ -527,8 +524,9 @@ names = {
 
 # %%
 for what, (file, parameter, is_log, about) in names.items():
-    if len(stressed[what]):
-        figure = figures.curves(stressed[what], "setting", "split", "probe", what, logx=is_log)
+    of_change = stressed[stressed["change"] == what]
+    if len(of_change):
+        figure = figures.curves(of_change, "setting", "split", "probe", what, logx=is_log)
         display(figures.save(figure, run.figures, file, caption + about))
     else:
         display(Markdown(f"Not measured: `{parameter}` is empty."))
@@ -666,7 +664,7 @@ tables.in_columns(at_k, "variant")
 # %%
 behind = ahead.loc[ahead["low"] <= 0, "control"].tolist()
 least = min(sizes, default=0)
-scarcity = stressed["training prompts"]
+scarcity = stressed[stressed["change"] == "training prompts"]
 scarce = scarcity[(scarcity["split"] == gap_split) & (scarcity["setting"] == least)]
 of_few = "; ".join(scarce["probe"] + " " + tables.texts(scarce)) or "not measured"
 loss = part_rows[part_rows["variant"] == main[0]].set_index("part")
@@ -703,7 +701,7 @@ table = pd.concat([
     monitor_rows, behind_rows, cascade_rows, compared,
     gaps.assign(metric="auroc_gap_at_cost"),
     split_rows.assign(metric="near_rows_" + split_rows["metric"]),
-    *(of_one.assign(metric="auroc", change=what) for what, of_one in stressed.items()),
+    stressed.assign(metric="auroc"),
 ], ignore_index=True).assign(layer=layer, unit="fraction")  # fmt: skip
 
 # %%
