@@ -129,8 +129,8 @@ def sweep(
 ) -> pd.DataFrame:
     """AUROC of each probe under each change of the training rows, mean and 95 % t interval over draws.
 
-    A row for each probe, change, setting and split. All probes see the same draws. A draw in which a class is missing is
-    left out and counted in ``missing``. There is no interval where all draws are the same (all prompts, no label
+    A row for each probe, change, setting and split. All probes see the same draws. A draw in which a class is missing
+    is left out and counted in ``missing``. There is no interval where all draws are the same (all prompts, no label
     flipped).
     """
     task = Task.of(prompts)
