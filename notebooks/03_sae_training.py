@@ -60,13 +60,12 @@ d_sae = 1024
 train_tokens = 80_000  # tokens seen in training
 batch_tokens = 1024
 target_l0s = [16, 32]  # active latents per token
-gated_coefficients = [8.0, 20.0]  # L1 coefficients of the gated SAEs; empty: no such SAE
 f0s = [0.1, 0.01]  # frequency scales of the QF penalty, fraction of tokens; empty: no QF
 penalties = []  # of JumpReLU beside L0 and QF, such as [squared_frequency]; empty: none
 comparators = ["topk", "gated"]  # of SAELens: topk | batchtopk | matryoshka | gated; empty: none
 lr = 8e-3  # of JumpReLU, chosen on a calibration split of the text, once; 0: again
-comparator_lr = 8e-3  # of those with a target L0, chosen in the same way, once; 0: again
-gated_lr = 4e-3  # of those with a coefficient, of 2e-3 to 8e-3 by FVU at like L0
+comparator_lr = 8e-3  # of those but for gated, chosen in the same way, once; 0: again
+gated_lr = 8e-3  # chosen in the same way, once, by FVU at both L0s; 0: again
 lm_loss_tokens = 2_000  # held-out tokens, for the loss of a causal model; 0: not measured
 n_bootstrap = 2000  # replicates over sequences, for the language-model loss
 split_seed = 1  # division of the passages into training and held-out ones
@@ -94,7 +93,7 @@ texts = corpora.split(texts, harvest.HELD_OUT_SHARE, split_seed)
 stores = harvest.token_stores(
     reader, texts, layer, run.folder / "activations",
     max_tokens=max_tokens, held_out_tokens=held_out_tokens, seed=split_seed,
-    calibrates=learning_rates.CHOSEN in (lr, comparator_lr),
+    calibrates=learning_rates.CHOSEN in (lr, comparator_lr, gated_lr),
 )  # fmt: skip
 x_held = token_blocks.load_tokens(stores.held_out)
 print(f"{len(texts.training):,} passages to train on; layer {layer} of {model}")
@@ -114,16 +113,15 @@ print(f"held out: {tuple(x_held.shape)} (tokens, d_model)")
 # The last is the paper's ablation (`penalties`). Straight-through gradients reach the thresholds
 # only (arXiv 2407.14435). L0 is held at its target: all thresholds move together by the batch's
 # error, and $\lambda$ is the multiplier at which penalty and reconstruction balance. Gated, TopK,
-# BatchTopK and Matryoshka are SAELens' own training classes on the same tokens, in the same loop.
-# `comparator_lr` is for those that are steered by a target L0, `gated_lr` and `gated_coefficients`
-# for those that are steered by a coefficient.
+# BatchTopK and Matryoshka are SAELens' own training classes on the same tokens, in the same loop;
+# Gated's L1 coefficient follows the batches' L0 to the target. At the end of training all gates, or
+# thresholds, move by the one amount that gives the target.
 
 # %%
-lrs = {"target_l0": comparator_lr, "coefficient": gated_lr}
+lrs = dict.fromkeys(comparators, comparator_lr) | {"gated": gated_lr}
 variants = comparison.variants(f0s, penalties, comparators, lrs)
-sparsities = {"target_l0": target_l0s, "coefficient": gated_coefficients}
 base = Recipe(d_sae=d_sae, tokens=train_tokens, batch_tokens=batch_tokens, lr=lr)
-grid = comparison.recipes(base, variants, sparsities, seeds)
+grid = comparison.recipes(base, variants, target_l0s, seeds)
 options = {"device": device, "buffer_tokens": buffer_tokens}
 table = comparison.train_grid(grid, stores, run.folder / "saes", **options)
 by_setting = table.drop(columns="folder").groupby(["variant", "sparsity"], sort=False)

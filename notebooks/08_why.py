@@ -429,9 +429,10 @@ every_monitor[f"k = {show_k}"] = monitors.of_latents(sparse_scores, read)
 every_monitor["TF-IDF"] = monitors.Monitor(words, 0.0, None)
 monitor_scores = {Probe(name): monitor.scores for name, monitor in every_monitor.items()}
 for seed_of_tokens, of_seed in with_seeds.items():
-    by_token = monitors.on_tokens(of_seed, read)
-    every_monitor = by_token | every_monitor  # the first seed's stand for the cost
-    monitor_scores |= {Probe(name, seed=seed_of_tokens): m.scores for name, m in by_token.items()}
+    from_tokens = monitors.on_tokens(of_seed, read)
+    every_monitor = from_tokens | every_monitor  # the first seed's stand for the cost
+    seeds_of = {name: Probe(name, seed=seed_of_tokens) for name in from_tokens}
+    monitor_scores |= {seeds_of[name]: monitor.scores for name, monitor in from_tokens.items()}
 
 # %%
 kinds, here_weights = datasets.kind(prompts), {gap_split: weights[gap_split]}
@@ -496,10 +497,7 @@ changes = {
     "share of labels flipped": {share: stress.mislabelled(share) for share in noise_shares},
     "share of positives": {share: stress.imbalanced(share) for share in positive_shares},
 }
-stressed = {
-    what: stress.sweep(prompts, contenders, of_one, stress_draws, seed)
-    for what, of_one in changes.items()
-}
+stressed = stress.sweep(prompts, contenders, changes, stress_draws, seed)
 
 # %%
 caption = (
@@ -526,8 +524,9 @@ names = {
 
 # %%
 for what, (file, parameter, is_log, about) in names.items():
-    if len(stressed[what]):
-        figure = figures.curves(stressed[what], "setting", "split", "probe", what, logx=is_log)
+    of_change = stressed[stressed["change"] == what]
+    if len(of_change):
+        figure = figures.curves(of_change, "setting", "split", "probe", what, logx=is_log)
         display(figures.save(figure, run.figures, file, caption + about))
     else:
         display(Markdown(f"Not measured: `{parameter}` is empty."))
@@ -665,7 +664,7 @@ tables.in_columns(at_k, "variant")
 # %%
 behind = ahead.loc[ahead["low"] <= 0, "control"].tolist()
 least = min(sizes, default=0)
-scarcity = stressed["training prompts"]
+scarcity = stressed[stressed["change"] == "training prompts"]
 scarce = scarcity[(scarcity["split"] == gap_split) & (scarcity["setting"] == least)]
 of_few = "; ".join(scarce["probe"] + " " + tables.texts(scarce)) or "not measured"
 loss = part_rows[part_rows["variant"] == main[0]].set_index("part")
@@ -702,7 +701,7 @@ table = pd.concat([
     monitor_rows, behind_rows, cascade_rows, compared,
     gaps.assign(metric="auroc_gap_at_cost"),
     split_rows.assign(metric="near_rows_" + split_rows["metric"]),
-    *(of_one.assign(metric="auroc", change=what) for what, of_one in stressed.items()),
+    stressed.assign(metric="auroc"),
 ], ignore_index=True).assign(layer=layer, unit="fraction")  # fmt: skip
 
 # %%

@@ -232,7 +232,7 @@ def _tied(
     like, d_sae = inputs.like, inputs.like.cfg.d_sae
     tokens = training_sample(inputs.tokens, inputs.task, generator, n_tokens)
     sample = tokens[:SAMPLE_TOKENS]
-    l0 = (like.encode(sample.to(like.W_dec.device)) > 0).float().sum(1).mean().item()
+    l0 = len(latents.active_entries(like, sample)[0]) / len(sample)
     mean, scale = scaling(sample)
     scaled = (tokens - mean) / scale
     drawn = scaled[torch.randperm(d_sae, generator=generator) % len(scaled)]

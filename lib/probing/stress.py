@@ -1,5 +1,7 @@
 """Probes with few, or mislabelled, training prompts."""
 
+import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -17,6 +19,8 @@ from lib.sae import latents
 from lib.stats.metrics import Estimate, Scores, auroc, t_interval
 
 Change = Callable[[np.random.Generator, np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+Changes = dict[str, dict[int | float, Change]]  # by what is changed, and its setting
+BY = ["probe", "change", "setting", "split"]
 
 
 @runtime_checkable
@@ -121,36 +125,36 @@ def _aurocs(prompts: pd.DataFrame, scores: Scores) -> Iterator[tuple[str, float]
 
 
 def sweep(
-    prompts: pd.DataFrame, contenders: dict[str, Fittable], changes: dict[int | float, Change], draws: int, seed: int
+    prompts: pd.DataFrame, contenders: dict[str, Fittable], changes: Changes, draws: int, seed: int
 ) -> pd.DataFrame:
     """AUROC of each probe under each change of the training rows, mean and 95 % t interval over draws.
 
-    All probes see the same draws. A draw in which a class is missing is left out and counted in ``missing``. There is
-    no interval where all draws are the same (all prompts, no label flipped).
+    A row for each probe, change, setting and split. All probes see the same draws. A draw in which a class is missing
+    is left out and counted in ``missing``. There is no interval where all draws are the same (all prompts, no label
+    flipped).
     """
     task = Task.of(prompts)
     rows = np.flatnonzero(task.train)
-    places, calls, missing = [], [], {setting: 0 for setting in changes}
+    places, calls, missing = [], [], Counter()
     first_call = {}  # by what was drawn: equal draws (all prompts, no label flipped) are fitted once
-    for setting, change in changes.items():
-        for draw in range(draws):
-            kept, y = change(np.random.default_rng([seed, draw]), rows, task.y[rows], task.groups[rows])
-            if len(np.unique(y)) < 2:
-                missing[setting] += 1
-                continue
-            first = first_call.setdefault((kept.tobytes(), y.tobytes()), len(calls))
-            if first == len(calls):
-                calls += [joblib.delayed(contender.fit_scores)(kept, y) for contender in contenders.values()]
-            places += [(name, setting, first + i) for i, name in enumerate(contenders)]
+    cells = [(what, setting, change) for what, of_one in changes.items() for setting, change in of_one.items()]
+    for (what, setting, change), draw in itertools.product(cells, range(draws)):
+        kept, y = change(np.random.default_rng([seed, draw]), rows, task.y[rows], task.groups[rows])
+        if len(np.unique(y)) < 2:
+            missing[what, setting] += 1
+            continue
+        first = first_call.setdefault((kept.tobytes(), y.tobytes()), len(calls))
+        if first == len(calls):
+            calls += [joblib.delayed(contender.fit_scores)(kept, y) for contender in contenders.values()]
+        places += [(name, what, setting, first + i) for i, name in enumerate(contenders)]
     of_calls = [list(_aurocs(prompts, scores)) for scores in processes.parallel(len(calls))(calls)]
-    areas = [(name, setting, split, area) for name, setting, i in places for split, area in of_calls[i]]
-    table = pd.DataFrame(areas, columns=["probe", "setting", "split", "auroc"])
+    areas = [(*cell, split, area) for *cell, i in places for split, area in of_calls[i]]
+    table = pd.DataFrame(areas, columns=[*BY, "auroc"])
     rows = [
-        {"probe": name, "setting": setting, "split": split, "missing": missing[setting]}
-        | _over_draws(part["auroc"].to_numpy())._asdict()
-        for (name, setting, split), part in table.groupby(["probe", "setting", "split"], sort=False)
+        dict(zip(BY, of_cell)) | {"missing": missing[of_cell[1:3]]} | _over_draws(part["auroc"].to_numpy())._asdict()
+        for of_cell, part in table.groupby(BY, sort=False)
     ]
-    return pd.DataFrame(rows, columns=["probe", "setting", "split", "missing", *Estimate._fields])
+    return pd.DataFrame(rows, columns=[*BY, "missing", *Estimate._fields])
 
 
 def _over_draws(values: np.ndarray) -> Estimate:

@@ -274,9 +274,8 @@ def _architectures(v: dict[str, Any]) -> int:
     Raises:
         ValueError: an unknown architecture among the comparators.
     """
-    by_field = {"target_l0": v["target_l0s"], "coefficient": v["gated_coefficients"]}
-    jumprelu = (1 + len(v["f0s"]) + len(v["penalties"])) * len(architectures.sparsities("jumprelu", by_field))
-    compared = sum(len(architectures.sparsities(name, by_field)) for name in dict.fromkeys(v["comparators"]))
+    jumprelu = (1 + len(v["f0s"]) + len(v["penalties"])) * len(v["target_l0s"])
+    compared = sum(len(architectures.target_l0s(name, v["target_l0s"])) for name in dict.fromkeys(v["comparators"]))
     return len(v["seeds"]) * (jumprelu + compared)
 
 

@@ -1,4 +1,4 @@
-"""The architectures of SAEs, by name: how each is trained, and what sets its sparsity. A new one is an entry here."""
+"""The architectures of SAEs, by name, and how each is trained. A new one is an entry here."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -16,23 +16,21 @@ class Architecture(NamedTuple):
     """An entry of ``ARCHITECTURES``.
 
     ``trainer`` is a class or function that makes a trainer (``lib.sae.recipes.Trainer``) from a recipe, a sample of
-    training activations and, where it ``finetunes``, the SAE to begin with or None. ``steered_by`` is the field of a
-    recipe that sets the sparsity; ``coefficient_alone`` says that ``target_l0=0`` leaves it to the coefficient.
-    ``lr`` and ``sparsities`` stand for those that notebook 03 has for all that are steered alike, where these do not
-    suit the architecture.
+    training activations and, where it ``finetunes``, the SAE to begin with or None. It steers to the recipe's
+    ``target_l0``; ``coefficient_alone`` says that ``target_l0=0`` leaves the sparsity to the coefficient. ``lr`` and
+    ``target_l0s`` stand for those that notebook 03 has for all, where these do not suit the architecture.
     """
 
     trainer: Callable[..., Trainer]
-    steered_by: str = "target_l0"  # or "coefficient"
     coefficient_alone: bool = False
     finetunes: bool = False
     lr: float | None = None  # peak learning rate
-    sparsities: tuple[int | float, ...] = ()  # values of the field ``steered_by``
+    target_l0s: tuple[int | float, ...] = ()
 
 
 ARCHITECTURES = {
     "jumprelu": Architecture(trainers.JumpReLUTrainer, coefficient_alone=True, finetunes=True),
-    "gated": Architecture(comparators.gated, steered_by="coefficient"),
+    "gated": Architecture(comparators.gated),
     "topk": Architecture(comparators.topk),
     "batchtopk": Architecture(comparators.batchtopk),
     "matryoshka": Architecture(comparators.matryoshka),
@@ -48,14 +46,13 @@ def architecture(name: str) -> Architecture:
     return lookup(ARCHITECTURES, "architecture", name)
 
 
-def sparsities(name: str, by_field: dict[str, list[int | float]]) -> list[int | float]:
-    """The sparsities at which an architecture is trained: its own, or those of ``by_field`` for what steers it.
+def target_l0s(name: str, of_all: list[int | float]) -> list[int | float]:
+    """The L0s at which an architecture is trained: its own, or those of all.
 
     Raises:
         ValueError: an unknown name.
     """
-    entry = architecture(name)
-    return list(entry.sparsities) or lookup(by_field, "field with sparsities", entry.steered_by)
+    return list(architecture(name).target_l0s or of_all)
 
 
 def make_trainer(recipe: Recipe, calibration: Float[Tensor, "tokens d_model"], start: SAE | None = None) -> Trainer:
@@ -81,7 +78,7 @@ def check(recipe: Recipe) -> Recipe:
     """
     entry = architecture(recipe.architecture)
     lookup(jumprelu.PENALTIES, "penalty", recipe.penalty)
-    has_target = entry.steered_by == "target_l0" and not (entry.coefficient_alone and recipe.target_l0 == 0)
+    has_target = not (entry.coefficient_alone and recipe.target_l0 == 0)
     if has_target and not 0 < recipe.target_l0 < recipe.d_sae:
         raise ValueError(f"target_l0 {recipe.target_l0} must lie between 0 and d_sae {recipe.d_sae}")
     if recipe.tokens < recipe.batch_tokens or recipe.f0 <= 0 or recipe.bandwidth <= 0:

@@ -1,5 +1,6 @@
 """SAELens' own training classes as comparators, on the same inputs and in our loop: Gated, TopK and its kin."""
 
+import math
 from typing import Any
 
 import torch
@@ -12,10 +13,10 @@ from torch import Tensor
 from lib.sae.recipes import Recipe, batch_metrics, scaling
 
 
-def gated(recipe: Recipe, calibration: Float[Tensor, "tokens d_model"]) -> "SAELensTrainer":
-    """Gated SAE (arXiv 2404.16014); ``recipe.coefficient`` is that of its L1 penalty."""
-    config = gated_sae.GatedTrainingSAEConfig(**_sizes(recipe, calibration), l1_coefficient=recipe.coefficient)
-    return SAELensTrainer(recipe, calibration, gated_sae.GatedTrainingSAE, config)
+def gated(recipe: Recipe, calibration: Float[Tensor, "tokens d_model"]) -> "GatedTrainer":
+    """Gated SAE (arXiv 2404.16014), whose L1 penalty is steered to ``recipe.target_l0``."""
+    config = gated_sae.GatedTrainingSAEConfig(**_sizes(recipe, calibration))
+    return GatedTrainer(recipe, calibration, gated_sae.GatedTrainingSAE, config)
 
 
 def topk(recipe: Recipe, calibration: Float[Tensor, "tokens d_model"]) -> "SAELensTrainer":
@@ -79,6 +80,7 @@ class SAELensTrainer:
         self.sae = sae_class(config).to(calibration.device)
         self.optimizer = torch.optim.Adam(self.sae.parameters(), lr=recipe.lr, fused=True)
         self.unused = calibration.new_zeros(recipe.d_sae)
+        self.frequency = self.unused.clone()  # of the last batch
         self.steps = 0
 
     def step(self, x: Float[Tensor, "tokens d_model"], lr_factor: float) -> dict[str, float]:
@@ -100,9 +102,9 @@ class SAELensTrainer:
             group["lr"] = self.recipe.lr * lr_factor
         self.optimizer.step()
         self.steps += 1
-        frequency = (output.feature_acts.detach() > 0).float().mean(0)
-        self.unused = torch.where(frequency > 0, 0.0, self.unused + 1)
-        return batch_metrics(output.sae_out.detach() - x, x, frequency, int(dead.sum()))
+        self.frequency = (output.feature_acts.detach() > 0).float().mean(0)
+        self.unused = torch.where(self.frequency > 0, 0.0, self.unused + 1)
+        return batch_metrics(output.sae_out.detach() - x, x, self.frequency, int(dead.sum()))
 
     def _coefficients(self) -> dict[str, float]:
         """SAELens gives a coefficient as a number, or as a schedule that holds one."""
@@ -114,7 +116,7 @@ class SAELensTrainer:
         """Set the threshold that stands for a batch's TopK after training to that of these training tokens.
 
         SAELens has a running mean of it at a rate of 0.01, which starts at zero: after 50 steps it is at 0.4 of that,
-        and an SAE that was trained at an L0 of 16 fires on 100 latents. The other classes hold their own L0.
+        and an SAE that was trained at an L0 of 16 fires on 100 latents. TopK holds its own L0.
         """
         if hasattr(self.sae, "topk_threshold"):
             self.sae.train()
@@ -146,3 +148,54 @@ class SAELensTrainer:
         self.sae.load_state_dict(state["sae"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.unused, self.steps = state["unused"].to(self.unused), state["steps"]
+
+
+class GatedTrainer(SAELensTrainer):
+    """Gated SAEs with a controller for ``target_l0``: the coefficient λ of the L1 penalty follows the batches' L0.
+
+    λ = −Σ∂aux/∂b_gate / Σ∂L1/∂b_gate · (L0 / ``target_l0``). The first factor is the multiplier at which penalty and
+    auxiliary reconstruction balance on the gates' biases (exponential means over steps); the second one, of the last
+    batch and within a factor e, moves L0 to the target.
+    """
+
+    MEMORY = 0.95
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self.balance, self.error = [0.0, 0.0], 0.0
+
+    def _coefficients(self) -> dict[str, float]:
+        on_reconstruction, on_penalty = self.balance
+        multiplier = max(0.0, -on_reconstruction / on_penalty) if on_penalty else 0.0
+        return {"l1": multiplier * math.exp(self.error)}
+
+    def step(self, x: Float[Tensor, "tokens d_model"], lr_factor: float) -> dict[str, float]:
+        """See ``Trainer``."""
+        coefficient, norms = self._coefficients()["l1"], self.sae.W_dec.detach().norm(dim=1)
+        metrics = super().step(x, lr_factor)
+        on_penalty = (self.frequency * norms).sum().item()  # A gate that is open where the magnitude is 0 is rare.
+        on_reconstruction = self.sae.b_gate.grad.sum().item() - coefficient * on_penalty
+        means = zip(self.balance, (on_reconstruction, on_penalty), strict=True)
+        self.balance = [self.MEMORY * old + (1 - self.MEMORY) * new for old, new in means]
+        ratio = max(metrics["l0"], 1e-3) / self.recipe.target_l0
+        self.error = max(-1.0, min(1.0, math.log(ratio)))
+        return metrics
+
+    @torch.no_grad()
+    def finish(self, x: Float[Tensor, "tokens d_model"]) -> None:
+        """Move all gates' biases by the one amount that gives ``target_l0`` on training tokens."""
+        sae_in = self.sae.process_sae_in((x - self.mean) / self.scale)
+        gate = sae_in @ self.sae.W_enc + self.sae.b_gate
+        has_magnitude = sae_in @ (self.sae.W_enc * self.sae.r_mag.exp()) + self.sae.b_mag > 0
+        over = gate[has_magnitude]
+        n_active = min(len(over) - 1, round(self.recipe.target_l0 * len(x)))
+        self.sae.b_gate.sub_(over.kthvalue(len(over) - n_active).values)
+
+    def state(self) -> dict[str, Any]:
+        """See ``Trainer``."""
+        return super().state() | {"balance": self.balance, "error": self.error}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """See ``Trainer``."""
+        super().load_state(state)
+        self.balance, self.error = state["balance"], state["error"]

@@ -27,7 +27,7 @@ NEAR_L0 = 1.25  # ratio of the L0s of SAEs that a figure shows side by side, at 
 
 
 class Cell(NamedTuple):
-    """The place of an SAE in a grid of trainings."""
+    """The place of an SAE in a grid of trainings; ``sparsity`` is the L0 that it aims at."""
 
     variant: str
     sparsity: int | float
@@ -45,8 +45,8 @@ def variants(
     """What the variants of a comparison change in a recipe, by name: ``BASELINE`` first, then QF at each of ``f0s``,
     JumpReLU with other ``penalties``, and comparators.
 
-    ``lrs`` holds the comparators' learning rates by the field that steers them, for those whose entry in
-    ``ARCHITECTURES`` has none of its own.
+    ``lrs`` holds the comparators' learning rates by name, for those whose entry in ``ARCHITECTURES`` has none of its
+    own.
 
     Raises:
         ValueError: an unknown architecture, or a penalty that is none of the others.
@@ -60,16 +60,15 @@ def variants(
         changes[f"JumpReLU, {name.replace('_', ' ')}"] = {"penalty": name}
     for name in comparators:
         entry = architectures.architecture(name)
-        lr = lookup(lrs, "field with a learning rate", entry.steered_by) if entry.lr is None else entry.lr
+        lr = lookup(lrs, "comparator with a learning rate", name) if entry.lr is None else entry.lr
         changes[name] = {"architecture": name, "lr": lr}
     return changes
 
 
 def recipes(
-    base: Recipe, variants: dict[str, dict[str, Any]], sparsities: dict[str, list[int | float]], seeds: list[int]
+    base: Recipe, variants: dict[str, dict[str, Any]], target_l0s: list[int | float], seeds: list[int]
 ) -> dict[Cell, Recipe]:
-    """Recipes of a grid, by cell. ``variants`` holds what differs from ``base``, ``sparsities`` the values of each
-    field that steers an architecture: ``target_l0`` and ``coefficient``.
+    """Recipes of a grid, by cell. ``variants`` holds what differs from ``base``.
 
     Raises:
         ValueError: an unknown architecture, or an impossible recipe.
@@ -77,11 +76,10 @@ def recipes(
     grid = {}
     for variant, change in variants.items():
         changed = dataclasses.replace(base, **change)
-        field = architectures.architecture(changed.architecture).steered_by
-        for sparsity in architectures.sparsities(changed.architecture, sparsities):
+        for target_l0 in architectures.target_l0s(changed.architecture, target_l0s):
             for seed in sorted(seeds):
-                recipe = dataclasses.replace(changed, **{field: sparsity}, seed=seed)
-                grid[Cell(variant, sparsity, seed)] = architectures.check(recipe)
+                recipe = dataclasses.replace(changed, target_l0=target_l0, seed=seed)
+                grid[Cell(variant, target_l0, seed)] = architectures.check(recipe)
     return grid
 
 

@@ -8,7 +8,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from lib.sae import architectures, folders
+from lib.sae import folders
 from lib.sae.harvest import Stores
 from lib.sae.recipes import Recipe
 from lib.sae.token_blocks import Source
@@ -39,12 +39,10 @@ def choose(recipe: Recipe, store: Source | list[Source], calibration: Path, pare
     A rate at which training fails is worse than any other.
 
     Raises:
-        ValueError: an architecture whose L0 a coefficient sets, as FVU at unequal L0 cannot be compared, or a recipe
-            that fails at every rate.
+        ValueError: no target L0, as FVU at unequal L0 cannot be compared, or a recipe that fails at every rate.
     """
-    steered_by = architectures.architecture(recipe.architecture).steered_by
-    if steered_by != "target_l0":
-        raise ValueError(f"the learning rate of {recipe.architecture}, steered by its {steered_by}, must be given")
+    if not recipe.target_l0:
+        raise ValueError(f"target_l0 is {recipe.target_l0}, so no lr can be chosen at equal L0; give an lr or a target")
     fvu: dict[int, float] = {}
     failures: dict[int, ValueError] = {}
 

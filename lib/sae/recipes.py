@@ -16,9 +16,9 @@ TYPICAL = 0.99  # share of tokens
 class Recipe:
     """Everything that decides an SAE's training; the defaults suit runs of 0.5 to 5 million tokens.
 
-    ``architecture`` is a name of ``lib.sae.architectures.ARCHITECTURES``, whose entry says what sets the sparsity:
-    ``target_l0`` (active latents per token) or ``coefficient`` (of a penalty). JumpReLU with ``target_l0=0`` uses the
-    fixed ``coefficient`` λ, reached linearly over ``sparsity_warmup_steps``.
+    ``architecture`` is a name of ``lib.sae.architectures.ARCHITECTURES``, and ``target_l0`` (active latents per token)
+    sets the sparsity. JumpReLU with ``target_l0=0`` uses the fixed ``coefficient`` λ of its penalty, reached linearly
+    over ``sparsity_warmup_steps``.
     ``bandwidth`` is in units of the normalised input. Peak learning rate ``lr``, linear warm-up over
     ``warmup_steps``, linear decay to 0 over the last ``decay_share`` of the steps.
     """

@@ -39,7 +39,6 @@ def recipes(recipe: Recipe, shares: list[int | float], seeds: list[int]) -> dict
     if repeated:
         raise ValueError(f"shares {list(shares)} have {repeated[0]!r} more than once; each may be there once")
     grid = {}
-    steered_by = architectures.architecture(recipe.architecture).steered_by
     for share in shares:
         batch_tokens = round(share * recipe.batch_tokens)
         if not 0 < share <= 1 or not batch_tokens:
@@ -50,7 +49,7 @@ def recipes(recipe: Recipe, shares: list[int | float], seeds: list[int]) -> dict
         of_share["lr"] = recipe.lr * share**0.25
         for seed in sorted(seeds):
             changed = dataclasses.replace(recipe, **of_share, seed=seed)
-            grid[comparison.Cell(variant(share), getattr(recipe, steered_by), seed)] = architectures.check(changed)
+            grid[comparison.Cell(variant(share), recipe.target_l0, seed)] = architectures.check(changed)
     return grid
 
 

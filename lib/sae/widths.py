@@ -36,12 +36,8 @@ def recipes(recipe: Recipe, widths: list[int], seeds: list[int]) -> dict[compari
     Raises:
         ValueError: a recipe without a target L0, or a width that is not above it.
     """
-    steered_by = architectures.architecture(recipe.architecture).steered_by
-    if steered_by != "target_l0" or recipe.target_l0 <= 0:
-        raise ValueError(
-            f"widths are compared at equal L0, and {recipe.architecture} with target_l0 {recipe.target_l0} has no "
-            "target; give an architecture that is steered by target_l0, and one above 0"
-        )
+    if recipe.target_l0 <= 0:
+        raise ValueError(f"widths are compared at equal L0, and target_l0 is {recipe.target_l0}; give one above 0")
     grid = {}
     for d_sae in widths:
         lr = recipe.lr * (recipe.d_sae / d_sae) ** 0.5

@@ -14,7 +14,7 @@ from lib.runs import profiles
 from tests.tiny_gemma import D_SAE, LAYER
 
 MAY_BE_EMPTY = {
-    *("layers", "gated_coefficients", "f0s", "comparators", "resample_shares", "prompt_repeats", "train_sizes"),
+    *("layers", "f0s", "comparators", "resample_shares", "prompt_repeats", "train_sizes"),
     *("noise_shares", "positive_shares", "positions", "penalties", "base_saes"),
     *("token_shares", "sae_widths", "aggregations", "tasks", "folder_tasks", "positive_label"),
     *("task_sizes", "task_positives", "task_noise"),

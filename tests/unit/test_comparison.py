@@ -16,17 +16,16 @@ def grid(variant, seed, l0):
 
 def test_recipes_of_a_grid():
     variants = {"j": {}, "g": {"architecture": "gated"}}
-    sparsities = {"target_l0": [8, 16], "coefficient": [0.5]}
-    grid = comparison.recipes(Recipe(tokens=10_000), variants, sparsities, [0, 1])
-    assert len(grid) == 6 and grid["j", 16, 1].target_l0 == 16 and grid["g", 0.5, 1].coefficient == 0.5
+    grid = comparison.recipes(Recipe(tokens=10_000), variants, [8, 16], [0, 1])
+    assert len(grid) == 8 and grid["j", 16, 1].target_l0 == 16 and grid["g", 16, 1].architecture == "gated"
     assert grid["j", 8, 1].seed == 1
-    turned = comparison.recipes(Recipe(tokens=10_000), variants, sparsities, [1, 0])
+    turned = comparison.recipes(Recipe(tokens=10_000), variants, [8, 16], [1, 0])
     assert list(turned.items()) == list(grid.items())
-    assert comparison.recipes(Recipe(), {"g": variants["g"]}, {"coefficient": []}, [0]) == {}
+    assert comparison.recipes(Recipe(), {"g": variants["g"]}, [], [0]) == {}
 
 
-def test_variants_take_their_learning_rates_by_what_steers_them():
-    lrs = {"target_l0": 8e-3, "coefficient": 4e-3}
+def test_variants_take_their_learning_rates_by_name():
+    lrs = {"topk": 8e-3, "gated": 4e-3}
     variants = comparison.variants([0.1], ["squared_frequency"], ["topk", "gated"], lrs)
     assert variants == {
         "JumpReLU, L0": {},
@@ -40,20 +39,18 @@ def test_variants_take_their_learning_rates_by_what_steers_them():
     with pytest.raises(ValueError, match="unknown other penalty 'l0'; allowed are squared_frequency"):
         comparison.variants([], ["l0"], [], lrs)
     with pytest.raises(ValueError, match="unknown architecture 'relu'"):
-        comparison.recipes(Recipe(), {"r": {"architecture": "relu"}}, {"target_l0": [8]}, [0])
+        comparison.recipes(Recipe(), {"r": {"architecture": "relu"}}, [8], [0])
 
 
 def test_sizing_counts_what_the_grid_trains(monkeypatch):
-    own = architectures.Architecture(architectures.comparators.topk, sparsities=(4, 8, 12, 16))
+    own = architectures.Architecture(architectures.comparators.topk, lr=1e-2, target_l0s=(4, 8, 12, 16))
     monkeypatch.setitem(architectures.ARCHITECTURES, "own", own)
-    values = {"f0s": [0.1], "target_l0s": [8, 16], "gated_coefficients": [3.0, 5.0, 8.0], "seeds": [0, 1]}
+    values = {"f0s": [0.1], "target_l0s": [8, 16], "seeds": [0, 1]}
     values |= {"comparators": ["topk", "gated", "own"], "penalties": ["squared_frequency"]}
-    variants = comparison.variants(
-        values["f0s"], values["penalties"], values["comparators"], {"target_l0": 8e-3, "coefficient": 4e-3}
-    )
-    sparsities = {"target_l0": values["target_l0s"], "coefficient": values["gated_coefficients"]}
-    grid = comparison.recipes(Recipe(), variants, sparsities, values["seeds"])
-    assert sizing._architectures(values) == len(grid) == 2 * (2 + 2 + 2 + 2 + 3 + 4)
+    lrs = {"topk": 8e-3, "gated": 4e-3}
+    variants = comparison.variants(values["f0s"], values["penalties"], values["comparators"], lrs)
+    grid = comparison.recipes(Recipe(), variants, values["target_l0s"], values["seeds"])
+    assert sizing._architectures(values) == len(grid) == 2 * (2 + 2 + 2 + 2 + 2 + 4)
     with pytest.raises(ValueError, match="unknown architecture 'relu'; allowed are jumprelu, gated"):
         sizing._architectures(values | {"comparators": ["relu"]})
 

@@ -47,8 +47,7 @@ def test_a_rate_that_fails_is_worse_than_any_other(monkeypatch, tmp_path):
 
 def test_a_grid_takes_one_rate_for_each_variant_and_never_the_held_out_tokens(stores, tmp_path):
     base = dataclasses.replace(RECIPE, tokens=8_000, lr=CHOSEN)
-    sparsities = {"target_l0": [4, 8], "coefficient": []}
-    grid = comparison.recipes(base, {"JumpReLU": {}, "given": {"lr": 5e-3}}, sparsities, [0, 1])
+    grid = comparison.recipes(base, {"JumpReLU": {}, "given": {"lr": 5e-3}}, [4, 8], [0, 1])
     table = comparison.train_grid(grid, stores, tmp_path, progress=False)
     lrs = table.groupby("variant")["lr"].unique()
     assert lrs["given"].tolist() == [5e-3] and len(lrs["JumpReLU"]) == 1
@@ -73,8 +72,8 @@ def test_finetuning_chooses_once_and_scratch_for_itself(stores, tmp_path):
 
 
 def test_what_cannot_be_chosen_is_said(stores, tmp_path):
-    gated = dataclasses.replace(RECIPE, architecture="gated", coefficient=1.0, lr=CHOSEN)
-    with pytest.raises(ValueError, match="the learning rate of gated, steered by its coefficient, must be given"):
-        learning_rates.settled(gated, stores, tmp_path)
+    of_coefficient = dataclasses.replace(RECIPE, target_l0=0, coefficient=1.0, lr=CHOSEN)
+    with pytest.raises(ValueError, match="target_l0 is 0, so no lr can be chosen at equal L0; give an lr or a target"):
+        learning_rates.settled(of_coefficient, stores, tmp_path)
     with pytest.raises(ValueError, match="to be chosen on calibration tokens, and there are none"):
         learning_rates.settled(dataclasses.replace(RECIPE, lr=CHOSEN), stores._replace(calibration=None), tmp_path)

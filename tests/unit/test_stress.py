@@ -50,12 +50,12 @@ def test_more_prompts_and_clean_labels_help_and_a_missing_class_is_counted():
     x[:, 3] += 2 * prompts["label"].to_numpy()
     contenders = {"dense": stress.Contender(x, c=0.01), "k = 1": stress.Contender(x, k=1)}
     changes = {1: stress.fewer(1), 20: stress.fewer(20), 300: stress.fewer(0)}
-    table = stress.sweep(prompts, contenders, changes, 4, 0)
+    table = stress.sweep(prompts, contenders, {"n": changes}, 4, 0)
     value = table.set_index(["probe", "setting", "split"])["value"]
     assert value["dense", 300, "ood"] > value["dense", 20, "ood"] + 0.05
     assert value["k = 1", 300, "ood"] > 0.88 and 1 not in set(table["setting"])
     changes = {0.0: stress.mislabelled(0.0), 0.5: stress.mislabelled(0.5)}
-    flipped = stress.sweep(prompts, contenders, changes, 4, 0)
+    flipped = stress.sweep(prompts, contenders, {"n": changes}, 4, 0)
     value = flipped.set_index(["probe", "setting", "split"])["value"]
     assert value["dense", 0.0, "ood"] > 0.85 and abs(value["dense", 0.5, "ood"] - 0.5) < 0.2
     assert flipped.set_index("setting")["low"].notna().tolist() == [False] * 4 + [True] * 4
@@ -73,5 +73,7 @@ def test_equal_draws_are_fitted_once():
             drawn.append((len(rows), int(y.sum())))
             return np.zeros(60)
 
-    table = stress.sweep(prompts, {"one": Counting()}, {0: stress.fewer(0), 10: stress.fewer(10)}, 3, 0)
-    assert drawn.count((30, 15)) == 1 and len(drawn) == 4 and table["n"].tolist() == [3, 3]
+    changes = {"prompts": {0: stress.fewer(0), 10: stress.fewer(10)}, "labels": {0.0: stress.mislabelled(0.0)}}
+    table = stress.sweep(prompts, {"one": Counting()}, changes, 3, 0)
+    assert drawn.count((30, 15)) == 1 and len(drawn) == 4 and table["n"].tolist() == [3, 3, 3]
+    assert table["change"].tolist() == ["prompts", "prompts", "labels"]

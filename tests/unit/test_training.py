@@ -44,8 +44,7 @@ def data(tmp_path):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_architecture_learns_the_planted_dictionary(data, architecture):
-    coefficient = 2.0 if ARCHITECTURES[architecture].steered_by == "coefficient" else 1e-3
-    recipe = dataclasses.replace(RECIPE, architecture=architecture, coefficient=coefficient)
+    recipe = dataclasses.replace(RECIPE, architecture=architecture, lr=8e-3 if architecture == "gated" else 2e-3)
     folder = training.train(recipe, *data, progress=False)
     record = folders.training_record(folder)
     assert record["held_out"]["fvu"] < 0.35 and 1 < record["held_out"]["l0"] < 16
@@ -65,7 +64,7 @@ def test_target_l0_is_reached(data, target, penalty):
     assert abs(metrics["l0"] / target - 1) < 0.1
 
 
-@pytest.mark.parametrize("architecture", ["topk", "batchtopk", "matryoshka"])
+@pytest.mark.parametrize("architecture", ["gated", "topk", "batchtopk", "matryoshka"])
 def test_saelens_classes_have_their_l0_after_few_steps_too(data, architecture):
     recipe = dataclasses.replace(RECIPE, architecture=architecture, target_l0=4.0, tokens=20 * RECIPE.batch_tokens)
     folder = training.train(recipe, *data, progress=False)
@@ -98,7 +97,7 @@ def test_decoder_rows_stay_unit_and_seeds_differ(data):
     assert not torch.allclose(*rows)
 
 
-@pytest.mark.parametrize("architecture", ["jumprelu", "batchtopk"])
+@pytest.mark.parametrize("architecture", ["jumprelu", "batchtopk", "gated"])
 def test_interrupted_training_resumes_bit_for_bit(data, tmp_path, monkeypatch, architecture):
     recipe = dataclasses.replace(RECIPE, architecture=architecture)
     whole = training.train(recipe, data[0], data[1], tmp_path / "whole", progress=False)
@@ -226,11 +225,10 @@ def half(recipe, calibration):
 
 
 def test_one_entry_makes_an_architecture(data, monkeypatch):
-    monkeypatch.setitem(ARCHITECTURES, "half", architectures.Architecture(half, lr=5e-3, sparsities=(4, 8)))
-    changes = comparison.variants([], [], ["half"], {"target_l0": 1.0, "coefficient": 1.0})
+    monkeypatch.setitem(ARCHITECTURES, "half", architectures.Architecture(half, lr=5e-3, target_l0s=(4, 8)))
+    changes = comparison.variants([], [], ["half"], {})
     assert changes["half"] == {"architecture": "half", "lr": 5e-3}
-    sparsities = {"target_l0": [16], "coefficient": []}
-    grid = comparison.recipes(RECIPE, {"half": changes["half"]}, sparsities, [0])
+    grid = comparison.recipes(RECIPE, {"half": changes["half"]}, [16], [0])
     assert [recipe.target_l0 for recipe in grid.values()] == [4, 8]
     store, held_out, parent = data
     table = comparison.train_grid(grid, Stores(store, held_out, None), parent, progress=False)
