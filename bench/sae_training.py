@@ -4,11 +4,13 @@ Reconstruction at L0 30 and L0 at four targets from whole trainings; speed of wh
 SAELens JumpReLU, dictionary_learning JumpReLU and the dense floor (five dense products a step), in turn. Needs the
 public files (MIRROR=folder, or the network); dictionary_learning is installed by ``make bench``.
 
-Rows ``chat_…`` are of the chat model at the block of its shipped SAEs, 576 -> 4,096 latents at their L0, on its own
-rollouts: JumpReLU beside SAELens' TopK and BatchTopK, each at the learning rate of smallest FVU on a calibration split.
+Rows ``chat_…`` are of the chat model at the block of its shipped SAEs, on its own rollouts: JumpReLU beside SAELens'
+TopK and BatchTopK at the shipped SAEs' size and L0, each at the learning rate of smallest FVU on a calibration split;
+and the same speeds with 576 -> 4,608 latents.
 """
 
 import dataclasses
+import itertools
 import sys
 import time
 import types
@@ -26,16 +28,18 @@ from lib.texts import corpora
 PROFILE = "public"  # whose data are measured
 LAYER, SEEDS, ROUNDS, STEPS = 4, (0, 1, 2), 5, 12
 CHAT, CHAT_TOKENS, CHAT_ARCHITECTURES = weights.SMOLLM2, 250_000, ("jumprelu", "topk", "batchtopk")
+CHAT_D_SAE = 4608  # of the speeds
 RECIPE = Recipe(d_sae=3072, target_l0=30.0, tokens=1_500_000, batch_tokens=2048)
+SETTLED = 150  # steps, after which L0 has settled
 
 
-def _saelens(x: torch.Tensor) -> Callable:
+def _saelens(x: torch.Tensor, recipe: Recipe) -> Callable:
     from sae_lens.saes.jumprelu_sae import JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig
     from sae_lens.saes.sae import TrainStepInput
 
-    sae = JumpReLUTrainingSAE(JumpReLUTrainingSAEConfig(d_in=x.shape[1], d_sae=RECIPE.d_sae))
+    sae = JumpReLUTrainingSAE(JumpReLUTrainingSAEConfig(d_in=x.shape[1], d_sae=recipe.d_sae))
     optimizer = torch.optim.Adam(sae.parameters(), lr=3e-4)
-    dead = torch.zeros(RECIPE.d_sae, dtype=torch.bool)
+    dead = torch.zeros(recipe.d_sae, dtype=torch.bool)
 
     def step(batch):
         inputs = TrainStepInput(
@@ -53,7 +57,7 @@ def _saelens(x: torch.Tensor) -> Callable:
     return step
 
 
-def _dictionary_learning(x: torch.Tensor) -> Callable:
+def _dictionary_learning(x: torch.Tensor, recipe: Recipe) -> Callable:
     # The package imports nnsight for its activation buffer, which is not used here.
     sys.modules.setdefault("nnsight", types.SimpleNamespace(LanguageModel=None))
     from dictionary_learning.trainers.jumprelu import JumpReluTrainer
@@ -61,18 +65,18 @@ def _dictionary_learning(x: torch.Tensor) -> Callable:
     trainer = JumpReluTrainer(
         steps=100_000,
         activation_dim=x.shape[1],
-        dict_size=RECIPE.d_sae,
+        dict_size=recipe.d_sae,
         layer=LAYER,
         lm_name="-",
         device="cpu",
-        target_l0=30,
+        target_l0=recipe.target_l0,
     )
     counter = iter(range(10**6))
     return lambda batch: trainer.update(next(counter), batch)
 
 
-def _floor(x: torch.Tensor) -> Callable:
-    w = torch.randn(x.shape[1], RECIPE.d_sae)
+def _floor(x: torch.Tensor, recipe: Recipe) -> Callable:
+    w = torch.randn(x.shape[1], recipe.d_sae)
 
     def step(batch):
         latents = batch @ w
@@ -82,19 +86,42 @@ def _floor(x: torch.Tensor) -> Callable:
     return step
 
 
-def _trained(x: torch.Tensor) -> Callable:
-    """Our trainer after 150 steps, when L0 has settled."""
-    trainer = make_trainer(RECIPE, x[:16_384].float())
-    for i in range(150):
-        trainer.step(x[i * 2048 :][:2048].float(), 1.0)
+def _trained(x: torch.Tensor, recipe: Recipe) -> Callable:
+    """Our trainer after ``SETTLED`` steps."""
+    trainer = make_trainer(recipe, x[:16_384].float())
+    for batch in _batches(x, recipe, SETTLED):
+        trainer.step(batch, 1.0)
     return lambda batch: trainer.step(batch, 1.0)
 
 
-def _rate(step: Callable, x: torch.Tensor) -> float:
-    started = time.perf_counter()
-    for i in range(STEPS):
-        step(x[i * 2048 :][:2048].float())
-    return STEPS * 2048 / (time.perf_counter() - started)
+PEERS = {
+    "saelens_jumprelu": _saelens,
+    "dictionary_learning_jumprelu": _dictionary_learning,
+    "dense_gemm_floor": _floor,
+}
+
+
+def _batches(x: torch.Tensor, recipe: Recipe, n: int) -> Iterator[torch.Tensor]:
+    """``n`` batches, from the beginning again where the tokens are too few."""
+    whole = x[: len(x) // recipe.batch_tokens * recipe.batch_tokens].split(recipe.batch_tokens)
+    for batch in itertools.islice(itertools.cycle(whole), n):
+        yield batch.float()
+
+
+def _speeds(x: torch.Tensor, recipe: Recipe, prefix: str) -> Iterator[tuple[str, str, list[float]]]:
+    """Tokens per second of whole steps, ours and the peers' in turn, and the ratios within a round."""
+    steps = {"ours": _trained(x, recipe)} | {name: step(x, recipe) for name, step in PEERS.items()}
+    rates: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(ROUNDS):
+        for name, step in steps.items():
+            started = time.perf_counter()
+            for batch in _batches(x, recipe, STEPS):
+                step(batch)
+            rates[name].append(STEPS * recipe.batch_tokens / (time.perf_counter() - started))
+    for name, values in rates.items():
+        yield f"{prefix}{name}_tokens_per_s", "tokens/s", values
+    for name in PEERS:
+        yield f"{prefix}vs_{name}", "ratio", [a / b for a, b in zip(rates["ours"], rates[name], strict=True)]
 
 
 def measure() -> Iterator[tuple[str, str, list[float]]]:
@@ -119,27 +146,12 @@ def measure() -> Iterator[tuple[str, str, list[float]]]:
         yield name, unit, [held_out_metrics[30.0, seed][key] for seed in SEEDS]
     errors = [abs(metrics["l0"] / target - 1) for (target, _), metrics in held_out_metrics.items()]
     yield "target_l0_error_max", "fraction", [max(errors)]
-    x = training.load_tokens(store)
-    steps = {
-        "ours": _trained(x),
-        "saelens_jumprelu": _saelens(x),
-        "dictionary_learning_jumprelu": _dictionary_learning(x),
-        "dense_gemm_floor": _floor(x),
-    }
-    rates = {name: [] for name in steps}
-    for _ in range(ROUNDS):
-        for name, step in steps.items():
-            rates[name].append(_rate(step, x))
-    for name, values in rates.items():
-        yield f"{name}_tokens_per_s", "tokens/s", values
-    for name in steps:
-        if name != "ours":
-            yield f"vs_{name}", "ratio", [a / b for a, b in zip(rates["ours"], rates[name], strict=True)]
+    yield from _speeds(training.load_tokens(store), RECIPE, "")
     yield from _chat()
 
 
 def _chat() -> Iterator[tuple[str, str, list[float]]]:
-    """Held-out FVU, L0 and dead latents of the chat model's SAEs by architecture."""
+    """Speeds, and held-out FVU, L0 and dead latents of the chat model's SAEs by architecture."""
     shipped, folder = pretrained.SHIPPED[CHAT], run_dir("bench")
     reader = models.Reader(CHAT)
     stores = harvest.token_stores(
@@ -152,6 +164,8 @@ def _chat() -> Iterator[tuple[str, str, list[float]]]:
         seed=1,
         calibrates=True,
     )
+    wide = dataclasses.replace(shipped.recipe, d_sae=CHAT_D_SAE, batch_tokens=RECIPE.batch_tokens)
+    yield from _speeds(training.load_tokens(stores.training), wide, "chat_")
     fvu = {}
     for architecture in CHAT_ARCHITECTURES:
         recipe = dataclasses.replace(
