@@ -13,9 +13,9 @@ from sae_lens import SAE
 
 from lib.base import processes
 from lib.probing import ksparse
-from lib.probing.on_saes import BEST, linear
+from lib.probing.on_saes import BEST, K_SPARSE, Basis, Form, Inputs, linear
 from lib.probing.tasks import Probe, Task
-from lib.sae import latents
+from lib.sae import folders, latents
 from lib.stats.metrics import Estimate, Scores, auroc, t_interval
 
 Change = Callable[[np.random.Generator, np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -64,6 +64,21 @@ def on_sae(
         sparse: Contender(columns, k=probe.k, selection=probe.selection),
         of_reconstruction: linear._replace(columns=latents.reconstruction(sae, pooled)),
     }
+
+
+def on_saes(
+    table: pd.DataFrame, inputs: Inputs, forms: dict[Basis, Form], k: int, linear: Contender, pooling: str
+) -> dict[Probe, Contender]:
+    """:func:`on_sae` of every SAE of ``table`` (columns variant, seed, folder), its k-sparse probe in the form that
+    ``forms`` has for it."""
+    distinct, contenders = latents.distinct_rows(inputs.tokens.activations), {}
+    for row in table.itertuples():
+        seed = None if pd.isna(row.seed) else int(row.seed)
+        form, sae = forms[row.variant, seed], folders.load(row.folder, inputs.device)
+        pooled = latents.pool_latents(sae, inputs.tokens, list(dict.fromkeys([form.pooling, pooling])), distinct)
+        probe = Probe(K_SPARSE, form.pooling, row.variant, seed, form.selection, k)
+        contenders |= on_sae(sae, probe, pooled[form.pooling], linear, pooled[pooling], pooling)
+    return contenders
 
 
 def fewer(n_prompts: int) -> Change:
