@@ -122,7 +122,7 @@ def test_contenders_to_be_fitted_anew_are_of_every_seed_and_draw(world):
     table, tokens, resid, prompts = world
     task, sae = Task.of(prompts), folders.load(table["folder"][0])
     inputs = on_saes.Inputs(tokens, {"mean": resid["mean"]}, task)
-    grid = on_saes.Grid([1, 2], ["max", "mean"], [], ("mean difference", "standardised gap"))
+    grid = on_saes.Grid([1, 2], ["max", "mean"], [1.0], ("mean difference", "standardised gap"))
     probed = on_saes.probe_saes(table, inputs, grid)
     forms = on_saes.best_forms(probed.scores, task, 2, grid.selections)
     every = stress.on_saes(table, inputs, forms, 2, stress.Contender(resid["mean"], c=1.0), "mean")
