@@ -134,6 +134,7 @@ def test_contenders_to_be_fitted_anew_are_of_every_seed_and_draw(world):
         np.testing.assert_allclose(every[probe].fit_scores(rows, task.y[rows]), best[probe], atol=1e-4)
     basis_inputs = controls.Inputs(resid, tokens, task, sae)
     names = ["principal components", "coordinates", "untrained SAE"]
+    grid = grid._replace(poolings=["mean"])
     drawn = controls.contenders(basis_inputs, names, grid, 2, draws=2)
     assert [probe[2:4] for probe in drawn] == [
         (names[0], 0), (names[0], 1), (names[1], 0), (names[2], 0), (names[2], 1),
