@@ -233,7 +233,9 @@ sae_inputs = on_saes.Inputs(
 compared = [ksparse.MEAN_DIFFERENCE, ksparse.L1_PATH]  # of claim C6, at show_k
 every_selection = tuple(dict.fromkeys([*selections, *compared]))
 own_ks = {name: [show_k] for name in compared if name not in selections}
-probe_grid = on_saes.Grid(ks, k_poolings, c_grid, every_selection, own_ks, linear_on=main)
+probe_grid = on_saes.Grid(
+    ks, k_poolings, c_grid, every_selection, own_ks, linear_on=main, kept=(*main[:2], placebo)
+)
 probed = on_saes.probe_saes(saes, sae_inputs, probe_grid)
 
 # %%
@@ -355,9 +357,8 @@ contenders = {Probe("dense", pooling): stress.Contender(pooled[layer, pooling], 
 contenders |= {Probe(at_sae, p): stress.Contender(here[p], c=c_of[p]) for p in read}
 first_of_kind = saes[saes["variant"].isin(main)].drop_duplicates("variant")
 folder_of = first_of_kind.set_index("variant")["folder"]
-rotated_saes = saes[saes["variant"].isin([*main[:2], placebo])]
 beside = contenders[Probe(at_sae, linear_pooling)]
-contenders |= stress.on_saes(rotated_saes, sae_inputs, forms, show_k, beside, linear_pooling)
+contenders |= stress.on_saes(saes, probed, forms, show_k, beside, linear_pooling)
 like = folders.load(folder_of[pretraining], device)
 basis_inputs = controls.Inputs({p: here[p] for p in k_poolings}, tokens, task, like, device)
 at_one_k = on_saes.Grid([show_k], k_poolings, [], tuple(selections))
@@ -408,7 +409,10 @@ else:
 
 # %%
 if held_out:
-    display(tables.in_columns(probe_tables.named(rotation_rows), ["split", "name"], "metric"))
+    is_control = rotation_rows["metric"] == "auroc_ahead_of_control"
+    of_probes = probe_tables.named(rotation_rows[~is_control])
+    display(tables.in_columns(of_probes, ["split", "name"], "metric"))
+    display(tables.in_columns(rotation_rows[is_control], "control", "split"))
 
 # %% [markdown]
 # The same with the sources of harmful requests in the place of wrappers: each is tested as it is,

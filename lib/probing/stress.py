@@ -13,7 +13,7 @@ from sae_lens import SAE
 
 from lib.base import processes
 from lib.probing import ksparse
-from lib.probing.on_saes import BEST, K_SPARSE, Basis, Form, Inputs, linear
+from lib.probing.on_saes import BEST, K_SPARSE, Basis, Form, Probed, linear
 from lib.probing.tasks import Probe, Task
 from lib.sae import folders, latents
 from lib.stats.metrics import Estimate, Scores, auroc, t_interval
@@ -67,17 +67,18 @@ def on_sae(
 
 
 def on_saes(
-    table: pd.DataFrame, inputs: Inputs, forms: dict[Basis, Form], k: int, linear: Contender, pooling: str
+    table: pd.DataFrame, probed: Probed, forms: dict[Basis, Form], k: int, linear: Contender, pooling: str
 ) -> dict[Probe, Contender]:
-    """:func:`on_sae` of every SAE of ``table`` (columns variant, seed, folder), its k-sparse probe in the form that
-    ``forms`` has for it."""
-    distinct, contenders = latents.distinct_rows(inputs.tokens.activations), {}
+    """:func:`on_sae` of every SAE of ``table`` (columns variant, seed, folder) whose latents are kept, its k-sparse
+    probe in the form that ``forms`` has for it."""
+    contenders = {}
     for row in table.itertuples():
-        seed = None if pd.isna(row.seed) else int(row.seed)
-        form, sae = forms[row.variant, seed], folders.load(row.folder, inputs.device)
-        pooled = latents.pool_latents(sae, inputs.tokens, list(dict.fromkeys([form.pooling, pooling])), distinct)
-        probe = Probe(K_SPARSE, form.pooling, row.variant, seed, form.selection, k)
-        contenders |= on_sae(sae, probe, pooled[form.pooling], linear, pooled[pooling], pooling)
+        basis = row.variant, None if pd.isna(row.seed) else int(row.seed)
+        if basis in probed.of_seeds:
+            form, pooled = forms[basis], probed.of_seeds[basis]
+            probe = Probe(K_SPARSE, form.pooling, *basis, form.selection, k)
+            sae = folders.load(row.folder)
+            contenders |= on_sae(sae, probe, pooled[form.pooling], linear, pooled[pooling], pooling)
     return contenders
 
 

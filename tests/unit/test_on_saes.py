@@ -122,10 +122,13 @@ def test_contenders_to_be_fitted_anew_are_of_every_seed_and_draw(world):
     table, tokens, resid, prompts = world
     task, sae = Task.of(prompts), folders.load(table["folder"][0])
     inputs = on_saes.Inputs(tokens, {"mean": resid["mean"]}, task)
-    grid = on_saes.Grid([1, 2], ["max", "mean"], [1.0], ("mean difference", "standardised gap"))
+    variants = tuple(table["variant"].unique())
+    grid = on_saes.Grid(
+        [1, 2], ["max", "mean"], [1.0], ("mean difference", "standardised gap"), linear_on=[], kept=variants
+    )
     probed = on_saes.probe_saes(table, inputs, grid)
     forms = on_saes.best_forms(probed.scores, task, 2, grid.selections)
-    every = stress.on_saes(table, inputs, forms, 2, stress.Contender(resid["mean"], c=1.0), "mean")
+    every = stress.on_saes(table, probed, forms, 2, stress.Contender(resid["mean"], c=1.0), "mean")
     of_kind = {kind: [probe for probe in every if probe.kind == kind] for kind in (on_saes.K_SPARSE, "reconstruction")}
     assert all({probe[2:4] for probe in probes} == set(forms) for probes in of_kind.values())
     rows = np.flatnonzero(task.train)
