@@ -12,6 +12,7 @@ from tokenizers.pre_tokenizers import Whitespace
 
 from lib.model import activations, chat, forward, models, weights
 from lib.sae import splice
+from lib.texts import corpora
 from tests.unit.test_chat import DATED
 
 WORDS = [f"w{i}" for i in range(60)]
@@ -88,6 +89,8 @@ def test_a_tokenizer_without_some_special_tokens(special, tmp_path):
     windows = models.split_tokens(bridge, TEXTS, 4)
     assert sum(map(len, windows)) == sum(len(text.split()) for text in TEXTS) + ("bos_token" in special) * len(windows)
     assert splice.Sequences(bridge, windows, 1).losses().shape == (len(windows),)
+    drawn = splice.windows(bridge, {"all": TEXTS, "first": TEXTS[:1]}, 4, 6, 0)
+    assert drawn["all"] == corpora.first_tokens(windows, 6, 0) and drawn["first"] and set(drawn) == {"all", "first"}
     store = activations.harvest_pooled(bridge, {"model": "m"}, TEXTS, [1], tmp_path / "stores")
     assert all(len(values) == len(TEXTS) for values in activations.load_pooled(store).values())
 

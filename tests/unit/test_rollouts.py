@@ -86,6 +86,13 @@ def test_the_models_own_dialogues_as_a_corpus(gemma, tiny_gemma, tmp_path):
     assert not dialogues[0].endswith("Assistant: answer")
 
 
+def test_a_corpus_is_divided_with_the_seed_of_its_sampling(tmp_path):
+    name, unread = "shipped:SmolLM2-135M-Instruct", models.Reader("no model is read")
+    for seed in (0, 1):
+        parts = rollouts.split_corpus(name, unread, Sampling(4, 8, 1.0, seed), [], tmp_path, 1000, share=0.1)
+        assert parts == corpora.split(corpora.corpus(name), 0.1, seed)
+
+
 def test_an_unknown_corpus_is_one_sentence_with_the_models_own_among_the_allowed(tiny_gemma, tmp_path):
     reader, sampling = models.Reader(str(tiny_gemma)), Sampling(4, 8, 1.0, 0)
     allowed = "docstrings, pretraining, rollouts, shipped:<model>, hf:.*, own:prompts, own:<corpus>"
