@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lib.base.files import DATA, ROOT, cause, file_hash, locked, relative, replacing_folder, write_json
+from lib.base.files import DATA, cause, file_hash, locked, relative, replacing_folder, typed_path, write_json
 
 MINILM = "all-MiniLM-L6-v2"
 SMOLLM2 = "SmolLM2-135M-Instruct"
@@ -71,7 +71,7 @@ def is_gguf(name: str) -> bool:
 
 
 def _source(name: str) -> Path:
-    return packaged(PACKAGED[name]) if name in PACKAGED else ROOT / name
+    return packaged(PACKAGED[name]) if name in PACKAGED else typed_path(name)
 
 
 def packaged(model: Packaged) -> Path:

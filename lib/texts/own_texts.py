@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse.csgraph
 
+from lib.base.files import typed_path
 from lib.texts import labelled, task_files
 from lib.texts.labelled import Columns
 from lib.texts.sources import BASE_COLUMNS
@@ -75,7 +76,7 @@ def read(
     for pool, name in files.items():
         if not name:
             continue
-        path = Path(name).expanduser()
+        path = typed_path(name)
         file = _read(path, columns, cleaning)
         said += [f"{path.name}: {sentence}" for sentence in file.said]
         base_id = f"{POOLS[pool]}-" + file.rows["group"]

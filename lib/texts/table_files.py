@@ -117,15 +117,22 @@ class _File(NamedTuple):
 Wanted = Callable[[list[str]], set[int]]  # from the names of the columns to the positions of those to read
 
 
-def read(path: Path, wanted: Wanted, encoding: str = "") -> Table:
+def kind(path: Path) -> tuple[str, str]:
+    """The suffixes of a file's kind and of its compression; each is empty if there is none."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    compression = suffixes.pop() if suffixes and suffixes[-1] in OPENERS else ""
+    return suffixes[-1] if suffixes else "", compression
+
+
+def read(path: Path, wanted: Wanted, encoding: str = "", by_line: bool = False) -> Table:
     """The table in a file; its kind and its compression are told by the suffixes, all else by its content.
+
+    With ``by_line`` every line that holds something is a text, in the only column, ``text``.
 
     Raises:
         Refused: a kind that is not read, an encoding that does not fit, a damaged file, or no rows.
     """
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    compression = suffixes.pop() if suffixes and suffixes[-1] in OPENERS else ""
-    suffix = suffixes[-1] if suffixes else ""
+    suffix, compression = kind(path)
     if suffix in NOT_READ:
         raise Refused(f"{suffix} is {NOT_READ[suffix]}")
     if suffix not in KINDS:
@@ -141,7 +148,7 @@ def read(path: Path, wanted: Wanted, encoding: str = "") -> Table:
             table = _parquet(file, wanted)
         else:
             encoding, sentence = _encoding(file, head, encoding)
-            table = KINDS[suffix](file._replace(encoding=encoding), wanted)
+            table = (_lines if by_line else KINDS[suffix])(file._replace(encoding=encoding), wanted)
             table.said.insert(0, sentence)
     except Refused:
         raise
@@ -285,6 +292,12 @@ def _csv(file: _File, wanted: Wanted) -> Table:
         raise Refused(str(problem)) from problem
     finally:
         csv.field_size_limit(limit)
+
+
+def _lines(file: _File, wanted: Wanted) -> Table:
+    with file.text() as handle:
+        rows = _frame((line, {0: text.rstrip("\r\n")}) for line, text in enumerate(handle, 1) if text.strip())
+    return Table(["text"], rows, ["a text a line, commas and all; TEXT names a column"])
 
 
 def _delimiter(lines: list[str], first: str) -> str:

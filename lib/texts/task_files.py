@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from lib.base.files import typed_path
 from lib.texts import labelled, table_files
 from lib.texts.labelled import Columns
 
@@ -154,6 +155,7 @@ def of_folder(folder: Path, columns: Columns, most: int, chosen: Sequence[str] =
     Raises:
         ValueError: no such folder, no readable file in it, two files of one name, or no file of a chosen name.
     """
+    folder = typed_path(folder)
     if not folder.is_dir():
         raise ValueError(f"there is no folder {str(folder)!r}; give one with labelled files, such as spam.csv")
     files: dict[str, dict[str, Path]] = {}

@@ -558,6 +558,25 @@ def test_texts_without_labels(put, name, content, column, expected):
 
 
 @pytest.mark.parametrize(
+    "name, content, column, expected",
+    [
+        ("a text a line", 'Hello, you\r\n\nHe said "so, what?" twice\nx\n', "", [
+            "Hello, you", 'He said "so, what?" twice', "x",
+        ]),
+        ("a usual name", 'id,"Text"\n1,"Hello, you"\n', "", ["Hello, you"]),
+        ("asked for", "v1|v2\n1|Hello, you\n", "v2", ["Hello, you"]),
+        ("by number", "ham\tHello, you\nspam\tbye\n", "1", ["Hello, you", "bye"]),
+    ],
+)  # fmt: skip
+def test_a_txt_is_a_text_a_line_unless_it_has_columns(put, name, content, column, expected):
+    for file, compress in (("mine.txt", bytes), ("mine.TXT.gz", gzip.compress)):
+        for mark in ("", "\ufeff"):
+            result = texts(put(compress((mark + content).encode()), file), column)
+            assert result.texts == expected, name
+            assert ("a text a line" in said(result)) == (name == "a text a line")
+
+
+@pytest.mark.parametrize(
     "content, column, match",
     [
         ("a,b\n1,2\n", "", "which column is the text is not clear; its columns are 'a', 'b'; name them, .* TEXT=a$"),

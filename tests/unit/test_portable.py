@@ -424,6 +424,20 @@ def test_lines_of_the_standard_input_are_scored_onto_the_standard_output(command
     assert pd.read_csv(io.StringIO(said.out))["text"].tolist() == [*THREE, "naïve"]
 
 
+@pytest.mark.parametrize("encoding", ["", "utf-8", "utf-16-le"])
+def test_a_mark_before_the_first_line_is_no_part_of_it(command, folder, encoding):
+    said = command("--score", "\ufeffhello\nyou\n".encode(encoding or "utf-8"), PROBE=folder, ENCODING=encoding)
+    assert pd.read_csv(io.StringIO(said.out))["text"].tolist() == ["hello", "you"]
+
+
+def test_paths_of_the_commands_may_lie_in_the_home_folder(command, folder, csv, tmp_path, monkeypatch):
+    csv(["a,1"])
+    monkeypatch.setenv("HOME", str(tmp_path))
+    command("--score", PROBE="~/probe", CSV="~/data.csv", TO="~/out.csv")
+    assert pd.read_csv(tmp_path / "out.csv")["text"].tolist() == ["a"]
+    assert "'~' is a folder" in command("--score", PROBE="~/probe", CSV="~/data.csv", TO="~")
+
+
 def test_wrong_inputs_of_the_commands_are_one_sentence(command, folder, csv, tmp_path):
     bare = tmp_path / "bare.csv"
     bare.write_text("")
@@ -447,6 +461,8 @@ def test_the_probe_of_a_run_is_written_where_one_wants_it(command, made, tmp_pat
     monkeypatch.setattr("lib.runs.take_away.run_dir", lambda profile: made.folder)
     assert "must not be used for" in command("--probe", TO=tmp_path / "taken").out
     assert portable.load(tmp_path / "taken").about["profile"] == "embedded"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert "must not be used for" in command("--probe", TO="~/home").out and (tmp_path / "home").is_dir()
     monkeypatch.setattr("lib.runs.take_away.run_dir", lambda profile: tmp_path / "not-run")
     assert command("--probe").startswith("error: 02_activations has not been run for profile 'embedded'")
 
