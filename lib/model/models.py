@@ -340,7 +340,7 @@ def split_tokens(bridge: TransformerBridge, texts: list[str], context: int) -> l
     """Token ids of documents cut into windows of at most ``context`` tokens, special ones included.
 
     Each window gets the model's special tokens (of a chat template's, BOS); nothing of a document is dropped. Dialogues
-    are put into the model's chat template.
+    are put into the model's chat template. Special tokens that a document or a turn spells are read as characters.
 
     Raises:
         ValueError: a context beyond the model's, or with room for special tokens only.
@@ -348,8 +348,19 @@ def split_tokens(bridge: TransformerBridge, texts: list[str], context: int) -> l
     tokenizer = bridge.tokenizer
     if not tokenizer.num_special_tokens_to_add() < context <= bridge.cfg.n_ctx:
         raise ValueError(f"context {context} must leave room beside special tokens and be at most {bridge.cfg.n_ctx}")
-    texts = [chat.dialogue(tokenizer, text) for text in texts]
-    return tokenizer(texts, truncation=True, max_length=context, return_overflowing_tokens=True)["input_ids"]
+    windows: list[list[list[int]]] = [[] for _ in texts]
+    in_template = [chat.dialogue(tokenizer, text) for text in texts]
+    options = {"truncation": True, "max_length": context, "return_overflowing_tokens": True}
+    for is_plain in (True, False):
+        of_kind = [i for i, text in enumerate(texts) if (in_template[i] == text) == is_plain]
+        if of_kind:
+            encoding = tokenizer([in_template[i] for i in of_kind], split_special_tokens=is_plain, **options)
+            for place, ids in zip(encoding["overflow_to_sample_mapping"], encoding["input_ids"], strict=True):
+                windows[of_kind[place]].append(ids)
+    for i, is_spelled in enumerate(chat.spell_special(tokenizer, texts)):
+        if is_spelled and in_template[i] != texts[i]:
+            windows[i] = chat.dialogue_windows(tokenizer, texts[i], context)
+    return [ids for of_text in windows for ids in of_text]
 
 
 def special_ids(bridge: TransformerBridge) -> Int[Tensor, " special"]:
