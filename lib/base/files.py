@@ -1,5 +1,6 @@
 """Paths of the project, hashes, and writes that never leave half a file under a final name."""
 
+import base64
 import errno
 import glob
 import hashlib
@@ -146,6 +147,11 @@ def file_hash(path: Path) -> str:
     """SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def script_hash(text: str) -> str:
+    """The hash by which a page's content security policy names a script."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def value_hash(value: Any) -> str:
