@@ -341,14 +341,14 @@ lines = [
     f"- {figures.SPLITS[split]}: AUROC {tables.course(of_split, 2)}"
     for split, of_split in formatting.groupby("split", sort=False)
 ]
-of_refusals = (
-    f" Of {label_names[1]} base prompts, {model} refuses {refusals.in_words(refused)}."
-)
+of_refusals = f" Of {label_names[1]} base prompts, {model} refuses {refusals.in_words(refused)}."
 of_sets = (
     "The embedded prompts were written for this project and are smaller in topic than the paper's "
     "sets; XSTest stands in for OR-Bench in the public profile, and the paper's internal chat set "
     "cannot be had."
 )
+
+# %%
 Markdown(
     f"{len(prompts):,} prompts from {prompts['base_id'].nunique():,} base prompts. "
     f"Surface form alone separates the classes so far, raw and then {drawn_as}:\n\n"

@@ -1,5 +1,6 @@
 """Paths of the project, hashes, and writes that never leave half a file under a final name."""
 
+import base64
 import errno
 import glob
 import hashlib
@@ -176,6 +177,11 @@ def content_hash(path: Path) -> str:
         return value_hash([[file.relative_to(path).as_posix(), file_hash(file)] for file in files])
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {cause(error)}") from error
+
+
+def script_hash(text: str) -> str:
+    """The hash by which a page's content security policy names a script."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def value_hash(value: Any) -> str:

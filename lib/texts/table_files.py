@@ -72,6 +72,12 @@ QUOTES = {  # what to say -> how csv reads quotation marks; the first way that t
     "quotation marks do not pair, and are read as characters": {"quoting": csv.QUOTE_NONE},
     "quotation marks within quoted texts are not doubled, and some of them are lost": {},
 }
+SPACED = {
+    "spaces stand before quotation marks, and those behind a delimiter are left out": {
+        "strict": True,
+        "skipinitialspace": True,
+    }
+}
 DAMAGE = (OSError, EOFError, ValueError, RecursionError, zlib.error, lzma.LZMAError, csv.Error, pa.ArrowException)
 END = "\0the end of the file\0"
 SAMPLE = 500  # lines from which a delimiter or an encoding is told
@@ -282,7 +288,7 @@ def _csv(file: _File, wanted: Wanted) -> Table:
     try:
         delimiter = excel[1] if excel else _delimiter(lines, first="\t" if file.suffix == ".tsv" else ",")
         said = [f"columns divided by {DELIMITERS.get(delimiter, repr(delimiter))}{', as it says itself' * bool(excel)}"]
-        for sentence, quotes in QUOTES.items():
+        for sentence, quotes in ((SPACED if _is_spaced(lines, delimiter) else {}) | QUOTES).items():
             options = {"delimiter": delimiter, **quotes}
             try:
                 table = _csv_table(_records(file, 1 if excel else 0, options), wanted, options)
@@ -313,6 +319,12 @@ def _delimiter(lines: list[str], first: str) -> str:
         return bool(widths) and widths[0] > 1, share == 1, share, delimiter == first
 
     return max(DELIMITERS, key=regularity)
+
+
+def _is_spaced(lines: list[str], delimiter: str) -> bool:
+    """Whether a cell begins with spaces and a quotation mark; those within quoted texts are doubled, or end a cell."""
+    cell = re.compile(rf'{re.escape(delimiter)} +"[^"\r\n{re.escape(delimiter)}]')
+    return any(cell.search(line) for line in lines)
 
 
 def _records(file: _File, skipped: int, options: dict) -> Iterator[tuple[int, list[str]]]:

@@ -166,6 +166,17 @@ def test_other_ways_to_write_quotation_marks(put):
     assert pairs(read(put('text,label\n"a, b "c" d",1\nbye,0\n'))) == [('a, b c" d"', 1), ("bye", 0)]
 
 
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_spaces_before_quotation_marks(put, delimiter):
+    lines = ["label, text", '1, "Hello, you; there"', '0,  "So long"', '1,"she said ""hi"" to all"']
+    result = read(put("\n".join(line.replace(",", delimiter, 1) for line in lines)))
+    assert pairs(result) == [("Hello, you; there", 1), ("So long", 0), ('she said "hi" to all', 1)]
+    assert "spaces stand before quotation marks, and those behind a delimiter are left out" in said(result)
+    result = read(put('label,text\n1,"she said, ""hi"", to all, "\n0, bye\n'))
+    assert pairs(result) == [('she said, "hi", to all, ', 1), (" bye", 0)]
+    assert "spaces stand before" not in said(result)
+
+
 @pytest.mark.parametrize(
     "content, match",
     [

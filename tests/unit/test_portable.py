@@ -372,6 +372,18 @@ def test_another_model_is_refused(best, changed, monkeypatch):
         refit.best(changed)
 
 
+def test_the_date_that_a_template_is_told_goes_along(made, changed, monkeypatch):
+    """As for Llama 3.2, whose template writes today's date."""
+    real, date = models.identity, {"date": "2024-07-26"}
+    monkeypatch.setattr(models, "identity", lambda name: real(name) | date)
+    with pytest.raises(ValueError, match="at date None, and the one that is here is 2024-07-26; get that date"):
+        refit.best(changed)
+    manifest = refit.read_manifest(records.output(changed, "02_activations", "pooled"))
+    dated = manifest | {"parameters": manifest["parameters"] | date}
+    monkeypatch.setattr(refit, "read_manifest", lambda store: dated)
+    assert refit.best(changed).about["model"]["date"] == "2024-07-26"
+
+
 def test_weights_and_layers_that_the_model_does_not_have_are_refused(best):
     short = Portable(best.mean[:5], best.scale[:5], best.weights[:5], best.bias, best.about)
     with pytest.raises(ValueError, match="the probe has 5 weights, and the model's d_model is 32"):

@@ -21,10 +21,12 @@ def test_a_difference_says_its_direction_in_words_and_has_no_minus_before_its_si
     assert alone == "behind by 0.10 (no interval)"
 
 
-@pytest.mark.parametrize(("values", "way"), [([0.9, 0.6], ": it falls"), ([0.5, 0.7], ": it rises"),
-                                             ([0.501, 0.499], ": it stays"), ([0.9, np.nan], ""), ([0.9], "")])  # fmt: skip
+COURSES = {(0.9, 0.6): ": it falls", (0.5, 0.7): ": it rises", (0.501, 0.499): ": it stays", (0.9, np.nan): "", (0.9,): ""}
+
+
+@pytest.mark.parametrize(("values", "way"), COURSES.items())
 def test_estimates_in_a_row_say_which_way_they_go(values, way):
-    rows = pd.DataFrame({"value": values, "low": 0.0, "high": 1.0})
+    rows = pd.DataFrame({"value": list(values), "low": 0.0, "high": 1.0})
     assert tables.course(rows, 2) == ", then ".join(tables.texts(rows, 2)) + way
 
 
