@@ -258,7 +258,7 @@ if len(part_rows):
     caption = (
         f"Profile {profile}, layer {layer}, k = {show_k}, {where}; mean over {n_bases} of the "
         f"{main[0]}, one of the others. Dense: {linear_pooling} pooling. Lines: 95 % over base "
-        f"prompts, and over SAEs where there are several; thin at the end of each part.\n"
+        f"prompts, and over SAEs where there are several; a part's is below its bar.\n"
         f"{loss_parts.REPAIRS}"
     )
     display(figures.save(figure, run.figures, "08_loss_parts", caption))
