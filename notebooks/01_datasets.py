@@ -154,10 +154,11 @@ clean.groupby(["split", "label"], sort=False).size().unstack()
 # %% [markdown]
 # ## What formatting alone gives away
 # A probe that sees only the surface form (closing marks, brackets, quotes, capital first letter,
-# question form, commas, number of words) should be near chance. **What to look for:** the AUROC
-# of this probe falls towards 0.5 with normalisation and matched lengths. What is left is mostly
-# commas and quotes, and out of distribution length. **What would refute that either helps:** the
-# same AUROC before and after.
+# question form, commas, number of words) should be near chance. **What to look for:** in
+# validation the AUROC of this probe falls towards 0.5 with normalisation and matched lengths; what
+# is left is mostly commas and quotes. Out of distribution nothing is matched, so that it may fall
+# or rise there: the prompts differ in length, and the probe in what it has learned. **What would
+# refute that either helps:** the same AUROC in validation before and after.
 
 # %%
 rows, drawn_as = [], "normalised" if normalize else "raw, drawn again"
@@ -273,9 +274,12 @@ tables.in_columns(wrapper, "of")
 # The paper plots how well each jailbreak works on the model, and takes the stronger of a kind for
 # OOD. A chat model answers harmful base prompts in every wrapper, greedily; an answer counts as
 # refused by the phrases it begins with, or by a language model's judgement (`refusal_judge`).
-# **What to look for:** plain requests refused most, jailbreaks less, innocuous transformations
-# least. A model without chat template cannot be asked: not applicable. (Where all answers agree,
-# the bootstrap has no spread, and the interval is the exact one of Clopper and Pearson.)
+# **What the paper leads us to expect:** plain requests are refused most, jailbreaks less, innocuous
+# transformations least. **What would refute it for this model:** a wrapper in which it refuses more
+# than plain requests of the same pool, or plain requests that it hardly ever refuses, of which a
+# jailbreak has nothing to take away. A model without chat template cannot be asked: not applicable.
+# (Where all answers agree, the bootstrap has no spread, and the interval is the exact one of
+# Clopper and Pearson.)
 
 # %%
 answered = pd.DataFrame(columns=[*prompts.columns, "response", "refused"])
@@ -333,25 +337,32 @@ shown.drop(columns="paper").rename(columns={"harmful": "share of label 1"}) if o
 # ## Takeaway
 
 # %%
-rows = zip(formatting["formatting"], formatting["split"], tables.texts(formatting, 2), strict=True)
-lines = [f"- {name}, {figures.SPLITS[split]}: AUROC {text}" for name, split, text in rows]
+lines = [
+    f"- {figures.SPLITS[split]}: AUROC {tables.course(of_split, 2)}"
+    for split, of_split in formatting.groupby("split", sort=False)
+]
+of_refusals = f" Of {label_names[1]} base prompts, {model} refuses {refusals.in_words(refused)}."
 of_sets = (
     "The embedded prompts were written for this project and are smaller in topic than the paper's "
     "sets; XSTest stands in for OR-Bench in the public profile, and the paper's internal chat set "
     "cannot be had."
 )
+
+# %%
 Markdown(
     f"{len(prompts):,} prompts from {prompts['base_id'].nunique():,} base prompts. "
-    "Surface form alone separates the classes with\n\n" + "\n".join(lines)
-    + "\n\nCommas and quotes are left as they are, so a score above 0.5 remains; the baselines of "
+    f"Surface form alone separates the classes so far, raw and then {drawn_as}:\n\n"
+    + "\n".join(lines)
+    + "\n\nCommas and quotes are left as they are, so a score above 0.5 may stay; the baselines of "
     "notebook 05 (TF-IDF, surface form) say what they give once prompts are wrapped, and AUROC "
-    f"within strata of length what length gives. {'' if own else of_sets}"
+    f"within strata of length what length gives.{of_refusals if len(refused) else ''} "
+    f"{'' if own else of_sets}"
 )
 
 # %%
 path, raw_path = run.results / "prompts.parquet", run.results / "raw_prompts.parquet"
 datasets.save(prompts, path)
-datasets.save(datasets.plain(raw), raw_path)  # as they were before normalisation, for notebook 07
+datasets.save(datasets.plain(raw), raw_path)  # Notebook 07 reads them as they came.
 counts = [
     {"metric": "prompts", "split": split, "value": float(n), "n": int(n), "unit": "prompts"}
     for split, n in prompts["split"].value_counts(sort=False).items()

@@ -18,10 +18,10 @@
 #
 # The paper probes the residual stream of Gemma 2 9B IT after block 20, aggregated over a prompt's
 # tokens in two ways: the maximum over the sequence, per coordinate, or a fixed position at the
-# end of the user's turn. Here every layer of the model is harvested in one forward pass per
-# batch, with three aggregations: max and mean over the user's turn, and fixed positions: the end of
-# the user's turn, and the last token before the response (for MiniLM, an encoder without turns, all
-# tokens, and the closing [SEP]).
+# end of the user's turn. Here several layers of the model (`layers`, or all) are harvested in one
+# forward pass per batch, with three aggregations: max and mean over the user's turn, and fixed
+# positions: the end of the user's turn, and the last token before the response (for MiniLM, an
+# encoder without turns, all tokens, and the closing [SEP]).
 
 # %%
 import pandas as pd
@@ -149,11 +149,11 @@ figures.save(figures.projection(parts), run.figures, "02_projection", caption)
 # $$\min_{w,b}\ \sum_i \log\!\big(1 + e^{-\tilde y_i (w \cdot z_i + b)}\big)
 # + \tfrac{1}{2C}\lVert w\rVert^2 ,$$
 #
-# for every block and pooling, with $C$ by cross-validated AUROC in folds that keep the variants of
-# a base prompt together. Scaling and $C$ see the training split only. Intervals are 95 % percentile
-# bootstraps that draw *base prompts* with replacement, since the variants of one prompt are not
-# independent. Notebook 05 goes on from here. **What to look for:** a probe that stays high out of
-# distribution (C1), and poolings that lie together (C7).
+# for every block that was read and every pooling, with $C$ by cross-validated AUROC in folds that
+# keep the variants of a base prompt together. Scaling and $C$ see the training split only.
+# Intervals are 95 % percentile bootstraps that draw *base prompts* with replacement, since the
+# variants of one prompt are not independent. Notebook 05 goes on from here. **What to look for:** a
+# probe that stays high out of distribution (C1), and poolings that lie together (C7).
 
 # %%
 every_cell = activations.load_pooled(store)

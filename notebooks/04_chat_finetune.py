@@ -129,17 +129,19 @@ if chat_corpus == "prompts":
     dataset = records.read(run, "01_datasets")["parameters"]["dataset"]
     templates = datasets.load_templates(dataset)
     rng = np.random.default_rng(split_seed)
-    wrapped = (datasets.chat_texts(prompts, split, templates, rng) for split in ("train", "val"))
-    chat_texts = corpora.Split(*wrapped, calibration=[])
+    in_wrappers = [
+        datasets.chat_texts(prompts, split, templates, rng) for split in ("train", "val")
+    ]
+    chat_texts = corpora.Split(*in_wrappers, calibration=[])
 else:
     sampling = rollouts.Sampling(n_rollouts, rollout_tokens, rollout_temperature, split_seed)
     wanted = chat_tokens + held_out_tokens
-    chat_texts = rollouts.corpus(
-        chat_corpus, reader, sampling, probe_texts, run.folder / "rollouts", wanted
-    )
-    chat_texts = corpora.split(chat_texts, harvest.HELD_OUT_SHARE, split_seed)
-texts = corpora.corpus(pretraining_corpus, pretraining_tokens + held_out_tokens)
-pretraining_texts = corpora.split(texts, harvest.HELD_OUT_SHARE, split_seed)
+    chat_texts = rollouts.split_corpus(
+        chat_corpus, reader, sampling, probe_texts, run.folder / "rollouts", wanted,
+        share=harvest.HELD_OUT_SHARE,
+    )  # fmt: skip
+other_text = corpora.corpus(pretraining_corpus, pretraining_tokens + held_out_tokens)
+pretraining_texts = corpora.split(other_text, harvest.HELD_OUT_SHARE, split_seed)
 
 # %%
 parent = run.folder / "activations"
@@ -160,7 +162,7 @@ if any(prompt_repeats):
 held_out = {"chat": chat.held_out, pretraining_corpus: pretraining.held_out}
 sources = {"chat": chat.training, pretraining_corpus: pretraining.training}
 sources |= {"probe prompts": probe_prompts} if probe_prompts else {}
-sources |= {f"{name}, held out": place for name, place in held_out.items()}
+sources |= {f"{name}, held out": path for name, path in held_out.items()}
 counts = {name: sum(token_blocks.counts(source)) for name, source in sources.items()}
 pd.Series(counts, name="tokens").to_frame()
 
@@ -184,20 +186,20 @@ Markdown(account or "No SAE is given; all are trained here.")
 
 # %%
 options = {"device": device, "buffer_tokens": buffer_tokens}
-start = next((place for by_seed in starts.values() for place in by_seed.values()), None)
+start = next((path for by_seed in starts.values() for path in by_seed.values()), None)
 d_sae = folders.load(start).cfg.d_sae if start else base_d_sae
 first_seed = min(starts.get(finetuning.BASE, base_seeds))
-recipe = Recipe(
+base_recipe = Recipe(
     d_sae=d_sae, target_l0=sae_target_l0, tokens=base_train_tokens, lr=base_lr, seed=first_seed
 )
 place = run.folder / "saes"
 if len(starts) < 2:
-    recipe = learning_rates.settled(recipe, pretraining, place, **options)
+    base_recipe = learning_rates.settled(base_recipe, pretraining, place, **options)
 
 # %%
 if finetuning.BASE not in starts:
-    stop_tokens = max(base_train_tokens - finetune_tokens, recipe.batch_tokens)
-    begun = dataclasses.replace(recipe, stop_tokens=stop_tokens)
+    stop_tokens = max(base_train_tokens - finetune_tokens, base_recipe.batch_tokens)
+    begun = dataclasses.replace(base_recipe, stop_tokens=stop_tokens)
     starts |= finetuning.train_bases(
         begun, base_seeds, pretraining, place, other_bases, **options
     )
@@ -206,7 +208,7 @@ if finetuning.IT_FORMATTED not in starts:
     as_prompts = harvest.token_store(
         reader, wrapped, layer, parent, pretraining_tokens, split_seed
     )
-    trained = training.train(recipe, as_prompts, pretraining.held_out, place, **options)
+    trained = training.train(base_recipe, as_prompts, pretraining.held_out, place, **options)
     starts[finetuning.IT_FORMATTED] = {first_seed: trained}
 bases = finetuning.untrained(starts)
 bases.drop(columns="start")
@@ -285,11 +287,9 @@ for metric, label in labels.items():
 losses = pd.DataFrame(columns=["metric", "variant", "text", "value", "low", "high", "n"])
 bridge = reader.bridge()
 if lm_loss_tokens and models.is_causal(bridge):
-    windows = {}
-    for name, parts in {"chat": chat_texts, pretraining_corpus: pretraining_texts}.items():
-        token_ids = models.split_tokens(bridge, parts.held_out, context)
-        windows[name] = corpora.first_tokens(token_ids, lm_loss_tokens, split_seed)
-    first_of_kind = saes.drop_duplicates("variant")  # whole passes of the model take long
+    passages = {"chat": chat_texts.held_out, pretraining_corpus: pretraining_texts.held_out}
+    windows = splice.windows(bridge, passages, context, lm_loss_tokens, split_seed)
+    first_of_kind = saes.drop_duplicates("variant")  # Whole passes of the model take long.
     losses = splice.measure(bridge, first_of_kind, windows, layer, n_bootstrap, split_seed)
 
 # %%
@@ -330,10 +330,10 @@ first = f"finetuned from {finetuning.BASE}"
 spliced = ""
 if len(losses):
     on_chat = losses[(losses["metric"] == "delta_lm_loss") & (losses["text"] == "chat")]
-    delta = dict(zip(on_chat["variant"], tables.texts(on_chat)))
+    added = dict(zip(on_chat["variant"], tables.texts(on_chat)))
     spliced = (
-        f" Spliced in, it adds {delta['pretraining SAE']} nats per token of chat before, "
-        f"{delta[first]} after, {delta[finetuning.PLACEBO]} after the placebo."
+        f" Spliced in, it adds {added['pretraining SAE']} nats per token of chat before, "
+        f"{added[first]} after, {added[finetuning.PLACEBO]} after the placebo."
     )
 
 # %%

@@ -26,16 +26,17 @@
 # Controls, and reasons why sparse probes may lose, are in notebook 08.
 
 # %%
+import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
 from lib.base.files import write_json, write_table
 from lib.model import activations, models, poolings
+from lib.probing import controls, ksparse, on_saes, rotation, stress
 from lib.probing import dense as dense_probes
-from lib.probing import ksparse, on_saes, rotation, stress
 from lib.probing.tasks import Probe, Task, save_scores
-from lib.results import figures, probe_tables, records, tables, thresholds
-from lib.sae import folders, latents
+from lib.results import figures, probe_tables, records, rotation_tables, tables, thresholds
+from lib.sae import finetuning, folders, latents
 from lib.stats import metrics
 from lib.stats.draws import Draws
 from lib.texts import datasets
@@ -53,6 +54,8 @@ ks = [1, 2, 5, 10, 20, 50, 100]  # latents of a k-sparse probe, beside 1 and sho
 show_k = 20  # of the figures that show one k
 k_poolings = ["max", "mean", "fixed"]  # of the latents over a prompt's tokens: max | mean | fixed
 selections = ["standardised gap", "mean difference"]  # of the latents: these | L1 path
+rotated_controls = ["principal components", "coordinates", "untrained SAE"]  # empty: none
+rotated_draws = 3  # of each of them that is random
 grid_bootstrap = 200  # replicates for the whole grid of SAE probes, of which few are shown
 seed = 0
 
@@ -97,7 +100,8 @@ areas.pivot_table("value", ["pooling", "layer"], "split", sort=False)[list(weigh
 # chosen on held-out *training* prompts (of the layer whose tokens notebook 02 keeps for the SAEs),
 # and logistic regression on TF-IDF of words and word pairs, and on the surface form alone (closing
 # marks, quotes, commas, length …), which need no model at all. **What would refute C1 here:**
-# dense probes that fall OOD to the level of TF-IDF.
+# dense probes that are behind the paper's OOD by more than the margin of its rule (C1b), above all
+# if they fall to the level of TF-IDF.
 
 # %%
 tokens = None
@@ -129,7 +133,10 @@ figures.save(figure, run.figures, "05_methods_auroc", caption)
 
 # %%
 paper = records.claims()["C1"]["paper"]
-tables.in_columns(methods_auroc, "probe").assign(**{f"the paper, {s}": v for s, v in paper.items()})
+beside_paper = tables.in_columns(methods_auroc, "probe")
+for split, auroc_of_paper in paper.items():
+    beside_paper.loc["dense", f"the paper, {split}"] = f"{auroc_of_paper:g}"
+beside_paper.fillna("")
 
 # %% [markdown]
 # The dense probe minus the words alone, on the same replicates:
@@ -172,9 +179,8 @@ ordered.assign(auroc=tables.texts(ordered))[columns].reset_index(drop=True)
 # %% [markdown]
 # ## C7: layer and pooling of the dense probe
 # **What to look for:** curves above the dotted TF-IDF line, most of all OOD; max and fixed position
-# close together. **What would refute C7 here:** an interval of their paired OOD difference outside
-# ±
-# 0.02.
+# close together. **What would refute C7 here:** an interval of their paired OOD difference beyond
+# the margin of its rule.
 
 # %%
 caption = (
@@ -197,7 +203,8 @@ figures.save(figure, run.figures, "05_layers", caption)
 # one; a logistic regression without penalty is refitted on them. **Linear probes** read the SAE's
 # reconstruction $\hat x$, its error $x - \hat x$, and all latents. Every probe gets its best honest
 # form: selection and pooling (at one k) and C are chosen on validation, for each SAE. The dense
-# probe of the same layer, its pooling chosen in the same way, is the line to beat.
+# probe of the same layer, its pooling chosen in the same way among the same poolings, is the line
+# to beat.
 
 # %%
 saes_path = records.output(run, "04_chat_finetune", "saes")
@@ -208,7 +215,7 @@ tokens = activations.prompt_tokens(
     bridge, identity, texts, sae_layer, run.folder / "activations", harvest["pool_over"]
 )
 here = activations.at_layer(pooled, sae_layer)
-at_layer = areas[areas["layer"] == sae_layer]
+at_layer = areas[(areas["layer"] == sae_layer) & areas["pooling"].isin(k_poolings)]
 dense_pooling = probe_tables.best_cell(at_layer)["pooling"]
 linear_pooling = poolings.exact_or(dense_pooling)  # decoding pooled latents is exact under it
 print(f"{len(saes)} SAEs at layer {sae_layer}; {len(tokens.activations):,} tokens")
@@ -217,6 +224,7 @@ print(f"pooling of the dense probe there: {dense_pooling}")
 # %%
 main = ["pretraining SAE", "finetuned from pretraining SAE", "from scratch"]
 pretraining, finetuned = main[:2]
+placebo = finetuning.PLACEBO
 ks = sorted({1, show_k, *ks})
 sae_inputs = on_saes.Inputs(
     tokens, {linear_pooling: here[linear_pooling]}, task,
@@ -225,7 +233,9 @@ sae_inputs = on_saes.Inputs(
 compared = [ksparse.MEAN_DIFFERENCE, ksparse.L1_PATH]  # of claim C6, at show_k
 every_selection = tuple(dict.fromkeys([*selections, *compared]))
 own_ks = {name: [show_k] for name in compared if name not in selections}
-probe_grid = on_saes.Grid(ks, k_poolings, c_grid, every_selection, own_ks, linear_on=main)
+probe_grid = on_saes.Grid(
+    ks, k_poolings, c_grid, every_selection, own_ks, linear_on=main, kept=(*main[:2], placebo)
+)
 probed = on_saes.probe_saes(saes, sae_inputs, probe_grid)
 
 # %%
@@ -251,7 +261,7 @@ best_sparse = best_table[best_table["probe"] == on_saes.K_SPARSE]
 # %% [markdown]
 # ## C2 and C3: AUROC against k
 # **What to look for:** SAE curves that reach the dense line in train and validation and stay below
-# it OOD. **What would refute C3:** a k-sparse curve at the dense line OOD.
+# it OOD. **What would refute C3:** a k-sparse curve at the dense line OOD, within the margin.
 
 # %%
 over = f"95 % over {probe_tables.units(saes, pretraining, main)}"
@@ -276,15 +286,25 @@ behind = probe_tables.behind_dense(of_k, dense_at_pooling, seed).assign(metric="
 tables.in_columns(behind[behind["variant"].isin(main)], ["variant", "k"])
 
 # %% [markdown]
+# Validation hardly tells the poolings of a dense probe apart, and out of distribution they may
+# differ. What the k-sparse probe loses to the dense probe of every pooling, as one family:
+
+# %%
+at_show_k = of_k.where(k=show_k, variant=pretraining)
+in_pooling = probe_tables.behind_in_poolings(at_show_k, dense_drawn, k_poolings, seed)
+tables.in_columns(in_pooling, "against", "split")
+
+# %% [markdown]
 # The same loss by jailbreak and transformation, one SAE of each kind. **What to look for:** whether
 # the SAE probes lose on the same wrappers as the dense one.
 
 # %%
 first_forms = {variant: form for (variant, _), form in reversed(forms.items())}
-at_show_k = {name: probed.first(name, *first_forms[name], show_k) for name in main[:2]}
+first_probes = {name: probed.first(name, *first_forms[name], show_k) for name in main[:2]}
 at_sae = f"dense, layer {sae_layer}"
 beside_dense = {at_sae: dense_scores[sae_layer, dense_pooling]}
-beside_dense |= {f"k = {show_k}, {name}": probed.scores[probe] for name, probe in at_show_k.items()}
+of_first = {f"k = {show_k}, {name}": probed.scores[first_probes[name]] for name in main[:2]}
+beside_dense |= of_first
 wrappers_of_saes = probe_tables.by_wrapper(prompts, kinds, beside_dense, weights)
 gap_split = last_split if last_split in set(dense_line["split"]) else "val"
 shown = probe_tables.in_wrapper_order(wrappers_of_saes, gap_split)
@@ -337,39 +357,62 @@ contenders = {Probe("dense", pooling): stress.Contender(pooled[layer, pooling], 
 contenders |= {Probe(at_sae, p): stress.Contender(here[p], c=c_of[p]) for p in read}
 first_of_kind = saes[saes["variant"].isin(main)].drop_duplicates("variant")
 folder_of = first_of_kind.set_index("variant")["folder"]
-for name, probe in at_show_k.items():
-    contenders |= stress.on_sae(
-        folders.load(folder_of[name]), probe, probed.latents[name][probe.pooling],
-        contenders[Probe(at_sae, linear_pooling)],
-        probed.latents[name][linear_pooling], linear_pooling,
-    )  # fmt: skip
+beside = contenders[Probe(at_sae, linear_pooling)]
+contenders |= stress.on_saes(saes, probed, forms, show_k, beside, linear_pooling)
+like = folders.load(folder_of[pretraining], device)
+basis_inputs = controls.Inputs({p: here[p] for p in k_poolings}, tokens, task, like, device)
+at_one_k = on_saes.Grid([show_k], k_poolings, [], tuple(selections))
+contenders |= controls.contenders(
+    basis_inputs, rotated_controls, at_one_k, show_k, rotated_draws
+)
 
 # %%
 held_out = rotation.folds(prompts, kinds, seed)
-rotation_rows = pd.DataFrame(columns=["metric", "probe", "value"])
+names = probe_tables.Finetuning.of(saes, pretraining, finetuned, placebo)
+jailbreaks = prompts.loc[kinds == "jailbreak", "transform"].unique().tolist()
+rotation_rows = pd.DataFrame(columns=["metric", "probe", "value", "split"])
 if held_out:
     rotated = rotation.rotate(prompts, held_out, contenders)
-    turns = rotated.draws(n_bootstrap, seed)
-    rotation_rows = probe_tables.of_rotation(
-        turns, turns.where(probe=at_sae), main[:2], len(rotated.parts())
-    )
-    of_wrappers = probe_tables.named(rotated.apart(n_bootstrap, seed).estimates())
+    wrappers = list(rotated.parts())
+    of_kind = {rotation.SPLIT: wrappers}
+    of_kind[rotation.JAILBREAK_SPLIT] = [name for name in wrappers if name in jailbreaks]
+    parts = []
+    for split, some in of_kind.items():
+        if some:
+            turns = rotated.draws(n_bootstrap, seed, some, split)
+            dense_turns = turns.where(probe=at_sae)
+            parts.append(
+                rotation_tables.of_wrappers(turns, dense_turns, names, len(some), seed)
+            )
+    rotation_rows = pd.concat(parts, ignore_index=True)
+
+# %%
+if held_out:
+    apart = rotation_tables.over_seeds_of_all(rotated.apart(n_bootstrap, seed), seed)
+    of_wrappers = probe_tables.named(apart.estimates())
+    of_wrappers = of_wrappers[of_wrappers["variant"].isna() | of_wrappers["variant"].isin(main)]
     shown = of_wrappers[of_wrappers["probe"].isin([at_sae, on_saes.K_SPARSE])]
     figure = figures.points(shown, "held_out", "split", hue="name", xlabel="AUROC within wrapper")
     caption = (
-        f"Profile {profile}, layer {sae_layer}, k = {show_k}, one SAE of each kind. Each wrapper "
-        "was held out of training; 95 % bootstrap over base prompts."
+        f"Profile {profile}, layer {sae_layer}, k = {show_k}. Each wrapper was held out of "
+        f"training; {over}."
     )
     display(figures.save(figure, run.figures, "05_rotation", caption))
 else:
     display(Markdown("Not applicable: no prompt stands in a wrapper."))
 
 # %% [markdown]
-# The mean over wrappers, and what SAE probes are behind the dense probe in it.
+# The mean over wrappers, and over jailbreaks alone: an innocuous wrapper's AUROC is of plain
+# harmful prompts against harmful text in the wrapper, so that it also measures whether a probe
+# takes the wrapper for harm, or for harmless. Beside it what SAE probes are behind the dense probe,
+# what finetuning and its placebo gain, and what the SAE is ahead of controls (as one family).
 
 # %%
 if held_out:
-    display(tables.in_columns(probe_tables.named(rotation_rows), "name", "metric"))
+    is_control = rotation_rows["metric"] == "auroc_ahead_of_control"
+    of_probes = probe_tables.named(rotation_rows[~is_control])
+    display(tables.in_columns(of_probes, ["split", "name"], "metric"))
+    display(tables.in_columns(rotation_rows[is_control], "control", "split"))
 
 # %% [markdown]
 # The same with the sources of harmful requests in the place of wrappers: each is tested as it is,
@@ -383,7 +426,7 @@ if of_sources:
     rotated = rotation.rotate(prompts, of_sources, contenders, rotation.SOURCE_SPLIT)
     by_source = rotated.apart(n_bootstrap, seed)
     beside_sparse = by_source.where(probe=at_sae, pooling=dense_pooling)
-    source_rows = probe_tables.of_sources(by_source, beside_sparse, main[0])
+    source_rows = rotation_tables.of_sources(by_source, beside_sparse, pretraining, seed)
     display(tables.in_columns(probe_tables.named(source_rows), ["name", "metric"], "held_out"))
 else:
     display(Markdown("Not applicable: no source of harmful prompts stands on one side only."))
@@ -401,8 +444,6 @@ else:
 # $\Delta_\text{text}$, out of distribution.
 
 # %%
-placebo = "finetuned on pretraining text"
-names = probe_tables.Finetuning.of(saes, pretraining, finetuned, placebo)
 sparse_drawn = drawn.where(probe=on_saes.K_SPARSE)
 gained = probe_tables.gained(sparse_drawn, names, seed)
 gains = probe_tables.curves_of_gains(gained, pretraining)
@@ -464,7 +505,7 @@ tables.in_columns(reconstruction, ["variant", "pooling"], digits=4)
 # ## C6 and C7: selection and pooling of the latents
 # **What to look for:** the curves of one SAE close together. The table has the paired differences
 # of the L1 path to the paper's mean difference, in the SAE's own pooling; they decide C6. **What
-# would refute C6:** a paired difference outside ± 0.02.
+# would refute C6:** a paired difference beyond the margin of its rule.
 
 # %%
 of_one = sparse_grid[sparse_grid["variant"] == finetuned]
@@ -496,7 +537,8 @@ tables.in_columns(dense_ways, "pooling")
 # that was made of one base SAE takes the seed noise of the placebo's differences, which is too
 # little for one that shares no start with the finetuned SAE (from scratch, or from the IT-formatted
 # SAE). **What to look for:** no order among the chat SAEs; paired differences to the finetuned SAE
-# that hold zero. **What would refute C8:** a way whose difference excludes zero.
+# that hold zero. **What would refute C8:** a way whose difference lies beyond the margin of its
+# rule.
 
 # %%
 variants = best_sparse[best_sparse["k"] == show_k]
@@ -555,13 +597,16 @@ Markdown(
 
 # %%
 gap_rows = gaps.assign(metric="gap_closed", split=gap_split)
-judged = pd.concat([
-    best_table.assign(metric="auroc"), gap_rows, lost, lost_more, behind,
-    by_selection, between, dense_ways, gained, rotation_rows, source_rows, ahead_of_words,
-    within_wrapper,
+at_sae_layer = pd.concat([
+    best_table.assign(metric="auroc"), gap_rows, lost, lost_more, behind, in_pooling,
+    by_selection, between, dense_ways, gained,
 ], ignore_index=True)  # fmt: skip
+at_both = pd.concat([rotation_rows, source_rows, ahead_of_words, within_wrapper])
+at_best = at_both["probe"].isin(list(scores))  # probes of the layer that validation chose
+at_both["layer"] = np.where(at_best, layer, sae_layer)
+judged = pd.concat([at_sae_layer.assign(layer=sae_layer), at_both], ignore_index=True)
 counts = judged["split"].map(prompts["split"].value_counts())
-judged = judged.assign(layer=sae_layer, n=counts, unit="fraction")
+judged = judged.assign(n=counts, unit="fraction")
 whole_grid = grid_table.assign(metric="auroc", layer=sae_layer, unit="fraction")
 others = at_one_percent[at_one_percent["probe"] != at_sae]
 parts = [grid, methods, transforms, at_threshold, judged, whole_grid, wrappers_of_saes, others]
@@ -578,7 +623,7 @@ headline = pd.concat([chosen_cell, at_threshold, judged[at_k]], ignore_index=Tru
 # what was chosen on validation.
 
 # %%
-chosen_by = list(at_show_k.values())
+chosen_by = list(first_probes.values())
 every_latent = on_saes.chosen_latents(probed, prompts, ["val", gap_split], chosen_by)
 chosen = every_latent[every_latent["chosen"]].assign(folder=lambda t: t["variant"].map(folder_of))
 choices = {

@@ -257,15 +257,17 @@ print(f"{len(page)} latents with search and sort: figures/{profile}/latents.html
 # ## Takeaway
 
 # %%
-of_fall = tables.texts(fall.set_index("metric"))
+of_fall = {
+    row.metric: tables.directed(row, "falls by", "rises by") for row in fall.itertuples()
+}
 behind_texts = tables.texts(behind[behind["mean"] == "weighted"].set_index("variant"))
 lines = [f"- {variant}: {text}" for variant, text in behind_texts.items()]
 bill = judging.bill((llm_input_price, llm_output_price))
 Markdown(
     summaries.in_words(weighting, leading, reference)
-    + f" From the rarest to the most frequent fifth of the latents the score falls by "
-    f"{of_fall['autointerp_fall']}, with shuffled explanations by "
-    f"{of_fall['autointerp_fall_shuffled']}; the difference is "
+    + f" From the rarest to the most frequent fifth of the latents the score "
+    f"{of_fall['autointerp_fall']}; with shuffled explanations it "
+    f"{of_fall['autointerp_fall_shuffled']}; beyond these it "
     f"{of_fall['autointerp_fall_over_shuffled']}.\n\n"
     f"Behind the SAE {first}, by the weighted mean:\n\n"
     + "\n".join(lines)

@@ -55,7 +55,7 @@ insist = False  # true: an SAE whose record names another model or place is used
 n_bootstrap = 2000  # replicates over base prompts
 show_k = 20  # of the figures that show one k
 plant_shares = [0.05, 0.1, 0.25, 0.5, 1.0]  # of one class that gets an artefact, beside show_share
-n_planted = 300  # training prompts into which artefacts are planted, at most; 0: all
+n_planted = 300  # training prompts of which some get an artefact, at most; 0: all
 plant_seeds = [0, 1, 2, 3, 4]  # each draws 80 % of the prompts
 show_share = 0.5  # share of the figures and tables that show one
 seed = 0
@@ -158,7 +158,7 @@ figures.save(figure, run.figures, "07_top_latents", caption)
 # Into the normalised training prompts, each artefact is planted in a share of class 1; in the
 # placebo in the same share of both classes, where it tells nothing and whatever is "exposed" is a
 # false alarm. A method's **recall net of placebo** is the share of the artefacts that one of its
-# first ten items exposes when planted, minus that in the placebo. What we planted are seven of many
+# first ten items exposes when planted, minus that in the placebo. What we planted are a few of many
 # artefacts that there could be: intervals are over artefacts, and over draws of the prompts.
 
 # %%
@@ -168,7 +168,8 @@ if n_planted:
 labels = plain["label"].to_numpy()
 plant_shares = sorted({show_share, *plant_shares})
 forms = [artefacts.plant(name, plain["text"].tolist(), seed) for name in artefacts.ARTEFACTS]
-forms = [form for pair in forms for form in pair]  # without and with the first artefact, …
+# They lie in one list, which is read at once: without and with the first artefact, and so on.
+forms = [form for without_and_with in forms for form in without_and_with]
 of_forms = readings.read_all(bridge, identity, forms, layer, parent)
 parts = []
 for name, *forms_read in zip(artefacts.ARTEFACTS, of_forms[::2], of_forms[1::2], strict=True):
@@ -188,15 +189,17 @@ net_draws = planted.net(recall_draws)
 recall, recall_net = (
     planted.over_artefacts(draws, ranks) for draws in (recall_draws, net_draws)
 )
-caption = f"Profile {profile}, layer {layer}; {len(artefacts.ARTEFACTS)} artefacts, each planted "
-caption += f"in {len(plain):,} prompts, of which {len(plant_seeds)} draws take 80 %."
+caption = f"Profile {profile}, layer {layer}; {len(artefacts.ARTEFACTS)} artefacts. Each of "
+caption += f"{len(plant_seeds)} draws takes 80 % of {len(plain):,} training prompts; one artefact "
+caption += "is planted in a share of class 1 of these."
 is_of_one = recall_net["share"] != planted.ALL
 by_share = recall_net[is_of_one].astype({"share": float}).assign(line="net of placebo")
 x_label = "share of a class with the artefact (fraction)"
 y_label = f"recall at {debugging.TOP} net of placebo (fraction)"
 figure = figures.curves(by_share, "share", "method", "line", x_label, y_label, logx=True)
-about = f"{caption} The first ten items of each method. Bands: 95 % bootstrap over artefacts and "
-about += "draws; of no width where all of these agree, which does not say that others would."
+about = f"{caption} Placebo: it is planted in that share of both classes. The first ten items of "
+about += "each method. Bands: 95 % bootstrap over artefacts and draws; of no width where all of "
+about += "these agree, which does not say that others would."
 figures.save(figure, run.figures, "07_planted", about)
 
 # %% [markdown]
@@ -211,6 +214,9 @@ ahead = pd.concat([
 ahead = ahead[ahead["method"] == "SAE latents"].reset_index(drop=True)
 net_of_all = recall_net[recall_net["share"] == planted.ALL].set_index("method")
 ahead_texts = tables.texts(ahead.set_index("against"), 2)
+ahead_in_words = {
+    row.against: tables.directed(row, "ahead by", "behind by", 2) for row in ahead.itertuples()
+}
 pd.DataFrame({"net of placebo": tables.texts(net_of_all, 2), "SAE latents ahead": ahead_texts})
 
 # %%
@@ -218,7 +224,7 @@ each = planted.of_artefacts(ranks)
 at_share = each[(each["share"] == show_share) & (each["control"] == "planted")]
 x_label = f"exposed within {debugging.TOP} (fraction of draws)"
 figure = figures.points(at_share, "artefact", "method", xlabel=x_label, xlim=(-0.05, 1.05))
-about = f"{caption} Planted in {show_share:.0%} of class 1. Bars: 95 % t intervals over draws; no "
+about = f"{caption} Here the share is {show_share:.0%}. Bars: 95 % t intervals over draws; no "
 about += "bar: all draws agree, which share most of their prompts; other prompts may differ."
 figures.save(figure, run.figures, "07_artefacts", about)
 
@@ -268,7 +274,7 @@ tables.in_columns(gains, ["probe", "tested"])
 net_texts = tables.texts(net_of_all, 2)
 lines = [
     f"- {method}: {net_texts[method]}"
-    + (f", SAE latents ahead by {ahead_texts[method]}" if method in ahead_texts else "")
+    + (f", SAE latents {ahead_in_words[method]}" if method in ahead_in_words else "")
     for method in debugging.METHODS
 ]
 never = ", ".join(planted.never_exposed(ranks, "SAE latents")) or "none"
@@ -285,7 +291,8 @@ Markdown(
     + "\n".join(lines)
     + f"\n\nNever exposed by SAE latents at any share: {never}. Training on normalised prompts in "
     f"place of raw ones, OOD: {debugging.gains_in_words(gains)}.\n\n"
-    "*Caveats.* Seven artefacts of our choice, in one data set; the rule stands for a reader and "
+    f"*Caveats.* {len(artefacts.ARTEFACTS)} artefacts of our choice, in one data set; the rule "
+    "stands for a reader and "
     "is stricter with methods that show whole prompts. A model that reads lower case only, as "
     "MiniLM does, has no unit that shows capital letters."
 )
@@ -309,5 +316,6 @@ rest = [
     ranks.rename(columns={"rank": "value"}).assign(metric="rank"),
 ]
 full = pd.concat([headline, *rest], ignore_index=True)
-full["share"] = full["share"].map(str, na_action="ignore")  # a number, or all
+# A share is a number or "all", and a column of a parquet file has one type.
+full["share"] = full["share"].map(str, na_action="ignore")
 records.write(run, full, headline, inputs=[raw_path], outputs={}).name

@@ -221,7 +221,8 @@ tables.in_columns(ahead, "control")
 # Faigle and Kern 1992), minus what the dense probe gains by it; so the parts sum to the loss. Below
 # zero the repair does harm, or the dense probe needs it more. A latent that falls silent in one
 # wrapper moves that wrapper's scores: some of this is seen as threshold. **What to look for:** the
-# largest part of each dictionary. **What would refute that the paper's reasons hold here:** their
+# largest part of each dictionary, and whether it is larger than an untrained SAE's: that k columns
+# are few holds of any dictionary. **What would refute that the paper's reasons hold here:** their
 # parts (number, latents, error) not above zero.
 
 # %%
@@ -238,6 +239,7 @@ readable = {
 
 # %%
 part_rows = pd.DataFrame(columns=["variant", "part", "split", "value", "low", "high"])
+beyond_rows = part_rows
 impossible = loss_parts.impossible(prompts, gap_split)
 if not impossible:
     apart_rows = loss_parts.taken_apart(
@@ -246,7 +248,9 @@ if not impossible:
         seed,
     )  # fmt: skip
     of_bases = dict(zip(bases["variant"], bases["seed"]))
-    part_rows = loss_parts.over_bases(apart_rows, main[0], of_bases, seed).estimates()
+    parts = loss_parts.over_bases(apart_rows, main[0], of_bases, seed)
+    part_rows, control = parts.estimates(), "untrained SAE"
+    beyond_rows = loss_parts.beyond(parts, main[0], control).estimates().assign(against=control)
 
 # %%
 if len(part_rows):
@@ -254,11 +258,12 @@ if len(part_rows):
     caption = (
         f"Profile {profile}, layer {layer}, k = {show_k}, {where}; mean over {n_bases} of the "
         f"{main[0]}, one of the others. Dense: {linear_pooling} pooling. Lines: 95 % over base "
-        f"prompts, and over SAEs where there are several; thin at the end of each part.\n"
+        f"prompts, and over SAEs where there are several; a part's is below its bar.\n"
         f"{loss_parts.REPAIRS}"
     )
     display(figures.save(figure, run.figures, "08_loss_parts", caption))
     display(tables.in_columns(part_rows, "variant", "part"))
+    display(tables.in_columns(beyond_rows, ["variant", "against"], "part"))
 else:
     display(Markdown(f"Not applicable: {impossible}."))
 
@@ -266,20 +271,25 @@ else:
 # ## Latents that fall silent
 # Every harmful base prompt stands plain and in wrappers. Of the prompts whose plain form a latent
 # fires on, in how many is it silent once they are wrapped? The paper saw many such **false
-# negatives**. Looked at are all latents of the k-sparse probe, each on the prompts of the class
-# that it speaks for in training. **What to look for:** high shares in jailbreaks, where the prompt
-# is as harmful as before. (In an innocuous wrapper a latent may rightly be silent.) The second map
-# is the reverse, on prompts of the other class: how often a wrapper *makes* a latent fire that is
-# silent on the plain prompt, so that it speaks for the wrong class.
+# negatives**. Looked at are all latents of the k-sparse probe, each on prompts beyond training of
+# the class that it speaks for. **What to look for:** high shares in jailbreaks, where the prompt is
+# as harmful as before. (In an innocuous wrapper a latent may rightly be silent. Where text is only
+# added behind a prompt, no latent of a causal model can be: such a jailbreak is in the map and not
+# in the mean. A latent that fires on the wrapper's own words does not count as silent, so shares
+# are lower bounds.) The second map is the reverse, on prompts of the other class: how often a
+# wrapper *makes* a latent fire that is silent on the plain prompt, so that it speaks for the wrong
+# class.
 
 # %%
 jailbreaks = prompts.loc[datasets.kind(prompts) == "jailbreak", "transform"].unique().tolist()
-silent = {}
+silencing, silent = jailbreaks, {}
+if models.is_causal(bridge):
+    silencing = silence.that_may_silence(prompts, jailbreaks)
 for name in main[:2]:
     chosen = probed.chosen[probed.first(name, *forms[name], show_k)]
     decoder = dictionaries[name].W_dec.detach().float().cpu().numpy()
     silent[name] = silence.of_probe(
-        in_form[name], prompts, chosen, decoder, jailbreaks, replicates=n_bootstrap, seed=seed
+        in_form[name], prompts, chosen, decoder, silencing, replicates=n_bootstrap, seed=seed
     )
 silent = {name: of_probe for name, of_probe in silent.items() if of_probe}
 if not silent:
@@ -299,9 +309,9 @@ for name, of_probe in list(silent.items())[:1]:
         figure = why_figures.shares(of_latents, counts, jailbreaks, label)
         caption = (
             f"Profile {profile}, layer {layer}; {latents_read}. Of the base prompts of {which}, it "
-            f"{what} on this share once they are wrapped. With a number: of fewer than "
+            f"{what} on this share once they are wrapped. Where it says of how many: of fewer than "
             f"{why_figures.FEW} prompts; empty: of none. {min(n_pairs)} to {max(n_pairs)} harmful "
-            "base prompts stand in a wrapper."
+            "base prompts beyond training stand in a wrapper."
         )
         display(figures.save(figure, run.figures, file, caption))
 
@@ -312,7 +322,7 @@ for name, of_probe in list(silent.items())[:1]:
 # zero.
 
 # %%
-silent_rows = silence.table(silent, jailbreaks, seed)
+silent_rows = silence.table(silent, silencing, seed)
 if silent:
     display(tables.in_columns(silent_rows, "wrapper", "variant"))
 
@@ -393,7 +403,7 @@ figures.save(figure, run.figures, "08_latents", caption)
 
 # %% [markdown]
 # ## Probes that people use as monitors
-# All read one layer but one. A token probe has a score for every token, $s_t = w \cdot z_t + b$,
+# All but one read one layer. A token probe has a score for every token, $s_t = w \cdot z_t + b$,
 # and an aggregation through which it is trained (McKenzie et al., arXiv 2506.10805; Kramár et al.,
 # arXiv 2601.11516); learning rate, weight decay, epochs and what the aggregation has to choose
 # (temperature, heads, rate) are chosen on held-out *training* prompts, with each of several seeds:
@@ -401,7 +411,7 @@ figures.save(figure, run.figures, "08_latents", caption)
 # spread. Beside them stand the dense probe on several layers, the dense probe with the k chosen
 # latents added, the k-sparse probe, and words. **What to look for:** one that is ahead of the dense
 # probe pooled *and* within wrappers, at the threshold that validation gave. **What would refute
-# that latents add nothing:** dense and latents ahead of dense.
+# that latents add nothing:** dense and latents ahead of dense by the margin of its rule.
 
 # %%
 c_grid = tuple(records.read(run, "05_probing")["parameters"]["c_grid"])
@@ -425,7 +435,7 @@ every_monitor = monitors.linear(read, c_grid)
 sparse_scores = probed.scores[probed.first(main[0], *forms[main[0]], show_k)]
 of_words = dense_probes.Inputs(here[linear_pooling], texts, task)
 words = dense_probes.PROBES["TF-IDF"].scores(of_words)
-every_monitor[f"k = {show_k}"] = monitors.of_latents(sparse_scores, read)
+every_monitor[f"k = {show_k}, first SAE"] = monitors.of_latents(sparse_scores, read)
 every_monitor["TF-IDF"] = monitors.Monitor(words, 0.0, None)
 monitor_scores = {Probe(name): monitor.scores for name, monitor in every_monitor.items()}
 for seed_of_tokens, of_seed in with_seeds.items():
@@ -697,6 +707,7 @@ table = pd.concat([
     shares.assign(metric="direction_share"),
     parts_table.assign(metric="logit_parts"),
     part_rows.assign(metric="loss_part", n=part_rows["split"].map(prompts["split"].value_counts())),
+    beyond_rows.assign(metric="loss_part_beyond_control"),
     silent_rows.assign(metric="silent_beyond_control"),
     monitor_rows, behind_rows, cascade_rows, compared,
     gaps.assign(metric="auroc_gap_at_cost"),
@@ -707,7 +718,8 @@ table = pd.concat([
 # %%
 of_probes = table["k"].isin([1, show_k]) & (table["metric"] != "direction_share")
 of_directions = (table["metric"] == "direction_share") & (table["k"] == show_k)
-kept = ["loss_part", "silent_beyond_control", *monitor_rows["metric"], *behind_rows["metric"]]
+kept = ["loss_part", "loss_part_beyond_control", "silent_beyond_control"]
+kept += [*monitor_rows["metric"], *behind_rows["metric"]]
 kept += [*cascade_rows["metric"], *compared["metric"], "auroc_gap_at_cost"]
 headline = table[of_probes | of_directions | table["metric"].isin(set(kept))]
 inputs = [prompts_path, store, architectures_path, saes_path, probes_path, choices_path]

@@ -25,6 +25,10 @@
 # TASKS=core`, `make tasks DIR=folder`. The authors' published numbers on Gemma 2 9B are averaged
 # anew beside them. **What would refute the claim:** SAE probes ahead of the dense probe on average
 # over tasks, or a choice that gains from them.
+#
+# The executed notebook in the repository is of `make tasks TASKS=core`, which sets `profile` and
+# `tasks` (with `MIRROR=folder` also `published_results`); the parameters below show the defaults,
+# with which no task is measured.
 
 # %%
 from pathlib import Path
@@ -158,8 +162,8 @@ if has_tasks:
 results = pd.DataFrame()
 if has_tasks:
     results = pd.concat(many_tasks.run(jobs, plan), ignore_index=True)
-    order = [job.task.name for job in jobs]  # several workers finish in another one
-    results = results.sort_values("task", key=lambda names: names.map(order.index), kind="stable")
+    order = [job.task.name for job in jobs]  # Several workers finish in another one.
+    results = results.sort_values("task", key=lambda task: task.map(order.index), kind="stable")
     print(f"{results['task'].nunique()} tasks, {len(results):,} rows of probe, setting and task")
 
 # %% [markdown]
@@ -281,11 +285,14 @@ if published_results and has_tasks:
 
 # %% [markdown]
 # ## The page
-# One page for these tasks, which opens from disk.
+# One page for these tasks, which opens from disk. The run writes it beside its figures; it is not
+# kept in the repository.
 
 # %%
 if has_tasks:
-    dropped = task_tables.notes([t._asdict() for t in measured], [t._asdict() for t in left_out])
+    dropped = task_tables.notes(
+        [task._asdict() for task in measured], [task._asdict() for task in left_out]
+    )
     about = task_page.About(
         f"Do SAEs help on these {len(measured)} tasks?", model, layer,
         [*saes["folder"]], tasks_show_k, main, margin, dropped,

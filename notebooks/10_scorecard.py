@@ -94,7 +94,8 @@ HTML(faults_html)
 # **What to look for:** parts on which the profiles agree, and claims of which one part holds and
 # another does not. **What would refute a part:** *opposite* in every profile. *Inconclusive* says
 # that this many prompts, seeds or artefacts cannot tell. The model is far from the paper's, so a
-# verdict here is on the claim in this setting.
+# verdict here is on the claim in this setting, but for C16 a to c, which are published numbers of
+# Gemma 2 9B.
 
 # %%
 rows = scorecard.every(rules, by_profile)
@@ -114,8 +115,10 @@ figures.save(figure, run.figures, "10_scorecard", caption)
 # %%
 columns = ["id", "claim_title", "title", "verdict", "measured", "why", "n"]
 own = table.loc[table["profile"] == profile, columns].set_index("id")
+# In a column of whole numbers pandas writes what is missing as <NA>, whatever na_rep says.
+shown = own.astype(object).where(own.notna(), "")
 with pd.option_context("display.max_colwidth", None):
-    verdicts_html = own.to_html(na_rep="")
+    verdicts_html = shown.to_html()
 HTML(verdicts_html)
 
 # %% [markdown]

@@ -1,8 +1,8 @@
 """Which file makes which: the dependency graph of the notebooks, read from their sources, as a makefile.
 
-A notebook depends on its own ``.py``, the profile, the modules of ``lib`` that it imports (and those that they
-import), the shipped data that these read, and the products of the notebooks whose records it reads. Standard
-library only.
+A notebook depends on its own ``.py``, the profile, the files that its parameters name, the modules of ``lib`` that it
+imports (and those that they import), the shipped data that these read, and the products of the notebooks whose records
+it reads. Standard library only.
 """
 
 import ast
@@ -27,6 +27,8 @@ SHIPPED = {  # module -> shipped files that it reads
     "results/claims": ["data/claims.yaml"],
     "results/scorecard": ["data/records/*/*.json"],
 }
+FILE_PARAMETERS = ("model", "train_csv", "ood_csv", "base_saes", "prompts_sae", "tasks_folder")  # may name files
+CONTENTS = "contents"  # folder of a run with a file for each of these, which changes when what is named does
 
 
 def text_hash(text: str) -> str:
@@ -172,6 +174,7 @@ def makefile(profile: str, profile_file: str = "", run: str = "") -> str:
         own_records = f"data/records/{profile}/"  # this run makes them
         needs = [path for path in sources(notebook) if not path.startswith(own_records)]
         needs = [*map(make_word, needs), make_word(profile_file)]
+        needs += [f"{run}/{CONTENTS}/{name}" for name in FILE_PARAMETERS if name in parameters(notebook)]
         needs += [f"{run}/results/{name}.outputs" for name in upstream(notebook)]
         product = f"{run}/results/{notebook.stem}.outputs"
         lines += [

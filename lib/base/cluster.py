@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from lib.base.build_graph import ROOT
+from lib.base.files import ROOT, cause
 
 LOCAL = "local"
 RESTARTS = 3  # of a worker that died, for one item
@@ -74,9 +74,8 @@ def start(n: int) -> None:
     try:
         ray.init(**where, log_to_driver=False, logging_level="ERROR", runtime_env={"env_vars": variables})
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        reason = str(error).splitlines()[0]
         raise ValueError(
-            f"the cluster {cluster!r} cannot be reached ({reason}); CLUSTER is local, auto, or an address"
+            f"the cluster {cluster!r} cannot be reached ({cause(error)}); CLUSTER is local, auto, or an address"
         ) from error
 
 

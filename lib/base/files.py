@@ -1,5 +1,6 @@
 """Paths of the project, hashes, and writes that never leave half a file under a final name."""
 
+import base64
 import errno
 import glob
 import hashlib
@@ -142,10 +143,45 @@ def relative(path: Path | str) -> str:
     return str(resolved.relative_to(ROOT)) if resolved.is_relative_to(ROOT) and resolved.exists() else str(path)
 
 
+def typed_path(text: str | Path) -> Path:
+    """A path as somebody typed it: ``~`` is the home folder, and a relative path begins at the project's root.
+
+    So a text names the same file to ``make``, to a sweep, and to a notebook, whose kernel runs in another folder.
+    """
+    return ROOT / os.path.expanduser(text)
+
+
+def named_files(value: Any) -> list[Path]:
+    """The files and folders that a parameter's value, a text or a list of them, names; other texts name none."""
+    texts = value if isinstance(value, list) else [value]
+    paths = [typed_path(text) for text in texts if isinstance(text, str) and text]
+    return [path for path in paths if os.path.exists(path)]
+
+
 def file_hash(path: Path) -> str:
     """SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def content_hash(path: Path) -> str:
+    """Hash of a file, or of the files of a folder.
+
+    Raises:
+        ValueError: a file that cannot be read.
+    """
+    try:
+        if path.is_file():
+            return file_hash(path)
+        files = [file for file in sorted(path.rglob("*")) if file.is_file()]
+        return value_hash([[file.relative_to(path).as_posix(), file_hash(file)] for file in files])
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {cause(error)}") from error
+
+
+def script_hash(text: str) -> str:
+    """The hash by which a page's content security policy names a script."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def value_hash(value: Any) -> str:

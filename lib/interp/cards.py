@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from sae_lens import SAE
 
-from lib.base.files import ROOT
+from lib.base.files import ROOT, script_hash
 from lib.interp import examples
 from lib.interp.examples import MAX_LEVEL, Encoded, Example
 
@@ -144,6 +144,7 @@ def _render(cards: list[Card], title: str | None) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
     )
+    environment.filters["digest"] = script_hash
     facts: dict[str, Any] = dict.fromkeys(name for card in cards for name in card.facts)
     template = environment.get_template("cards.html")
     return template.render(cards=cards, title=title, levels=MAX_LEVEL, facts=list(facts))

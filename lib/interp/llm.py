@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import openai
 
+from lib.base import keys
 from lib.base.files import write_json
 from lib.interp.examples import MAX_LEVEL, Example, Explanation, Plan
 
@@ -208,6 +209,7 @@ class LLMJudge:
 
 def _key(settings: Settings) -> str:
     """The key in the environment; a server on this machine may need none."""
+    keys.check(settings.key_variable)
     url = urlsplit(settings.base_url)
     if not settings.model or url.scheme not in ("http", "https") or not url.hostname:
         raise ValueError(

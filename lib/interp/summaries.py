@@ -333,10 +333,12 @@ def in_words(weighting: pd.DataFrame, leading: str, reference: str) -> str:
     of_leading = weighting[(weighting["variant"] == leading) & (weighting["against"] == reference)]
     if of_leading.empty:
         return f"{leading} is compared with no other variant at equal L0."
-    lead = of_leading.assign(text=tables.texts(of_leading)).set_index("mean")["text"]
+    by_mean = {row.mean: row for row in of_leading.itertuples()}
+    uniform, weighted = (tables.directed(by_mean[mean], "ahead by", "behind by") for mean in MEANS)
+    gained = tables.directed(by_mean["weighted minus uniform"], "gains", "loses")
     return (
-        f"At L0 {of_leading['l0'].iloc[0]:g}, {leading} is ahead of {reference} by {lead['uniform']} in the uniform "
-        f"mean and by {lead['weighted']} in the weighted one: it gains {lead['weighted minus uniform']} by the weights."
+        f"At L0 {of_leading['l0'].iloc[0]:g}, {leading} is {uniform} in the uniform mean and {weighted} in the "
+        f"weighted one, compared with {reference}: it {gained} by the weights."
     )
 
 

@@ -62,9 +62,13 @@ def reading(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> dict[str, s
 
     Stores that were made when such a text ended the user's turn thus have another name.
     """
+    return {"special_tokens": "characters"} if any(spell_special(tokenizer, texts)) else {}
+
+
+def spell_special(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[bool]:
+    """Whether each of the texts holds a special token's characters."""
     names = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    is_spelled = any(name in text for text in texts for name in names)
-    return {"special_tokens": "characters"} if is_spelled else {}
+    return [any(name in text for name in names) for text in texts]
 
 
 def rendered(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[str, int]:
@@ -142,7 +146,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Encoded:
     spaces = len(text) - len(text.lstrip()) if is_stripped else 0
     size = len(text.strip()) if is_stripped else len(text)
     end = begin + size
-    ids, in_whole = _tokens(tokenizer, whole, begin, end)
+    ids, in_whole = _tokens(tokenizer, whole, [(begin, end)])
     inside = [i for i, (start, stop) in enumerate(in_whole) if start < end and stop > begin and stop > start]
     offsets = [(0, 0)] * len(in_whole)
     for i in inside:
@@ -154,23 +158,25 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Encoded:
 
 
 def _tokens(
-    tokenizer: PreTrainedTokenizerBase, whole: str, begin: int, end: int
+    tokenizer: PreTrainedTokenizerBase, whole: str, said: list[tuple[int, int]]
 ) -> tuple[list[int], list[tuple[int, int]]]:
-    """Ids and offsets of a rendered prompt, in which special tokens between ``begin`` and ``end`` are characters."""
+    """Ids and offsets of a rendered text, in which special tokens are characters where something is ``said``: from a
+    first character to the one behind a last."""
     options = {"add_special_tokens": False, "return_offsets_mapping": True, "verbose": False}
     encoding = tokenizer(whole, **options)
     ids, offsets, of_control = encoding["input_ids"], encoding["offset_mapping"], special(tokenizer)
     controls = [i for i, token in enumerate(ids) if token in of_control]
-    if not any(begin <= offsets[i][0] < end for i in controls):
-        return ids, offsets
+    own = [i for i in controls if not any(begin <= offsets[i][0] < end for begin, end in said)]
     # The template's own control tokens part the text, and what stands between two of them is read by itself.
-    left = max((i + 1 for i in controls if offsets[i][0] < begin), default=0)
-    right = min((i for i in controls if offsets[i][0] >= end), default=len(ids))
-    start = offsets[left - 1][1] if left else 0
-    stop = offsets[right][0] if right < len(ids) else len(whole)
-    between = tokenizer(whole[start:stop], split_special_tokens=True, **options)
-    moved = [(first + start, last + start) for first, last in between["offset_mapping"]]
-    return ids[:left] + between["input_ids"] + ids[right:], offsets[:left] + moved + offsets[right:]
+    for left, right in reversed(list(zip([-1, *own], [*own, len(ids)], strict=True))):
+        if not any(left < i < right for i in controls):
+            continue
+        start = offsets[left][1] if left >= 0 else 0
+        stop = offsets[right][0] if right < len(ids) else len(whole)
+        between = tokenizer(whole[start:stop], split_special_tokens=True, **options)
+        ids[left + 1 : right] = between["input_ids"]
+        offsets[left + 1 : right] = [(first + start, last + start) for first, last in between["offset_mapping"]]
+    return ids, offsets
 
 
 def cut(encoded: Encoded, limit: int) -> Encoded:
@@ -209,10 +215,41 @@ def dialogue(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     """
     if not has_template(tokenizer) or not text.startswith("User:"):
         return text
+    return _of_turns(tokenizer, _turns(text)) or text
+
+
+def dialogue_windows(tokenizer: PreTrainedTokenizerBase, text: str, context: int) -> list[list[int]]:
+    """Token ids of :func:`dialogue`, in which special tokens that a turn spells are characters, in windows of at most
+    ``context`` tokens, each with the special tokens that the tokenizer puts around a text."""
+    encoding, ids = tokenizer("word", return_special_tokens_mask=True), _dialogue_ids(tokenizer, text)
+    of_word = [i for i, is_special in enumerate(encoding["special_tokens_mask"]) if not is_special]
+    before, behind = encoding["input_ids"][: of_word[0]], encoding["input_ids"][of_word[-1] + 1 :]
+    room = context - len(before) - len(behind)
+    return [before + ids[start : start + room] + behind for start in range(0, len(ids), room)]
+
+
+def _dialogue_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a dialogue; where the template changes the turns, those of its text without a template."""
+    turns, mark = _turns(text), "\u2063"  # No template holds this character.
+    of_template = _of_turns(tokenizer, [turn | {"content": mark} for turn in turns]).split(mark)
+    whole, said = of_template[0], []
+    for turn, behind in zip(turns, of_template[1:]):
+        said.append((len(whole), len(whole) + len(turn["content"])))
+        whole += turn["content"] + behind
+    if whole == dialogue(tokenizer, text):
+        return _tokens(tokenizer, whole, said)[0]
+    return tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+
+
+def _turns(text: str) -> list[dict[str, str]]:
     parts = TURNS.split(text)[1:]
-    turns = [{"role": ROLES[who], "content": said.strip()} for who, said in zip(parts[::2], parts[1::2], strict=True)]
+    return [{"role": ROLES[who], "content": said.strip()} for who, said in zip(parts[::2], parts[1::2], strict=True)]
+
+
+def _of_turns(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]) -> str:
+    """The turns in the chat template, without BOS; empty where it refuses them."""
     try:
         in_template = _in_template(tokenizer, turns, add_generation_prompt=False)
     except Exception:  # Templates raise what they like, such as on two user turns in a row.
-        return text
+        return ""
     return in_template.removeprefix(tokenizer.bos_token or "")

@@ -14,10 +14,10 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.utilities.tokenize_utils import get_tokenizer_with_bos
 from transformers import PreTrainedTokenizerBase
 
-from lib.base.files import cause, file_hash
+from lib.base.files import cause
 from lib.base.registry import lookup
 from lib.model import chat
-from lib.model.weights import PACKAGED, model_path
+from lib.model.weights import PACKAGED, folder_revision, model_path
 
 KEEPING = {"disk": True, "stream": False}  # parameter store -> whether training activations are kept as stores on disk
 TEMPLATES = ("chat_template.jinja", "additional_chat_templates/*.jinja", "tokenizer_config.json")  # where they stand
@@ -25,14 +25,13 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def identity(name: str) -> dict[str, str]:
-    """Name and revision of a model: the hub's commit, or the SHA-256 of a folder's weight files and chat template.
+    """Name and revision of a model: the hub's commit, or hashes of a folder's files.
 
     Where the chat template asks for today's date, also the ``date`` that it is told (``lib.model.chat``).
     """
     path = Path(model_path(name))
     if path.is_dir():
-        weights = sorted([*path.glob("*.safetensors"), *path.glob("chat_template.jinja")])
-        revision = "-".join(file_hash(file)[:12] for file in weights)
+        revision = folder_revision(name, path)
         templates = [file.read_text(encoding="utf-8") for pattern in TEMPLATES for file in path.glob(pattern)]
     else:
         revision, templates = load_config(name)._commit_hash, [str(load_tokenizer(name).chat_template)]
@@ -49,8 +48,8 @@ def check_device(device: str) -> str:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        why = str(error).splitlines()[0]
-        raise ValueError(f"device {device!r} cannot be used here ({why}); with a GPU it is cuda, else cpu") from error
+        why = f"device {device!r} cannot be used here ({cause(error)})"
+        raise ValueError(f"{why}; with a GPU it is cuda, else cpu") from error
     return device
 
 
@@ -341,7 +340,7 @@ def split_tokens(bridge: TransformerBridge, texts: list[str], context: int) -> l
     """Token ids of documents cut into windows of at most ``context`` tokens, special ones included.
 
     Each window gets the model's special tokens (of a chat template's, BOS); nothing of a document is dropped. Dialogues
-    are put into the model's chat template.
+    are put into the model's chat template. Special tokens that a document or a turn spells are read as characters.
 
     Raises:
         ValueError: a context beyond the model's, or with room for special tokens only.
@@ -349,8 +348,19 @@ def split_tokens(bridge: TransformerBridge, texts: list[str], context: int) -> l
     tokenizer = bridge.tokenizer
     if not tokenizer.num_special_tokens_to_add() < context <= bridge.cfg.n_ctx:
         raise ValueError(f"context {context} must leave room beside special tokens and be at most {bridge.cfg.n_ctx}")
-    texts = [chat.dialogue(tokenizer, text) for text in texts]
-    return tokenizer(texts, truncation=True, max_length=context, return_overflowing_tokens=True)["input_ids"]
+    windows: list[list[list[int]]] = [[] for _ in texts]
+    in_template = [chat.dialogue(tokenizer, text) for text in texts]
+    options = {"truncation": True, "max_length": context, "return_overflowing_tokens": True}
+    for is_plain in (True, False):
+        of_kind = [i for i, text in enumerate(texts) if (in_template[i] == text) == is_plain]
+        if of_kind:
+            encoding = tokenizer([in_template[i] for i in of_kind], split_special_tokens=is_plain, **options)
+            for place, ids in zip(encoding["overflow_to_sample_mapping"], encoding["input_ids"], strict=True):
+                windows[of_kind[place]].append(ids)
+    for i, is_spelled in enumerate(chat.spell_special(tokenizer, texts)):
+        if is_spelled and in_template[i] != texts[i]:
+            windows[i] = chat.dialogue_windows(tokenizer, texts[i], context)
+    return [ids for of_text in windows for ids in of_text]
 
 
 def special_ids(bridge: TransformerBridge) -> Int[Tensor, " special"]:

@@ -161,6 +161,18 @@ def corpus(name: str, reader: Reader, sampling: Sampling, prompts: list[str], pa
     return [corpora.chat_turn(row.prompt, row.response) for row in answered.itertuples()]
 
 
+def split_corpus(
+    name: str, reader: Reader, sampling: Sampling, prompts: list[str], parent: Path, tokens: int, *, share: float
+) -> corpora.Split:
+    """The passages of :func:`corpus`, divided with the seed of ``sampling``; ``share`` of them are held out.
+
+    Raises:
+        ValueError: see :func:`corpus` and ``corpora.split``.
+    """
+    passages = corpus(name, reader, sampling, prompts, parent, tokens)
+    return corpora.split(passages, share, sampling.seed)
+
+
 def _part(folder: Path, i: int) -> Path:
     return folder / f"part-{i:05d}.parquet"
 

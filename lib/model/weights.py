@@ -12,10 +12,24 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lib.base.files import DATA, ROOT, cause, file_hash, locked, relative, replacing_folder, write_json
+from lib.base.files import (
+    DATA,
+    cause,
+    file_hash,
+    locked,
+    relative,
+    replacing_folder,
+    typed_path,
+    value_hash,
+    write_json,
+)
 
 MINILM = "all-MiniLM-L6-v2"
 SMOLLM2 = "SmolLM2-135M-Instruct"
+DECIDING = (  # files of a model's folder, beside weights and chat template, that decide what it computes of a text
+    *("config.json", "tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt"),
+    *("*.model", "additional_chat_templates/*.jinja"),
+)
 CONVERTED = DATA / "raw" / "models"
 CHECKED = "checked.json"
 CHECKS = CONVERTED / "checked"
@@ -56,6 +70,20 @@ def model_path(name: str) -> str:
     return str(source) if source.is_dir() else name
 
 
+def folder_revision(name: str, folder: Path) -> str:
+    """Hashes of a model's weight files and chat template, and one of all other files that decide what it computes.
+
+    The latter is left out for a packaged model and for one in a GGUF file: all follows from the package's version or
+    the GGUF file.
+    """
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("chat_template.jinja")])
+    hashes = [file_hash(file)[:12] for file in files]
+    if name not in PACKAGED and not is_gguf(name):
+        others = sorted({file for pattern in DECIDING for file in folder.glob(pattern)})
+        hashes.append(value_hash({file.relative_to(folder).as_posix(): file_hash(file) for file in others}))
+    return "-".join(hashes)
+
+
 def unchecked(name: str) -> bool:
     """Whether a model lies in a GGUF file whose converted folder nothing has checked yet (``lib.model.self_check``).
 
@@ -71,7 +99,7 @@ def is_gguf(name: str) -> bool:
 
 
 def _source(name: str) -> Path:
-    return packaged(PACKAGED[name]) if name in PACKAGED else ROOT / name
+    return packaged(PACKAGED[name]) if name in PACKAGED else typed_path(name)
 
 
 def packaged(model: Packaged) -> Path:

@@ -150,6 +150,33 @@ def in_best_form(
     return on_saes.in_best_form(every, {(probe.variant, probe.seed): form for probe in every})
 
 
+def contenders(inputs: Inputs, names: list[str], grid: Grid, k: int, draws: int) -> dict[Probe, Contender]:
+    """k-sparse probes, to be fitted anew, on ``draws`` draws of some of ``BASES`` and ``DICTIONARIES``, pooled and
+    selected as is best at k on validation for the first of them. Keys are those of :func:`in_best_form`."""
+    every = {}
+    for name in names:
+        is_random = name in DICTIONARIES or BASES[name].is_random
+        first = _columns_of(inputs, name, 0, grid.poolings)
+        scores = {
+            Probe(CONTROL, pooling, name, 0, selection, fit.k): fit.scores
+            for pooling, columns in first.items()
+            for selection, fit in every_k_sparse(columns, inputs.task, grid)
+        }
+        [form] = best_forms(scores, inputs.task, k, grid.selections).values()
+        for draw in range(draws if is_random else 1):
+            columns = _columns_of(inputs, name, draw, [form.pooling])[form.pooling]
+            every[Probe(CONTROL, BEST, name, draw, BEST, k)] = Contender(columns, k=k, selection=form.selection)
+    return every
+
+
+def _columns_of(inputs: Inputs, name: str, draw: int, of_poolings: list[str]) -> dict[str, ksparse.Columns]:
+    """A draw of a control, by pooling."""
+    if name in DICTIONARIES:
+        return latents.pool_latents(DICTIONARIES[name](inputs, draw), inputs.tokens, of_poolings)
+    n_columns = inputs.like.cfg.d_sae
+    return {p: BASES[name].columns(inputs.resid[p], inputs.task, n_columns, draw) for p in of_poolings}
+
+
 def of_shuffled_labels(contender: Contender, task: Task, draws: int) -> dict[Probe, Scores]:
     """Scores of a k-sparse probe that is fitted on labels which are shuffled over the training prompts."""
     rows = np.flatnonzero(task.train)

@@ -214,6 +214,11 @@ def over_bases(drawn: Draws, variant: str, others: Mapping[str, int], seed: int)
     return mean.joined(drawn.without(variant=[variant, *others]))
 
 
+def beyond(parts: Draws, variant: str, control: str) -> Draws:
+    """Each part of ``variant`` minus that of a dictionary ``control``, which nobody trained; none without it."""
+    return parts.where(variant=variant).minus(parts.where(variant=control), ["part", "split"]).defined()
+
+
 def _losses(sparse: dict[Repairs, np.ndarray], dense: dict[Repairs, np.ndarray]) -> dict[str, np.ndarray]:
     gains = _gains(sparse | {frozenset(PARTS): dense[frozenset(DENSE_PARTS)]}, PARTS)
     of_dense = _gains(dense, DENSE_PARTS)

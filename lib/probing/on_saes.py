@@ -142,6 +142,7 @@ class Grid(NamedTuple):
     Attributes:
         own_ks: those of a selection that has others than ``ks``, such as a slow one.
         linear_on: the variants that get linear probes (None: all).
+        kept: the variants whose pooled latents are kept of every seed.
     """
 
     ks: list[int]
@@ -150,6 +151,7 @@ class Grid(NamedTuple):
     selections: tuple[str, ...] = tuple(ksparse.SELECTIONS)
     own_ks: dict[str, list[int]] = {}
     linear_on: list[str] | None = None
+    kept: tuple[str, ...] = ()
 
     def ks_of(self, selection: str) -> list[int]:
         """The ks that are fitted of a selection."""
@@ -161,11 +163,13 @@ class Grid(NamedTuple):
 
 
 class Probed(NamedTuple):
-    """Scores of all prompts and chosen latents by probe, and the pooled latents of each variant's first SAE."""
+    """Scores of all prompts and chosen latents by probe, and the pooled latents of each variant's first SAE, and of all
+    SAEs of the variants that are ``kept``."""
 
     scores: dict[Probe, Scores]
     chosen: dict[Probe, np.ndarray]
     latents: dict[str, latents.Pooled]
+    of_seeds: dict["Basis", latents.Pooled] = {}
 
     def first(self, variant: str, pooling: str, selection: str, k: int) -> Probe:
         """The k-sparse probe on a variant's first SAE.
@@ -230,7 +234,7 @@ def probe_saes(table: pd.DataFrame, inputs: Inputs, grid: Grid) -> Probed:
     without_tokens = inputs._replace(tokens=None)
     workers = processes.parallel(len(jobs) if inputs.device == "cpu" else 1)
     calls = (joblib.delayed(_probe_sae)(job, mapped, without_tokens, grid) for job in jobs)
-    probed = Probed({}, {}, {})
+    probed = Probed({}, {}, {}, {})
     for part in tqdm(workers(calls), total=len(jobs), desc="SAEs probed", unit="SAE"):
         for whole, addition in zip(probed, part, strict=True):
             whole.update(addition)
@@ -247,7 +251,8 @@ def _probe_sae(job: _Job, mapped: _MappedTokens, inputs: Inputs, grid: Grid) -> 
     sae, tokens = folders.load(job.folder, inputs.device), mapped.tokens()
     folders.check_fits(sae, tokens.activations.shape[1], inputs.hook_name, inputs.model)
     pooled = latents.pool_latents(sae, tokens, _needed(inputs, grid), mapped.distinct)
-    probed = Probed({}, {}, {job.variant: pooled} if job.keep else {})
+    first = {job.variant: pooled} if job.keep else {}
+    probed = Probed({}, {}, first, {(job.variant, job.seed): pooled} if job.variant in grid.kept else {})
     for pooling in grid.poolings:
         _probe_latents(probed, job, pooled[pooling], inputs.task, pooling, grid)
     for pooling, resid in inputs.resid.items() if grid.has_linear(job.variant) else ():

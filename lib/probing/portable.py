@@ -68,13 +68,15 @@ class Portable(NamedTuple):
 
 
 def check_model(identity: dict[str, str | None]) -> None:
-    """Raise ``ValueError`` if the model that is here under a name is of another revision (``models.identity``)."""
+    """Raise ``ValueError`` if the model that is here under a name is another one, or is told another date
+    (``models.identity``)."""
     here = models.identity(identity["model"])
-    if here != identity:
-        raise ValueError(
-            f"the probe reads {identity['model']!r} at revision {identity['revision']}, and the one that is here is "
-            f"{here['revision']}; get that revision, or run make reproduce and make probe with this one"
-        )
+    for key in identity | here:
+        if here.get(key) != identity.get(key):
+            raise ValueError(
+                f"the probe reads {identity['model']!r} at {key} {identity.get(key)}, and the one that is here is "
+                f"{here.get(key)}; get that {key}, or run make reproduce and make probe with this one"
+            )
 
 
 def template(tokenizer: PreTrainedTokenizerBase) -> dict[str, str] | None:

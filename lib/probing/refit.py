@@ -114,7 +114,7 @@ def _target(parameters: dict[str, Any]) -> str:
 def _reading(parameters: dict[str, Any], store: Path, layer: int, pooling: str) -> dict[str, Any]:
     """What is read of a text: model, chat template, block, tokens."""
     harvested = read_manifest(store)["parameters"]
-    identity = {name: harvested[name] for name in ("model", "revision")}
+    identity = {name: harvested[name] for name in ("model", "revision", "date") if name in harvested}
     portable.check_model(identity)
     tokenizer = models.load_tokenizer(identity["model"])
     has_template, entry = chat.has_template(tokenizer), poolings.pooling(pooling)

@@ -2,6 +2,7 @@
 every source of harmful prompts."""
 
 import functools
+from collections.abc import Collection
 from typing import NamedTuple
 
 import joblib
@@ -17,6 +18,7 @@ from lib.stats.draws import Draws
 from lib.stats.metrics import Scores
 
 SPLIT, SOURCE_SPLIT = "rotation", "rotated source"  # stand for a split in tables of results
+JAILBREAK_SPLIT = "rotation, jailbreaks"  # the same, of jailbreaks alone
 N_PARTS = 2  # of the base prompts, of which each is tested by a probe of the others
 
 
@@ -105,10 +107,13 @@ class Rotated(NamedTuple):
             for held_out, rows in self.prompts.groupby("held_out", sort=False)
         }
 
-    def draws(self, replicates: int, seed: int) -> Draws:
-        """Draws of the mean AUROC within wrapper, over base prompts and wrappers (:func:`lib.stats.metrics.within`)."""
+    def draws(self, replicates: int, seed: int, wrappers: Collection[str], split: str = SPLIT) -> Draws:
+        """Draws of the mean AUROC within some of the wrappers, over base prompts and these wrappers
+        (:func:`lib.stats.metrics.within`); ``split`` is what their dimension says."""
         weights = metrics.split_weights(self.prompts, replicates, seed)
-        return Draws.of(self.prompts, self.scores, weights, metrics.within(self.parts(), seed))
+        parts = {wrapper: sets for wrapper, sets in self.parts().items() if wrapper in wrappers}
+        drawn = Draws.of(self.prompts, self.scores, weights, metrics.within(parts, seed))
+        return Draws(drawn.dimensions.assign(split=split), drawn.values)
 
     def apart(self, replicates: int, seed: int) -> Draws:
         """Draws of the AUROC in each wrapper (or source) alone, over base prompts, with the dimension ``held_out``."""

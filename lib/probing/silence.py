@@ -33,8 +33,12 @@ class Pairs(NamedTuple):
 
 
 def pairs(prompts: pd.DataFrame, label: int = 1) -> dict[str, Pairs]:
-    """The pairs of every wrapper in which base prompts stand whose plain form has a label, in the table's order."""
+    """The pairs of every wrapper in which base prompts stand whose plain form has a label, in the table's order.
+
+    Training prompts are left out: latents were chosen on them.
+    """
     rows = prompts.reset_index(drop=True)
+    rows = rows[rows["split"] != "train"]
     is_request = (rows["transform"] == "plain") & (rows["label"] == label)
     plain_row = pd.Series(rows.index[is_request], index=rows.loc[is_request, "base_id"])
     wrapped = rows[(rows["transform"] != "plain") & rows["base_id"].isin(plain_row.index)]
@@ -42,6 +46,19 @@ def pairs(prompts: pd.DataFrame, label: int = 1) -> dict[str, Pairs]:
         wrapper: Pairs(plain_row[of_one["base_id"]].to_numpy(), of_one.index.to_numpy(), of_one["base_id"].to_numpy())
         for wrapper, of_one in wrapped.groupby("transform", sort=False)
     }
+
+
+def that_may_silence(prompts: pd.DataFrame, wrappers: list[str]) -> list[str]:
+    """The wrappers that do not only add text behind a prompt, which changes no earlier token of a causal model."""
+    texts = prompts["text"].to_numpy()
+
+    def only_adds(wrapper: str) -> bool:
+        of_one = pairs(prompts).get(wrapper)
+        if of_one is None:
+            return False
+        return all(b.startswith(a) for a, b in zip(texts[of_one.plain], texts[of_one.wrapped], strict=True))
+
+    return [wrapper for wrapper in wrappers if not only_adds(wrapper)]
 
 
 def speaking(
@@ -90,10 +107,12 @@ def shares(
     """How often latents are silent in a wrapper, of the pairs in which they fire on the plain prompt.
 
     Dimensions ``latents`` (``CHOSEN`` or ``CONTROL``) and ``wrapper``; a mean over the chosen latents that fire in the
-    wrapper's pairs, of which each has its own controls' mean. Replicates draw base prompts. A wrapper in whose pairs no
-    latent and control both fire is left out.
+    wrapper's pairs, of which each has its own controls' mean. Replicates draw base prompts, and latents with their
+    controls. A wrapper in whose pairs no latent and control both fire is left out.
     """
-    rows, values = [], []
+    rows, values, n = [], [], len(chosen)
+    drawn = np.random.default_rng(seed).multinomial(n, [1 / n] * n, replicates)
+    counts = np.vstack([np.ones((1, n)), drawn])  # of each latent, in each replicate
     fires = scipy.sparse.csc_matrix(latents > 0)
     for wrapper, of_one in pairs_of.items():
         weights = np.vstack([np.ones((1, len(of_one.base))), bootstrap_weights(of_one.base, replicates, seed)])
@@ -105,7 +124,7 @@ def shares(
             continue
         for name, share in ((CHOSEN, own), (CONTROL, others)):
             rows.append({"latents": name, "wrapper": wrapper})
-            values.append(_mean(np.where(both, np.nan, share), 1))
+            values.append(_mean(np.where(both, np.nan, share), 1, counts))
     dimensions = pd.DataFrame(rows, dtype=object, columns=["latents", "wrapper"])
     return Draws(dimensions, np.array(values, dtype=np.float64).reshape(len(rows), 1 + replicates))
 
@@ -150,11 +169,11 @@ def _changing_share(
         return (weights @ (plain & ~wrapped)) / (weights @ plain)
 
 
-def _mean(values: np.ndarray, axis: int) -> np.ndarray:
-    """The mean of what is defined; NaN where nothing is."""
-    defined = ~np.isnan(values)
+def _mean(values: np.ndarray, axis: int, counts: np.ndarray | float = 1.0) -> np.ndarray:
+    """The mean of what is defined, each as often as ``counts`` says; NaN where nothing is."""
+    defined = ~np.isnan(values) * counts
     with np.errstate(invalid="ignore"):
-        return np.where(defined, values, 0.0).sum(axis) / defined.sum(axis)
+        return (np.nan_to_num(values) * defined).sum(axis) / defined.sum(axis)
 
 
 def in_place(

@@ -13,9 +13,9 @@ from sae_lens import SAE
 
 from lib.base import processes
 from lib.probing import ksparse
-from lib.probing.on_saes import BEST, linear
+from lib.probing.on_saes import BEST, K_SPARSE, Basis, Form, Probed, linear
 from lib.probing.tasks import Probe, Task
-from lib.sae import latents
+from lib.sae import folders, latents
 from lib.stats.metrics import Estimate, Scores, auroc, t_interval
 
 Change = Callable[[np.random.Generator, np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -64,6 +64,22 @@ def on_sae(
         sparse: Contender(columns, k=probe.k, selection=probe.selection),
         of_reconstruction: linear._replace(columns=latents.reconstruction(sae, pooled)),
     }
+
+
+def on_saes(
+    table: pd.DataFrame, probed: Probed, forms: dict[Basis, Form], k: int, linear: Contender, pooling: str
+) -> dict[Probe, Contender]:
+    """:func:`on_sae` of every SAE of ``table`` (columns variant, seed, folder) whose latents are kept, its k-sparse
+    probe in the form that ``forms`` has for it."""
+    contenders = {}
+    for row in table.itertuples():
+        basis = row.variant, None if pd.isna(row.seed) else int(row.seed)
+        if basis in probed.of_seeds:
+            form, pooled = forms[basis], probed.of_seeds[basis]
+            probe = Probe(K_SPARSE, form.pooling, *basis, form.selection, k)
+            sae = folders.load(row.folder)
+            contenders |= on_sae(sae, probe, pooled[form.pooling], linear, pooled[pooling], pooling)
+    return contenders
 
 
 def fewer(n_prompts: int) -> Change:

@@ -337,7 +337,7 @@ def norms(table: pd.DataFrame, layers: list[int]) -> Figure:
     left.set(title="norms", xlabel="layer (residual stream after block)", ylabel="token norm ‖x‖₂ (model units)")
     left.set(xticks=layers, ylim=(0, None))
     right.plot(table["length"], table["tokens_per_s"] / 1000, "o")
-    right.set(title="harvest, all layers", xlabel="mean prompt length of the shard (tokens)")
+    right.set(title="harvest, these layers in one pass", xlabel="mean prompt length of the shard (tokens)")
     right.set(ylabel="thousand tokens / s", ylim=(0, 1.1 * table["tokens_per_s"].max() / 1000))
     return figure
 

@@ -5,7 +5,7 @@ dimensions of ``lib.probing.tasks.Probe``.
 """
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -102,34 +102,6 @@ def ahead_of(by_method: Draws, baseline: str) -> pd.DataFrame:
     return ahead.assign(metric="auroc_difference", level="method", against=baseline)
 
 
-def of_rotation(rotated: Draws, dense: Draws, finetuning: tuple[str, str], n_wrappers: int) -> pd.DataFrame:
-    """The rows of a rotation of wrappers: mean AUROC within wrapper of every probe, what SAE probes are behind the
-    dense ones, and what the second SAE of ``finetuning`` gained over the first.
-
-    ``dense`` has the dense probe beside k-sparse ones in its first row, and the one beside each reconstruction by
-    pooling.
-    """
-    sparse, linear = rotated.where(probe="k-sparse"), rotated.where(probe="reconstruction")
-    before, after = finetuning
-    gained = sparse.where(variant=after).minus(sparse.where(variant=before), ["k", "split"])
-    parts = {
-        "auroc_within_wrapper": rotated,
-        "auroc_behind_dense": sparse.behind(dense.first(), ["split"]),
-        "auroc_lost": linear.behind(dense, ["pooling", "split"]),
-        "auroc_gained_by_finetuning": gained,
-    }
-    rows = [over_wrappers(part, n_wrappers).assign(metric=metric) for metric, part in parts.items()]
-    return pd.concat(rows, ignore_index=True)
-
-
-def of_sources(rotated: Draws, dense: Draws, variant: str) -> pd.DataFrame:
-    """The rows of a rotation of the sources of harmful prompts: AUROC of every probe on each, and what the k-sparse
-    probe of ``variant`` is behind the dense one, all sources as one family."""
-    behind = rotated.where(probe="k-sparse", variant=variant).behind(dense, ["split", "held_out"])
-    family = families.estimates(behind).assign(metric="auroc_behind_dense")
-    return pd.concat([rotated.estimates().assign(metric="auroc"), family], ignore_index=True)
-
-
 def named(table: pd.DataFrame) -> pd.DataFrame:
     """The table with a column ``name``: the probe, the SAE that it reads if there is one, and the pooling where a name
     alone has several."""
@@ -165,17 +137,20 @@ def way_differences(
     return families.estimates(apart).assign(metric="auroc_difference", level="variant", against=reference)
 
 
-def ahead_of_controls(drawn: Draws, variant: str, split: str, seed: int) -> pd.DataFrame:
+def ahead_of_controls(
+    drawn: Draws, variant: str, split: str, seed: int, n_wrappers: int | None = None
+) -> pd.DataFrame:
     """AUROC of a variant's k-sparse probes minus that of each control, one k and split, means over seeds and draws.
 
-    Rows of ``auroc_ahead_of_control`` with the columns ``variant`` and ``control``, as one family.
+    Rows of ``auroc_ahead_of_control`` with the columns ``variant`` and ``control``, as one family. Of draws over few
+    wrappers their number widens the intervals (:func:`over_wrappers`).
     """
     of_split = drawn.where(split=split)
     names = of_split.where(probe="control").dimensions["variant"].unique()
     means = of_split.over_seeds(seed, apart=(*APART, *names))  # the draws of each control vary as they do
     ahead = means.where(probe="control").behind(means.where(probe="k-sparse", variant=variant), ["k", "split"])
-    family = families.estimates(ahead).assign(metric="auroc_ahead_of_control", control=lambda table: table["variant"])
-    return family.assign(variant=variant)
+    family = families.estimates(ahead, n_wrappers).assign(control=lambda table: table["variant"])
+    return family.assign(variant=variant, metric="auroc_ahead_of_control")
 
 
 def forms(chosen: dict[tuple[str, Any], tuple[str, str]]) -> pd.DataFrame:
@@ -261,17 +236,25 @@ def gained(k_sparse: Draws, names: Finetuning, seed: int) -> pd.DataFrame:
     Metrics ``auroc_gained_by_finetuning``, ``auroc_gained_by_placebo`` and ``auroc_gained_over_placebo``; a row for
     each k, and one whose k is ``MEAN``. The seed noise of the intervals is that of the differences.
     """
+    parts = [
+        apart.estimates().assign(metric=metric, against=reference)
+        for metric, reference, apart in gains(k_sparse, names, seed, _with_mean)
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def gains(
+    k_sparse: Draws, names: Finetuning, seed: int, extended: Callable[[Draws], Draws] = lambda draws: draws
+) -> Iterator[tuple[str, str, Draws]]:
+    """Metric, reference and draws of what :func:`gained` estimates; ``extended`` adds rows to those compared."""
     pairs = {
         "auroc_gained_by_finetuning": (names.chat, names.before),
         "auroc_gained_by_placebo": (names.placebo, names.before),
         "auroc_gained_over_placebo": (names.chat, names.placebo),
     }
-    parts = []
     for metric, (variant, reference) in pairs.items():
-        compared = _with_mean(k_sparse.where(variant=[*names.after(), reference]))
-        apart = _differences(compared, "variant", reference, seed).where(variant=variant)
-        parts.append(apart.estimates().assign(metric=metric, against=reference))
-    return pd.concat(parts, ignore_index=True)
+        compared = extended(k_sparse.where(variant=[*names.after(), reference]))
+        yield metric, reference, _differences(compared, "variant", reference, seed).where(variant=variant)
 
 
 def gained_by_seed(k_sparse: Draws, names: Finetuning) -> pd.DataFrame:
@@ -359,6 +342,17 @@ def auroc_lost(linear: Draws, dense: Draws, seed: int) -> Draws:
 def behind_dense(k_sparse: Draws, dense: Draws, seed: int) -> pd.DataFrame:
     """AUROC of the dense probe (one pooling) minus that of each k-sparse probe."""
     return over_seeds(k_sparse, seed).behind(dense, ["split"]).estimates()
+
+
+def behind_in_poolings(k_sparse: Draws, dense: Draws, of_poolings: list[str], seed: int) -> pd.DataFrame:
+    """:func:`behind_dense` of the dense probe of each pooling (``against``), which are a family in every split: rows of
+    ``auroc_behind_dense_in_pooling``."""
+    means = over_seeds(k_sparse, seed)
+    parts = {pooling: means.behind(dense.where(pooling=pooling), ["split"]) for pooling in of_poolings}
+    named = [Draws(part.dimensions.assign(against=pooling), part.values) for pooling, part in parts.items()]
+    every = functools.reduce(Draws.joined, named)
+    rows = [families.estimates(every.where(split=split)) for split in every.dimensions["split"].unique()]
+    return pd.concat(rows, ignore_index=True).assign(metric="auroc_behind_dense_in_pooling")
 
 
 def with_numeric_k(table: pd.DataFrame) -> pd.DataFrame:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 import yaml
 
-from lib.base import build_graph
+from lib.base import build_graph, keys
 from lib.base.files import DATA, ROOT, file_hash, run_dir, write_json, write_table
 from lib.base.registry import lookup
 
@@ -44,10 +44,14 @@ def start(notebook: str, scope: dict[str, Any]) -> Run:
     """Begin a record. ``scope`` is the notebook's ``globals()``: the parameters are read from there by name.
 
     A cell of a sweep has ``<profile>/cells/<notebook>-<hash>`` as its profile.
+
+    Raises:
+        ValueError: a key in the place of its variable's name (see :mod:`lib.base.keys`), which no record may hold.
     """
     names = build_graph.parameters(build_graph.NOTEBOOKS / f"{notebook}.py")
     profile = scope["profile"]
     parameters = {name: scope[name] for name in names}
+    keys.check_parameters(parameters)
     base, _, cell = profile.partition("/")
     figures = run_dir(profile) / "figures" if cell else ROOT / "figures" / profile
     return Run(notebook, profile, parameters, run_dir(base), run_dir(profile) / "results", figures, time.perf_counter())

@@ -5,8 +5,6 @@ page opens from disk and asks no network; its content security policy allows the
 nothing else, so that a text that slipped in unescaped could not run.
 """
 
-import base64
-import hashlib
 import itertools
 import math
 import unicodedata
@@ -19,7 +17,7 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import isotonic_regression
 
-from lib.base.files import ROOT, write_text
+from lib.base.files import ROOT, script_hash, write_text
 from lib.base.registry import lookup
 from lib.results.figures import CYCLE
 
@@ -382,14 +380,9 @@ def _described(number: Number) -> str:
     return _number(number.value) + (f" ({_number(number.low)} to {_number(number.high)})" if has_interval else "")
 
 
-def _digest(text: str) -> str:
-    """The hash by which a content security policy names a script."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-
 def _template() -> jinja2.Template:
     loader = jinja2.FileSystemLoader(ROOT / "lib" / "results" / "templates")
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-    environment.filters |= {"number": _number, "signed": _signed, "described": _described, "digest": _digest}
+    environment.filters |= {"number": _number, "signed": _signed, "described": _described, "digest": script_hash}
     environment.filters |= {"ticks": _ticks, "scale": _scale, "level": lambda level, of: SETTINGS[of](level)}
     return environment.get_template("tasks.html")

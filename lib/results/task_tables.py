@@ -172,7 +172,7 @@ def not_measured(has_published: bool, has_tasks: bool, k: int) -> pd.DataFrame:
     rules ask for."""
     lines = []
     if not has_published:
-        why = "the published results are averaged in the profile public"
+        why = "the parameter published_results is false in this run"
         stands_for = [(NORMAL, "best latent"), (OOD, "SAE"), (SCARCITY, "k = 128")]
         lines += [_missing("auroc_behind_dense", "published", s, why) | {"probe": probe} for s, probe in stands_for]
     if not has_tasks:

@@ -5,6 +5,7 @@ from collections.abc import Collection
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from lib.results.figures import CYCLE, LABELS, SPLITS, _panels, _spread
@@ -22,25 +23,27 @@ COLOURS = {  # of dictionaries and bases, the same in every figure; every other 
     "k-means centres": "#ee99aa",
     "shuffled labels": "#663333",
 }
+BAR_HEIGHT, SHADE = 0.42, 0.75  # of a bar in rows; of a line's brightness in that of its bar
 FEW = 20  # prompts of a cell, fewer than which their number is written into it
 
 
 def stacked(table: pd.DataFrame, total: str, xlabel: str) -> Figure:
     """A bar for each ``variant`` of its parts (``part``, ``value``): those above zero to the right, those below to the
-    left, each with its interval (``low``, ``high``) as a thin line at its end. The dot is their sum, the part
-    ``total``, with its own interval."""
+    left. Below the bar is the interval (``low``, ``high``) of each part, a thin line of a darker shade of its colour
+    whose dot is below the end of the part. The large dot is their sum, the part ``total``, with its own interval."""
     variants, parts = (list(dict.fromkeys(table[name])) for name in ("variant", "part"))
     parts.remove(total)
-    figure, (ax,) = _panels(1, width=9.6, height=1.3 + 0.5 * len(variants))
+    figure, (ax,) = _panels(1, width=9.6, height=1.3 + 0.72 * len(variants))
     rows, ends = np.arange(len(variants)), {side: np.zeros(len(variants)) for side in (1, -1)}
-    half, places = (len(parts) + 1) // 2, np.linspace(-0.3, 0.3, len(parts) + 2)
-    beside = [*places[:half], *places[half + 2 :]]  # where the parts' lines lie on no other, nor on that of the sum
-    for part, colour, y in zip(parts, CYCLE, beside, strict=False):
+    below = np.linspace(BAR_HEIGHT / 2 + 0.07, 1 - BAR_HEIGHT / 2 - 0.09, len(parts))  # on no bar, and on no other
+    for part, colour, y in zip(parts, CYCLE, below, strict=False):
         of_part = table[table["part"] == part].set_index("variant").reindex(variants)
         values = of_part["value"].fillna(0.0).to_numpy(dtype=float)
         before = np.where(values < 0, ends[-1], ends[1])
-        ax.barh(rows, values, left=before, color=colour, height=0.72, label=part)
-        ax.errorbar(before + values, rows + y, xerr=_spread(of_part), fmt="none", ecolor="0.15", elinewidth=0.8)
+        ax.barh(rows, values, left=before, color=colour, height=BAR_HEIGHT, label=part)
+        line = {"fmt": ".", "color": _darker(colour), "elinewidth": 1.4, "ms": 5}
+        ends_of_part = before + of_part["value"].to_numpy(dtype=float)  # a part that is missing has no dot
+        ax.errorbar(ends_of_part, rows + y, xerr=_spread(of_part), **line)
         ends = {side: end + np.where(values * side > 0, values, 0.0) for side, end in ends.items()}
     sums = table[table["part"] == total].set_index("variant").reindex(variants)
     style = {"fmt": "o", "color": "black", "capsize": 3, "ms": 5, "mec": "white", "label": "all parts together"}
@@ -49,10 +52,15 @@ def stacked(table: pd.DataFrame, total: str, xlabel: str) -> Figure:
     ax.set_yticks(rows, variants)
     ax.use_sticky_edges = False
     ax.margins(x=0.03)
-    ax.set(xlabel=xlabel, ylim=(len(variants) - 0.5, -0.5))
+    ax.set(xlabel=xlabel, ylim=(len(variants) - BAR_HEIGHT / 2, -BAR_HEIGHT))
     ax.grid(axis="y", visible=False)
     figure.legend(loc="outside right upper", fontsize=8)
     return figure
+
+
+def _darker(colour: str) -> tuple[float, ...]:
+    """A shade of a colour that is seen as a thin line on white."""
+    return tuple(SHADE * channel for channel in to_rgb(colour))
 
 
 def shares(table: pd.DataFrame, counts: pd.DataFrame, jailbreaks: Collection[str], label: str) -> Figure:

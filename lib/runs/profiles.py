@@ -2,34 +2,40 @@
 
 import json
 import math
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from lib.base import build_graph
+from lib.base import build_graph, keys
 from lib.base.files import cause
 
 PROFILES = build_graph.NOTEBOOKS / "profiles"
-EXPONENT = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$")
+PLAIN_VALUES = {  # YAML 1.1 also reads yes as true, 010 as 8, 0x1f as 31 and 1:30 as 90, which here are texts
+    "bool": re.compile(r"(true|True|TRUE|false|False|FALSE)$"),
+    "int": re.compile(r"[-+]?(0|[1-9][\d_]*)$"),
+    "float": re.compile(
+        r"[-+]?(\d[\d_]*\.[\d_]*|\.\d[\d_]*|\d+(?=[eE]))([eE][-+]?\d+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"
+    ),
+}
 MAY_BE_EMPTY = "; empty: "  # in the comment beside a list parameter, before what its being empty means
 
 
 def _resolvers() -> dict[str, list[tuple[str, re.Pattern]]]:
-    """PyYAML's rules of what a plain value is, by its first character, with another rule for numbers and none for
-    dates."""
+    """PyYAML's rules of what a plain value is, by its first character, with the patterns of ``PLAIN_VALUES`` and none
+    for dates."""
     resolvers = {}
     for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items():
-        rules = [rule for rule in rules if not rule[0].endswith(":timestamp")]
-        may_be_number = any(tag.endswith(":float") for tag, _ in rules)
-        resolvers[first] = [("tag:yaml.org,2002:float", EXPONENT)] * may_be_number + rules
+        kinds = [(tag, PLAIN_VALUES.get(tag.rpartition(":")[2], pattern)) for tag, pattern in rules]
+        resolvers[first] = [rule for rule in kinds if not rule[0].endswith(":timestamp")]
     return resolvers
 
 
 class Loader(yaml.SafeLoader):
-    """YAML as people mean it: ``1e-3`` is a number (PyYAML wants ``1.0e-3``), and ``2024-01-01`` a text, which may name
-    a profile; no parameter is a date."""
+    """YAML as people mean it: ``1e-3`` is a number (PyYAML wants ``1.0e-3``), and ``yes``, ``010`` and ``2024-01-01``
+    are texts, which may be a label, or name a profile; no parameter is a date."""
 
     yaml_implicit_resolvers = _resolvers()
 
@@ -52,7 +58,7 @@ def read_profile(path: Path) -> dict[str, Any]:
     """The flat parameters of a profile; ``profile`` is the file's name.
 
     Raises:
-        ValueError: not a flat YAML mapping, or another ``profile`` in it.
+        ValueError: not a flat YAML mapping, another ``profile`` in it, or a key (see :mod:`lib.base.keys`).
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -62,6 +68,8 @@ def read_profile(path: Path) -> dict[str, Any]:
     values = {} if values is None else values
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise ValueError(f"{path} must be flat: one 'parameter: value' a line")
+    keys.check_parameters(values)
+    values = as_meant(values)
     if values.get("profile", path.stem) != path.stem:
         raise ValueError(
             f"{path} sets profile: {values['profile']!r}; it must be the file's name, {path.stem!r}, or left out"
@@ -101,6 +109,21 @@ def _nested(node: yaml.Node | None) -> yaml.Node | None:
     return None
 
 
+def as_meant(values: dict[str, Any]) -> dict[str, Any]:
+    """Values as they were read, with the text of a whole number for a parameter that is a text (``text_column: 0``),
+    and with the home folder for ``~`` in what names files."""
+    defaults = complete({})
+    return {name: _meant(name, value, defaults.get(name)) for name, value in values.items()}
+
+
+def _meant(name: str, value: Any, default: Any) -> Any:
+    if isinstance(value, list):
+        return [_meant(name, entry, default) for entry in value]
+    if isinstance(value, str) and name in build_graph.FILE_PARAMETERS:
+        return os.path.expanduser(value)
+    return str(value) if isinstance(default, str) and type(value) is int else value
+
+
 def complete(profile: dict[str, Any]) -> dict[str, Any]:
     """All notebooks' parameters: a profile's values, and the defaults of the others."""
     values: dict[str, Any] = {}
@@ -109,13 +132,23 @@ def complete(profile: dict[str, Any]) -> dict[str, Any]:
     return values | profile
 
 
+def other_parameter(record: Path, values: dict[str, Any]) -> str:
+    """A parameter with which a record was made in the place of a profile's (``values``: see :func:`complete`), and both
+    values; empty if there is none."""
+    recorded = json.loads(record.read_text(encoding="utf-8")).get("parameters", {})
+    name = next((name for name, value in values.items() if recorded.get(name, value) != value), "")
+    return name and f"it was made with {name} {recorded[name]!r}, and the profile has {values[name]!r}"
+
+
 def select(notebook: Path, values: dict[str, Any]) -> dict[str, Any]:
     """The values that this notebook declares and that differ from its defaults.
 
     Raises:
         ValueError: a name that no notebook declares, a value of another type than the default, NaN or infinity, a list
-            that names an entry twice, or an empty one whose comment does not say what that means (``MAY_BE_EMPTY``).
+            that names an entry twice, or an empty one whose comment does not say what that means (``MAY_BE_EMPTY``),
+            or a key (see :mod:`lib.base.keys`).
     """
+    keys.check_parameters(values)
     known = {name for path in build_graph.notebooks() for name in build_graph.parameters(path)}
     unknown = sorted(set(values) - known)
     if unknown:

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from lib.base import build_graph
-from lib.base.files import DATA, ROOT, relative, replacing, run_dir, write_json, write_text
+from lib.base.files import DATA, ROOT, relative, replacing, run_dir, typed_path, write_json, write_text
 from lib.model import weights
 from lib.results import records
 from lib.runs import progress, reproduce, task_cells
-from lib.runs.profiles import complete, flat_yaml, profile_path, read_profile, select
+from lib.runs.profiles import as_meant, complete, flat_yaml, other_parameter, profile_path, read_profile, select
 from lib.texts import own_texts, sources, table_files
 
 MANY_TASKS = "09_many_tasks"
@@ -41,8 +41,8 @@ TEXT_VARIABLES: Variables = {
 }
 TASK_VARIABLES: Variables = TEXT_VARIABLES | {"ROWS": ("task_rows", lambda text: _whole("ROWS", text))}
 DEBUG_VARIABLES: Variables = TEXT_VARIABLES | {
-    "CSV": ("train_csv", lambda text: str(Path(text).expanduser().resolve())),
-    "OOD": ("ood_csv", lambda text: str(Path(text).expanduser().resolve())),
+    "CSV": ("train_csv", lambda text: str(typed_path(text).resolve())),
+    "OOD": ("ood_csv", lambda text: str(typed_path(text).resolve())),
     "ROWS": ("csv_rows", lambda text: _whole("ROWS", text)),
 }
 
@@ -224,13 +224,14 @@ def tasks(base: str, chosen: list[str], folder: str, overrides: dict[str, Any], 
     """
     if not chosen and not folder:
         raise ValueError("give TASKS=core, TASKS=all or names of sae-probes, or DIR=folder of labelled files")
-    if folder and not Path(folder).is_dir():
+    place = typed_path(folder).resolve()
+    if folder and not place.is_dir():
         raise ValueError(f"there is no folder {folder!r}; give one with labelled files, such as spam.csv")
     own = read_profile(profile_path(base))
-    what = "-".join([*chosen, *([Path(folder).resolve().name] if folder else [])])
+    what = "-".join([*chosen, *([place.name] if folder else [])])
     name = own["profile"] + TASKS + re.sub(r"[^\w-]+", "-", what)[:60]
     values = own | overrides | {"profile": name, "tasks": chosen}
-    values |= {"tasks_folder": str(Path(folder).resolve())} if folder else {}
+    values |= {"tasks_folder": str(place)} if folder else {}
     notebook = build_graph.NOTEBOOKS / f"{MANY_TASKS}.py"
     select(notebook, values)
     if not prepare(values):
@@ -245,15 +246,16 @@ def _typed(variables: Variables) -> dict[str, Any]:
     return {variables[variable][0]: variables[variable][1](text) for variable, text in typed.items() if text}
 
 
-def publish(profile: str = "embedded") -> None:
-    """Copy the records of a profile to ``data/records``.
+def publish(profile: str = "embedded", values: dict[str, Any] | None = None) -> None:
+    """Copy the records of a profile, whose parameters are ``values`` if they are given, to ``data/records``.
 
     Of ``embedded`` it also copies the executed notebooks beside their ``.py``, but for those of ``SHOWN``. A run over
-    many tasks has the record of notebook 09 alone. Nothing is copied unless all can be.
+    many tasks has the record of notebook 09 alone, with parameters that no profile has. Nothing is copied unless all
+    can be.
 
     Raises:
-        ValueError: a notebook has not been run, the code is not committed, or a record was not made by committed code
-            that is still the same (see :mod:`lib.results.records`).
+        ValueError: a notebook has not been run, the code is not committed, a record was not made by committed code
+            that is still the same (see :mod:`lib.results.records`), or it was made with other parameters.
     """
     records.check_committed()
     folder = run_dir(profile)
@@ -267,6 +269,8 @@ def publish(profile: str = "embedded") -> None:
     kept = [path for path in needed if path.suffix == ".json"]
     for record in kept:
         records.check_made_by_commit(record)
+        if difference := other_parameter(record, values or {}):
+            raise ValueError(f"{record.name}: {difference}; make reproduce PROFILE={profile} runs it again")
     for record in kept:
         write_text(DATA / "records" / profile / record.name, record.read_text(encoding="utf-8"), only_if_changed=True)
     _publish_notebooks(folder / "notebooks", shown)
@@ -330,8 +334,10 @@ def main(prepare: Prepare = at_once) -> None:
         if arguments.committed:
             return records.check_committed()
         if arguments.publish:
-            is_tasks = TASKS in arguments.profile
-            return publish(arguments.profile if is_tasks else profile_path(arguments.profile).stem)
+            if TASKS in arguments.profile:
+                return publish(arguments.profile)
+            path = profile_path(arguments.profile)
+            return publish(path.stem, complete(read_profile(path)))
         if arguments.debug:
             return debug(_typed(DEBUG_VARIABLES))
         if arguments.tasks:
@@ -345,7 +351,7 @@ def main(prepare: Prepare = at_once) -> None:
             command = take_away.write if arguments.probe else take_away.score
             return command(profile_path(arguments.profile).stem, os.environ)
         values = read_profile(profile_path(arguments.profile))
-        values |= {name: flat_yaml(value, f"parameter {name}") for name, value in arguments.parameter}
+        values |= as_meant({name: flat_yaml(value, f"parameter {name}") for name, value in arguments.parameter})
         if arguments.fetch:
             return fetch(values)
         names = [path.stem for path in build_graph.notebooks()]

@@ -67,8 +67,8 @@ class Storage:
         A folder appears when it is complete, and an incomplete one is completed.
         """
         for path in paths:
+            place = self._place(path)
             with self._speaking(), locked(path):
-                place = self._place(path)
                 if self.system.isdir(place):
                     self._get_folder(place, path)
                 elif not path.exists():
@@ -79,7 +79,7 @@ class Storage:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
             new = path if path.exists() else Path(scratch) / path.name
             for source, about in self.system.find(place, detail=True).items():
-                target = new / PurePosixPath(source).relative_to(place)
+                target = _within(new, new / PurePosixPath(source).relative_to(place))
                 if not target.exists() or target.stat().st_size != about["size"]:
                     with replacing(target) as temporary:
                         self.system.get_file(source, str(temporary))
@@ -87,7 +87,18 @@ class Storage:
                 os.replace(new, path)
 
     def _place(self, path: Path) -> str:
-        return f"{self.root}/{path.relative_to(ROOT).as_posix()}"
+        return f"{self.root}/{_within(ROOT, path).relative_to(ROOT).as_posix()}"
+
+
+def _within(folder: Path, path: Path) -> Path:
+    """The path, if its name lies in the folder; where a link in it leads is up to whoever made the link.
+
+    Raises:
+        ValueError: it does not, as when a record from elsewhere names ``../../x``.
+    """
+    if ".." in path.parts or not path.is_relative_to(folder):
+        raise ValueError(f"the path {str(path)!r} leads out of {str(folder)!r}; STORE keeps what lies in it only")
+    return path
 
 
 def _files(path: Path) -> list[Path]:

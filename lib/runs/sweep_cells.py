@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from lib.base import build_graph
-from lib.base.files import ROOT, cause, file_hash, locked, relative, run_dir, value_hash
+from lib.base.files import ROOT, cause, content_hash, file_hash, locked, named_files, relative, run_dir, value_hash
 from lib.runs import profiles, runner, task_cells
 from lib.runs.storage import Storage, products
 from lib.runs.warm_kernel import ENGINE, WarmKernel
@@ -106,8 +106,9 @@ def read(path: Path) -> Sweep:
     if not isinstance(by_task, bool):
         raise ValueError(f"the sweep {path}: by_task is {by_task!r}; it must be true or false")
     profile = profiles.profile_path(content.get("profile", "embedded"))
-    shared = profiles.read_profile(profile) | content.get("fixed", {})
-    sweep = Sweep(path.stem, profile.stem, notebooks, shared, list(_points(path, content)), figure, by_task)
+    shared = profiles.read_profile(profile) | profiles.as_meant(content.get("fixed", {}))
+    points = [profiles.as_meant(point) for point in _points(path, content)]
+    sweep = Sweep(path.stem, profile.stem, notebooks, shared, points, figure, by_task)
     for point, notebook in itertools.product(sweep.points, build_graph.notebooks()):
         profiles.select(notebook, shared | point)
     return sweep
@@ -161,7 +162,7 @@ def plan(sweep: Sweep) -> tuple[dict[str, Cell], list[Wanted]]:
     """All cells by name, those that others read before them, and the wanted ones."""
     cells: dict[str, Cell] = {}
     code = {path.stem: _code(path) for path in build_graph.notebooks()}
-    hashed = functools.cache(_content)
+    hashed = functools.cache(content_hash)
 
     def add(notebook: str, values: dict[str, Any], all_tasks: bool = sweep.by_task) -> str:
         path = build_graph.NOTEBOOKS / f"{notebook}.py"
@@ -172,9 +173,8 @@ def plan(sweep: Sweep) -> tuple[dict[str, Cell], list[Wanted]]:
         own = profiles.select(path, values)
         own.pop("profile", None)
         # A text that names a file or folder (a user's CSV, an SAE) stands for its content.
-        texts = [entry for value in own.values() for entry in (value if isinstance(value, list) else [value])]
-        paths = [ROOT / text for text in texts if isinstance(text, str) and text]
-        contents = [hashed(path) for path in paths if path.exists()]
+        named = [value for name, value in own.items() if name in build_graph.FILE_PARAMETERS]
+        contents = [hashed(path) for value in named for path in named_files(value)]
         name = f"{notebook}-{value_hash([own, contents, code[notebook], needs])}"
         cells.setdefault(name, Cell(name, notebook, sweep.profile, own, needs, code[notebook]))
         return name
@@ -185,14 +185,6 @@ def plan(sweep: Sweep) -> tuple[dict[str, Cell], list[Wanted]]:
 
 def _code(notebook: Path) -> str:
     return value_hash([file_hash(ROOT / name) for name in build_graph.sources(notebook)])
-
-
-def _content(path: Path) -> str:
-    """Hash of a file, or of the files of a folder."""
-    if path.is_file():
-        return file_hash(path)
-    files = [file for file in sorted(path.rglob("*")) if file.is_file()]
-    return value_hash([[file.relative_to(path).as_posix(), file_hash(file)] for file in files])
 
 
 class CellRunner:

@@ -17,7 +17,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from lib.base import build_graph, cluster
-from lib.base.files import locked, relative, run_dir, write_table
+from lib.base.files import locked, relative, run_dir, typed_path, write_table
 from lib.results import figures
 from lib.runs import profiles
 from lib.runs.storage import Storage
@@ -250,7 +250,7 @@ def run(cells: dict[str, Cell], workers: int, limit: float, retries: int, store:
 
 def place_of(store: str) -> str:
     """The ``STORE`` of a command line, as workers find it, which stand in other folders."""
-    return str(Path(store).resolve()) if store and "://" not in store else store
+    return str(typed_path(store).resolve()) if store and "://" not in store else store
 
 
 def tell(failed: dict[str, str], cells: dict[str, Cell]) -> None:
@@ -278,7 +278,8 @@ def _arguments() -> argparse.Namespace:
 
 
 def _work(arguments: argparse.Namespace) -> int:
-    path = Path(arguments.sweep) if arguments.sweep.endswith((".yaml", ".yml")) else SWEEPS / f"{arguments.sweep}.yaml"
+    is_file = arguments.sweep.endswith((".yaml", ".yml"))
+    path = typed_path(arguments.sweep) if is_file else SWEEPS / f"{arguments.sweep}.yaml"
     if not path.exists():
         shipped = sorted(file.stem for file in SWEEPS.glob("*.yaml"))
         raise ValueError(

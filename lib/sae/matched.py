@@ -33,11 +33,12 @@ class Measure(NamedTuple):
 
 FVU = Measure("fvu", "fraction of variance")
 FREQUENT_MASS = Measure("high_frequency_mass", "share of active latents")
+MASS_ABOVE_MEAN = Measure("mass_above_10x_mean", "share of active latents")
 # Metric of a record's row -> what it is of each variant.
 OF_VARIANT = {
     "fvu_at_matched_l0": FVU,
     "frequent_mass_at_matched_l0": FREQUENT_MASS,
-    "mass_above_10x_mean_at_matched_l0": Measure("mass_above_10x_mean", "share of active latents"),
+    "mass_above_10x_mean_at_matched_l0": MASS_ABOVE_MEAN,
     "weighted_frequency_at_matched_l0": Measure("weighted_frequency", "fraction of tokens"),
     "high_frequency": Measure("high_frequency", "latents"),
 }
@@ -106,14 +107,18 @@ def differences(
 ) -> pd.DataFrame:
     """Differences between variants at equal L0, rows of a record:
 
-    - fvu_cost_at_matched_l0, FVU of each variant minus that of ``BASELINE``;
-    - frequent_mass_difference, frequent mass of each variant minus that of ``LEAST_FREQUENT``, if that is compared;
+    - fvu_cost_at_matched_l0 and frequent_mass_change_at_matched_l0, FVU and frequent mass of each variant minus those
+      of ``BASELINE``;
+    - frequent_mass_difference and mass_above_10x_mean_difference, frequent mass, and mass above ten times the mean
+      frequency, of each variant minus those of ``LEAST_FREQUENT``, if that is compared;
     - fvu_cost_over_qf, FVU of each comparator minus that of the QF penalty with the largest of ``f0s``, if there are
       any. The comparators are one family: each interval is at 1 − ``alpha``, its level by Holm's procedure on the
       t-tests over seeds.
     """
     rows = _against(table, l0s, "fvu_cost_at_matched_l0", FVU, BASELINE)
+    rows += _against(table, l0s, "frequent_mass_change_at_matched_l0", FREQUENT_MASS, BASELINE)
     rows += _against(table, l0s, "frequent_mass_difference", FREQUENT_MASS, LEAST_FREQUENT)
+    rows += _against(table, l0s, "mass_above_10x_mean_difference", MASS_ABOVE_MEAN, LEAST_FREQUENT)
     return _rows(rows + (_over_qf(table, l0s, max(f0s), comparators) if f0s else []))
 
 

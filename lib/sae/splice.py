@@ -13,10 +13,11 @@ from tqdm import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from lib.model import forward
-from lib.model.models import check_layers, is_causal, pad_id, special_ids
+from lib.model.models import check_layers, is_causal, pad_id, special_ids, split_tokens
 from lib.sae.folders import load
 from lib.sae.token_blocks import SINK
 from lib.stats.metrics import Estimate, bootstrap_weights, row
+from lib.texts.corpora import first_tokens
 
 BATCH_TOKENS = 2048  # padded tokens per forward pass; the logits of each take d_vocab numbers
 
@@ -125,6 +126,19 @@ def _estimate(values: np.ndarray, predicted: int, n: int) -> Estimate:
         return Estimate(None, None, None, predicted, n)
     low, high = np.percentile(values[1:], [2.5, 97.5])
     return Estimate(float(values[0]), float(low), float(high), predicted, n)
+
+
+def windows(
+    bridge: TransformerBridge, passages: dict[str, list[str]], context: int, tokens: int, seed: int
+) -> dict[str, list[list[int]]]:
+    """Token ids of each text's passages in windows of at most ``context`` tokens, drawn at random until they hold
+    ``tokens`` (0: all).
+
+    Raises:
+        ValueError: see ``models.split_tokens``.
+    """
+    token_ids = {text: split_tokens(bridge, of_text, context) for text, of_text in passages.items()}
+    return {text: first_tokens(of_text, tokens, seed) for text, of_text in token_ids.items()}
 
 
 def measure(

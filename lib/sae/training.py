@@ -1,4 +1,4 @@
-"""The training loop: batches from token stores, schedules, held-out evaluation, checkpoints and exact resume.
+"""The training loop: batches from token stores, schedules, held-out evaluation, and what an SAE's folder is named by.
 
 An SAE's folder is named by a hash of all that decides its weights: recipe, data and code. What is trained once is
 found again, a change of the code trains anew, and an interrupted run goes on at its last checkpoint, to the same
@@ -6,24 +6,21 @@ weights as an uninterrupted one.
 """
 
 import dataclasses
-import json
 import math
 import sys
 import time
 import warnings
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 from tqdm import tqdm
 
 from lib.base import build_graph
-from lib.base.files import locked, replacing, value_hash
-from lib.sae import architectures, folders
+from lib.base.files import locked, value_hash
+from lib.sae import architectures, checkpoints, folders
 from lib.sae.architectures import make_trainer
+from lib.sae.checkpoints import Progress
 from lib.sae.recipes import Recipe, Trainer
 from lib.sae.token_blocks import (
     BUFFER_TOKENS,
@@ -171,9 +168,13 @@ def _train(
         "curve": progressed.curve,
     }
     measured = folders.held_out_record(sae.to(device), load_tokens(held_out))
-    checkpoint.unlink(missing_ok=True)
-    check_trained(recipe, measured["held_out"])
+    try:
+        check_trained(recipe, measured["held_out"])
+    except ValueError:
+        checkpoint.unlink(missing_ok=True)  # What goes on from it would end in the same way.
+        raise
     folders.save(sae.cpu(), folder, record | measured)
+    checkpoint.unlink(missing_ok=True)
 
 
 def check_trained(recipe: Recipe, held_out: dict[str, float]) -> None:
@@ -211,16 +212,6 @@ def _metadata(stores: list[Source]) -> dict[str, Any]:
     return {"model_name": first.get("model"), "hook_name": first.get("hook_name"), "revision": first.get("revision")}
 
 
-class Progress(NamedTuple):
-    """What a training has done so far: steps, the training curve, seconds of all steps, and the attention sinks that
-    were left out."""
-
-    step: int = 0
-    curve: list[dict] = []
-    seconds: float = 0.0
-    sinks: int = 0
-
-
 def _run(
     trainer: Trainer,
     recipe: Recipe,
@@ -236,7 +227,7 @@ def _run(
     Raises:
         ValueError: a batch's FVU is no number any more.
     """
-    start, curve, seconds, sinks = _resume(trainer, recipe, checkpoint)
+    start, curve, seconds, sinks = checkpoints.resume(trainer, recipe, checkpoint)
     every = max(1, recipe.steps // 50)
     saved = time.perf_counter()
     last = recipe.last_step
@@ -256,58 +247,6 @@ def _run(
             curve.append({"tokens": (step + 1) * recipe.batch_tokens} | metrics)
             bar.set_postfix_str("fvu {fvu:.3f} l0 {l0:.1f} dead {dead} >10% {high_frequency}".format(**metrics))
         if time.perf_counter() - saved > CHECKPOINT_SECONDS:
-            _save_checkpoint(trainer, recipe, checkpoint, Progress(step + 1, curve, seconds, sinks))
+            checkpoints.save(trainer, recipe, checkpoint, Progress(step + 1, curve, seconds, sinks))
             saved = time.perf_counter()
     return Progress(last, curve, seconds, sinks)
-
-
-def _save_checkpoint(trainer: Trainer, recipe: Recipe, path: Path, progress: Progress) -> None:
-    """One safetensors file: the tensors of the state, and everything else as JSON in its header."""
-    tensors: dict[str, Tensor] = {}
-
-    def flatten(value: Any, name: str) -> Any:
-        if isinstance(value, Tensor):
-            tensors[name] = value.contiguous().clone()
-            return {"tensor": name}
-        if isinstance(value, dict):
-            return {"dict": [[key, flatten(item, f"{name}.{key}")] for key, item in value.items()]}
-        if isinstance(value, list | tuple):
-            return [flatten(item, f"{name}.{i}") for i, item in enumerate(value)]
-        return value
-
-    state = flatten(trainer.state(), "state")
-    header = {"recipe": dataclasses.asdict(recipe), "progress": progress._asdict(), "state": state}
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, {"checkpoint": json.dumps(header)})
-
-
-def _resume(trainer: Trainer, recipe: Recipe, path: Path) -> Progress:
-    """Load a checkpoint into the trainer; no progress if there is none.
-
-    Raises:
-        ValueError: a damaged checkpoint, or one of another recipe.
-    """
-    if not path.exists():
-        return Progress(curve=[])
-    try:
-        with safe_open(path, "pt") as handle:
-            header = json.loads(handle.metadata()["checkpoint"])
-        tensors = load_file(path)
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is a damaged checkpoint ({error}); delete it to train from the start") from error
-    if header["recipe"] != dataclasses.asdict(recipe):
-        raise ValueError(
-            f"{path} is the checkpoint of another recipe, {header['recipe']}; delete it or change the folder"
-        )
-
-    def restore(value: Any) -> Any:
-        if isinstance(value, list):
-            return [restore(item) for item in value]
-        if not isinstance(value, dict):
-            return value
-        if "tensor" in value:
-            return tensors[value["tensor"]]
-        return {key: restore(item) for key, item in value["dict"]}
-
-    trainer.load_state(restore(header["state"]))
-    return Progress(**header["progress"])

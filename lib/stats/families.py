@@ -31,23 +31,24 @@ def estimates(draws: Draws, n_units: int | None = None) -> pd.DataFrame:
 def at_levels(draws: Draws, levels: np.ndarray | float = ALPHA, n_units: int | None = None) -> pd.DataFrame:
     """``draws.estimates()`` with the percentile interval of 1 − level of each row, and the column ``alpha``.
 
-    With ``n_units`` units drawn, the percentiles of a bootstrap are too near: each is taken at
-    Φ(−√(n / (n − 1)) t₁₋α/₂,ₙ₋₁) in place of α/2, which gives a mean the width of Student's interval (the expanded
-    percentile interval of Hesterberg 2015, doi 10.1080/00031305.2015.1089789).
+    With ``n_units`` units drawn, the percentiles of a bootstrap are too near: the distance of each from the value is
+    √(n / (n − 1)) t₁₋α/₂,ₙ₋₁ / z₁₋α/₂ times as long, which gives a mean the width of Student's interval (Hesterberg
+    2015, doi 10.1080/00031305.2015.1089789, takes farther percentiles instead, which of few units are the outermost
+    replicates). What is judged so lies between −1 and 1, and so do the ends.
 
     Raises:
         ValueError: fewer than two units, of which nothing can be said of others.
     """
     levels = np.broadcast_to(levels, len(draws.values)).astype(float)
-    tail = levels / 2
-    if n_units is not None:
-        if n_units < 2:
-            raise ValueError(f"an interval over {n_units} units is none; it needs two or more")
-        t = scipy.stats.t.ppf(1 - tail, n_units - 1)
-        tail = scipy.stats.norm.cdf(-np.sqrt(n_units / (n_units - 1)) * t)
+    tail, value = levels / 2, draws.values[:, :1]
     ends = np.full((len(tail), 2), np.nan)
     for i in np.flatnonzero(_is_defined(draws)):
         ends[i] = np.nanquantile(draws.values[i, 1:], [tail[i], 1 - tail[i]])
+    if n_units is not None:
+        if n_units < 2:
+            raise ValueError(f"an interval over {n_units} units is none; it needs two or more")
+        wider = np.sqrt(n_units / (n_units - 1)) * scipy.stats.t.isf(tail, n_units - 1) / scipy.stats.norm.isf(tail)
+        ends = (value + wider[:, None] * (ends - value)).clip(-1.0, 1.0)
     low, high = ends.T
     return draws.table().assign(low=low, high=high, alpha=levels)
 

@@ -8,16 +8,17 @@ import gzip
 import importlib.util
 import json
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from lib.base.files import DATA
+from lib.base.files import DATA, cause
 from lib.base.registry import lookup
 from lib.texts.sources import N_CHAT_OOD, chat_instructions, fetch, public_files
 
@@ -37,7 +38,11 @@ ZIPPED = {  # archive -> the texts in it
     "state_union": r"\.txt$",
     "movie_reviews": r"\.txt$",
 }
-ROLES = {"user": "User", "human": "User", "assistant": "Assistant", "gpt": "Assistant"}  # of hub data sets -> ours
+EMPTY_ROWS = 1000  # of a hub data set, after which it is given up if none has held a text
+ROLES = {  # of hub data sets, in any case -> ours
+    **dict.fromkeys(("user", "human", "prompter"), "User"),
+    **dict.fromkeys(("assistant", "gpt", "model", "bot", "chatgpt", "chatbot", "ai"), "Assistant"),
+}
 
 
 def corpus(name: str, tokens: int = 0) -> list[str]:
@@ -87,49 +92,82 @@ def hub_rows(address: str, characters: int) -> Iterator[str]:
     """Rows of a hub data set until they hold ``characters``: a column of turns as a dialogue, or a column of text.
 
     ``address`` is ``<data set>[:<configuration>[:<split>]]``; a local folder of parquet, JSON or CSV is a data set too.
+    Rows without a text are left out, and a warning says how many.
 
     Raises:
-        ValueError: the data set cannot be had, or has no such column.
+        ValueError: the data set cannot be had, has no such column, or holds no text in its first ``EMPTY_ROWS`` rows.
     """
     import datasets as hub
 
     place, configuration, split = [*address.split(":"), "", ""][:3]
     try:
         rows = hub.load_dataset(place, configuration or None, split=split or "train", streaming=True)
-        read = 0
+        read, n_empty, roles = 0, 0, set()
         with tqdm(total=characters, desc=place, unit="character", unit_scale=True) as bar:
             for row in rows:
                 text = _of_row(row, address)
+                if not text.strip():
+                    n_empty += 1
+                    roles |= {role for column in DIALOGUE for role, _ in _turns(row.get(column))}
+                    if not read and n_empty == EMPTY_ROWS:
+                        break
+                    continue
                 yield text
                 read += len(text)
                 bar.update(len(text))
                 if read >= characters:
-                    return
+                    break
     except (OSError, hub.exceptions.DatasetsError) as error:
-        why = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        why = cause(error)
         if "gated" in str(error).lower():
             why = "it is gated: accept its terms on the hub and set HF_TOKEN"
         raise ValueError(f"the data set {place!r} cannot be had from the hub ({why})") from error
+    if not read:
+        of_turns = f", whose turns have the roles {sorted(roles)}; allowed are {', '.join(ROLES)}" if roles else ""
+        raise ValueError(f"hf:{address} holds no text in its first {n_empty} rows{of_turns}")
+    if n_empty:
+        warnings.warn(f"{n_empty} rows of hf:{address} hold no text and are left out", stacklevel=2)
 
 
 def _of_row(row: dict, address: str) -> str:
+    """A row's text; empty where the row holds none in a column that may hold one."""
     for column in DIALOGUE:
         if row.get(column):
             return _dialogue(row[column])
     text = next((row[column] for column in TEXT if isinstance(row.get(column), str)), None)
-    if text is None:
+    if text is None and not any(column in row and not row[column] for column in DIALOGUE + TEXT):
         raise ValueError(f"hf:{address} has the columns {sorted(row)}; one of {DIALOGUE + TEXT} is needed")
-    return text
+    return text or ""
 
 
-def _dialogue(turns: list[dict]) -> str:
-    """User's and assistant's turns as text, from either of the two ways in which the hub's data sets name them."""
-    lines = []
-    for turn in turns:
+def _dialogue(turns: Any) -> str:
+    """User's and assistant's turns as text; what is one string already stays as it is."""
+    if isinstance(turns, str):
+        return turns
+    spoken = [(role, said.strip()) for role, said in _turns(turns) if role in ROLES]
+    return "\n\n".join(f"{ROLES[role]}: {said}" for role, said in spoken if said)
+
+
+def _turns(turns: Any) -> list[tuple[str, str]]:
+    """Role and text of each turn, from the ways in which the hub's data sets write them.
+
+    They are objects with either of two pairs of names, one object of lists, or strings of user and assistant by turns.
+    The text may be missing, or stand in parts.
+    """
+    if isinstance(turns, dict):
+        is_of_lists = all(isinstance(values, list) for values in turns.values())
+        turns = [dict(zip(turns, values)) for values in zip(*turns.values())] if is_of_lists else [turns]
+    spoken = []
+    for i, turn in enumerate(turns if isinstance(turns, list) else []):
+        if isinstance(turn, str):
+            turn = {"role": ("user", "assistant")[i % 2], "content": turn}
+        elif not isinstance(turn, dict):
+            continue
         role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
-        if role in ROLES:
-            lines.append(f"{ROLES[role]}: {content.strip()}")
-    return "\n\n".join(lines)
+        parts = content if isinstance(content, list) else [content]
+        texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
+        spoken.append((str(role).casefold(), "".join(text for text in texts if isinstance(text, str))))
+    return spoken
 
 
 def first_turns(dialogues: list[str]) -> list[str]:

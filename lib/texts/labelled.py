@@ -120,7 +120,7 @@ class Unlabelled(NamedTuple):
 
 def texts(path: Path, column: str = "", encoding: str = "") -> Unlabelled:
     """The texts of a file that needs no labels: of ``column``, of the only one with a usual name, of the only one that
-    holds prose, or of the only one that there is.
+    holds prose, or of the only one that there is. A ``.txt`` whose first line has no usual name is a text a line.
 
     A column may be given by its position from 0, as in a CSV without a row of names.
 
@@ -134,7 +134,8 @@ def texts(path: Path, column: str = "", encoding: str = "") -> Unlabelled:
         return set(_by_name(names, asked, ("text",)).values()) or {i for i, name in enumerate(names) if name.strip()}
 
     try:
-        table = table_files.read(path, wanted, encoding)
+        table = _text_a_line(path, encoding) if not column and table_files.kind(path)[0] == ".txt" else None
+        table = table or table_files.read(path, wanted, encoding)
         position, how = _text_column(table, asked)
         if position not in table.rows:
             raise Refused(f"column {table.names[position]!r} holds lists, objects or bytes; allowed are strings")
@@ -146,6 +147,13 @@ def texts(path: Path, column: str = "", encoding: str = "") -> Unlabelled:
     except Refused as error:
         raise ValueError(f"{path}: {error}") from error
     return Unlabelled(cells, [f"{len(cells)} rows; {'; '.join(table.said)}", f"text in {how}"])
+
+
+def _text_a_line(path: Path, encoding: str) -> Table | None:
+    """The lines of a file; None if the first one is a row of names of which one is usual."""
+    table = table_files.read(path, set, encoding, by_line=True)
+    names = re.split("|".join(map(re.escape, table_files.DELIMITERS)), table.rows[0].iloc[0].replace('"', ""))
+    return None if any(_name(name) in NAMES["text"] for name in names) else table
 
 
 def _text_column(table: Table, asked: Columns) -> tuple[int, str]:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse.csgraph
 
+from lib.base.files import typed_path
 from lib.texts import labelled, task_files
 from lib.texts.labelled import Columns
 from lib.texts.sources import BASE_COLUMNS
@@ -60,8 +61,9 @@ def read(
 ) -> OwnTexts:
     """The texts of ``files`` (pool -> path; an empty path is no file), at most ``most`` of each (0: all), shortened.
 
-    A text out of distribution that training has as well is left out there. Of too many rows those are kept whose texts
-    have the smallest hashes, as many of each class as is its share; so every seed reads the same ones.
+    A text out of distribution that training has as well is left out there, and so are the rows of a group that it has.
+    Of too many rows those are kept whose texts have the smallest hashes, as many of each class as is its share; so
+    every seed reads the same ones.
 
     Raises:
         ValueError: a file out of distribution alone, or without two classes of texts that training lacks; or a file
@@ -72,14 +74,19 @@ def read(
     if most < 0:
         raise ValueError(f"csv_rows {most} must be 0 (all rows) or more")
     parts, said, counts = [], [], []
+    groups, of_groups = set(), []
     for pool, name in files.items():
         if not name:
             continue
-        path = Path(name).expanduser()
+        path = typed_path(name)
         file = _read(path, columns, cleaning)
         said += [f"{path.name}: {sentence}" for sentence in file.said]
-        base_id = f"{POOLS[pool]}-" + file.rows["group"]
-        parts.append(file.rows.assign(base_id=base_id, pool=pool, source=POOLS[pool])[BASE_COLUMNS])
+        group = file.rows["group"]
+        is_shared = group.isin(groups)
+        base = file.rows.assign(base_id=f"{POOLS[pool]}-" + group, pool=pool, source=POOLS[pool])
+        parts.append(base.loc[~is_shared, BASE_COLUMNS])
+        of_groups += _counted(base["pool"][is_shared], "left out: a group of training")
+        groups |= set(group[~group.str.startswith("line ")])
         counts.append(Count(pool, IN_FILE, file.n_read))
         counts += [Count(pool, f"left out: {reason}", rows) for reason, rows in file.dropped.items() if rows]
     base, shared = distinct(pd.concat(parts, ignore_index=True), "", cleaning)
@@ -94,7 +101,7 @@ def read(
             raise ValueError(f"{name}: fewer than two classes are left of its texts{lacks}")
     if n_cut:
         said.append(f"{n_cut} texts are too long and keep their end only (csv_tokens)")
-    later = [*shared, *_counted(not_drawn, f"left out: not drawn (csv_rows: {most})"), *equal]
+    later = [*of_groups, *shared, *_counted(not_drawn, f"left out: not drawn (csv_rows: {most})"), *equal]
     said += [f"{Path(files[count.pool]).name}: {count.rows} rows {count.what}" for count in later]
     return OwnTexts(base.reset_index(drop=True), said, counts + later)
 

@@ -18,7 +18,7 @@ import pandas as pd
 import pooch
 import yaml
 
-from lib.base.files import DATA
+from lib.base.files import DATA, typed_path
 from lib.base.registry import lookup
 
 BASE_COLUMNS = ["base_id", "text", "label", "pool", "source"]
@@ -49,7 +49,7 @@ def fetch(name: str, mirror: str | None = None) -> Path:
     entry = lookup(public_files(), "public file", name)
     url, sha256 = entry["url"], entry["sha256"]
     mirror = mirror if mirror is not None else os.environ.get("MIRROR", "")
-    downloader = _copier(Path(mirror).expanduser()) if mirror else pooch.HTTPDownloader(timeout=60)
+    downloader = _copier(typed_path(mirror)) if mirror else pooch.HTTPDownloader(timeout=60)
     pooch.get_logger().setLevel("WARNING")
     target = f"{name}{''.join(Path(urllib.parse.urlparse(url).path).suffixes[-2:])}"
     try:

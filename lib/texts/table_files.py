@@ -72,6 +72,12 @@ QUOTES = {  # what to say -> how csv reads quotation marks; the first way that t
     "quotation marks do not pair, and are read as characters": {"quoting": csv.QUOTE_NONE},
     "quotation marks within quoted texts are not doubled, and some of them are lost": {},
 }
+SPACED = {
+    "spaces stand before quotation marks, and those behind a delimiter are left out": {
+        "strict": True,
+        "skipinitialspace": True,
+    }
+}
 DAMAGE = (OSError, EOFError, ValueError, RecursionError, zlib.error, lzma.LZMAError, csv.Error, pa.ArrowException)
 END = "\0the end of the file\0"
 SAMPLE = 500  # lines from which a delimiter or an encoding is told
@@ -117,15 +123,22 @@ class _File(NamedTuple):
 Wanted = Callable[[list[str]], set[int]]  # from the names of the columns to the positions of those to read
 
 
-def read(path: Path, wanted: Wanted, encoding: str = "") -> Table:
+def kind(path: Path) -> tuple[str, str]:
+    """The suffixes of a file's kind and of its compression; each is empty if there is none."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    compression = suffixes.pop() if suffixes and suffixes[-1] in OPENERS else ""
+    return suffixes[-1] if suffixes else "", compression
+
+
+def read(path: Path, wanted: Wanted, encoding: str = "", by_line: bool = False) -> Table:
     """The table in a file; its kind and its compression are told by the suffixes, all else by its content.
+
+    With ``by_line`` every line that holds something is a text, in the only column, ``text``.
 
     Raises:
         Refused: a kind that is not read, an encoding that does not fit, a damaged file, or no rows.
     """
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    compression = suffixes.pop() if suffixes and suffixes[-1] in OPENERS else ""
-    suffix = suffixes[-1] if suffixes else ""
+    suffix, compression = kind(path)
     if suffix in NOT_READ:
         raise Refused(f"{suffix} is {NOT_READ[suffix]}")
     if suffix not in KINDS:
@@ -141,7 +154,7 @@ def read(path: Path, wanted: Wanted, encoding: str = "") -> Table:
             table = _parquet(file, wanted)
         else:
             encoding, sentence = _encoding(file, head, encoding)
-            table = KINDS[suffix](file._replace(encoding=encoding), wanted)
+            table = (_lines if by_line else KINDS[suffix])(file._replace(encoding=encoding), wanted)
             table.said.insert(0, sentence)
     except Refused:
         raise
@@ -275,7 +288,7 @@ def _csv(file: _File, wanted: Wanted) -> Table:
     try:
         delimiter = excel[1] if excel else _delimiter(lines, first="\t" if file.suffix == ".tsv" else ",")
         said = [f"columns divided by {DELIMITERS.get(delimiter, repr(delimiter))}{', as it says itself' * bool(excel)}"]
-        for sentence, quotes in QUOTES.items():
+        for sentence, quotes in ((SPACED if _is_spaced(lines, delimiter) else {}) | QUOTES).items():
             options = {"delimiter": delimiter, **quotes}
             try:
                 table = _csv_table(_records(file, 1 if excel else 0, options), wanted, options)
@@ -285,6 +298,12 @@ def _csv(file: _File, wanted: Wanted) -> Table:
         raise Refused(str(problem)) from problem
     finally:
         csv.field_size_limit(limit)
+
+
+def _lines(file: _File, wanted: Wanted) -> Table:
+    with file.text() as handle:
+        rows = _frame((line, {0: text.rstrip("\r\n")}) for line, text in enumerate(handle, 1) if text.strip())
+    return Table(["text"], rows, ["a text a line, commas and all; TEXT names a column"])
 
 
 def _delimiter(lines: list[str], first: str) -> str:
@@ -300,6 +319,12 @@ def _delimiter(lines: list[str], first: str) -> str:
         return bool(widths) and widths[0] > 1, share == 1, share, delimiter == first
 
     return max(DELIMITERS, key=regularity)
+
+
+def _is_spaced(lines: list[str], delimiter: str) -> bool:
+    """Whether a cell begins with spaces and a quotation mark; those within quoted texts are doubled, or end a cell."""
+    cell = re.compile(rf'{re.escape(delimiter)} +"[^"\r\n{re.escape(delimiter)}]')
+    return any(cell.search(line) for line in lines)
 
 
 def _records(file: _File, skipped: int, options: dict) -> Iterator[tuple[int, list[str]]]:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from lib.base.files import typed_path
 from lib.texts import labelled, table_files
 from lib.texts.labelled import Columns
 
@@ -154,6 +155,7 @@ def of_folder(folder: Path, columns: Columns, most: int, chosen: Sequence[str] =
     Raises:
         ValueError: no such folder, no readable file in it, two files of one name, or no file of a chosen name.
     """
+    folder = typed_path(folder)
     if not folder.is_dir():
         raise ValueError(f"there is no folder {str(folder)!r}; give one with labelled files, such as spam.csv")
     files: dict[str, dict[str, Path]] = {}
@@ -208,16 +210,19 @@ def _added(first: dict[str, int], second: dict[str, int]) -> dict[str, int]:
 def of_rows(name: str, kind: str, rows: pd.DataFrame, most: int) -> TaskTexts | LeftOut:
     """A task of ``text``, ``label``, ``group`` and ``pool`` (empty, or ``ood``).
 
-    Empty texts, repeated texts and texts of both labels are dropped. Of each pool ``most`` rows are kept, those whose
-    texts have the smallest hashes, so that tasks on the same texts keep the same ones; each class keeps its share.
-    Whole groups are then put to test, validation or training, by the hash of the group within its class.
+    Empty texts, repeated texts and texts of both labels are dropped; of a text or a group in both pools the rows in
+    distribution stay. Of each pool ``most`` rows are kept, those whose texts have the smallest hashes, so that tasks on
+    the same texts keep the same ones; each class keeps its share. Whole groups are then put to test, validation or
+    training, by the hash of the group within its class.
     """
-    text = rows["text"].str.strip()
+    rows = rows.sort_values("pool", kind="stable", ignore_index=True)  # Rows in distribution come first.
+    text, is_ood = rows["text"].str.strip(), rows["pool"] == OOD
     both = rows["label"].groupby([rows["pool"], text]).transform("nunique") > 1
     checks: dict[str, Callable[[], pd.Series]] = {
         "empty text": lambda: text == "",
         "text with both labels": lambda: both,
         "repeated text": lambda: text.duplicated(),
+        "group in distribution": lambda: is_ood & rows["group"].isin(rows.loc[~is_ood, "group"]),
         "not drawn": lambda: ~drawn(rows.assign(text=text, dropped=reason != ""), most),
     }
     reason = pd.Series("", index=rows.index)
@@ -261,14 +266,13 @@ def drawn(rows: pd.DataFrame, most: int) -> pd.Series:
 
 def _split(rows: pd.DataFrame) -> pd.Series:
     """train | val | test by the rank of a group's hash within its class; the other pool is ``ood``."""
-    group = rows["group"].astype(str)
-    label = rows["label"].groupby(group).transform("first")
-    first = ~group.duplicated() & (rows["pool"] != OOD)
-    hashed = _hashed(group[first])
-    rank = hashed.groupby(label[first]).rank(pct=True, method="first")
-    place = group.map(dict(zip(group[first], rank, strict=True)))
-    split = pd.Series("train", index=rows.index)
+    inside = rows[rows["pool"] != OOD]
+    group = inside["group"].astype(str)
+    label = inside["label"].groupby(group).transform("first")
+    first = group[~group.duplicated()]
+    rank = _hashed(first).groupby(label[first.index]).rank(pct=True, method="first")
+    place = group.map(dict(zip(first, rank, strict=True)))
+    split = pd.Series("train", index=group.index)
     split[place <= SPLITS["test"] + SPLITS["val"]] = "val"
     split[place <= SPLITS["test"]] = "test"
-    split[rows["pool"] == OOD] = OOD
-    return split
+    return split.reindex(rows.index, fill_value=OOD)

@@ -15,7 +15,7 @@ from tests.tiny_gemma import D_SAE, LAYER
 
 MAY_BE_EMPTY = {
     *("layers", "f0s", "comparators", "resample_shares", "prompt_repeats", "train_sizes"),
-    *("noise_shares", "positive_shares", "positions", "penalties", "base_saes"),
+    *("noise_shares", "positive_shares", "positions", "penalties", "base_saes", "rotated_controls"),
     *("token_shares", "sae_widths", "aggregations", "tasks", "folder_tasks", "positive_label"),
     *("task_sizes", "task_positives", "task_noise"),
 }

@@ -77,6 +77,29 @@ def test_the_make_graph(reproduced):
     assert make(reproduced, "reproduce")[0] == ["01_first", "02_second"]
 
 
+def test_a_notebook_runs_again_if_a_file_that_a_parameter_names_has_changed(project):
+    (project / "notebooks/02_second.py").unlink()
+    notebook, csv = project / "notebooks/01_first.py", project / "my data (1) $x: =.csv"
+    notebook.write_text(notebook.read_text().replace("share = 0.5\n", 'share = 0.5\ntrain_csv = ""\n'))
+    (project / "notebooks/profiles/mine.yaml").write_text(f"train_csv: '{csv.name}'\n")
+    for text in ("text,label\na,0\n", "text,label\na,1\n"):
+        csv.write_text(text)
+        assert make(project, "reproduce", "PROFILE=mine")[0] == ["01_first"]
+        touch(csv)
+        assert make(project, "reproduce", "PROFILE=mine")[0] == [], "a second run has nothing to do"
+
+
+def test_a_run_of_one_notebook_with_other_parameters_is_not_taken_for_the_profiles(reproduced):
+    command = [sys.executable, "-m", "lib.runs.runner", "01_first", "-p", "layer", "1"]
+    environment = os.environ | {"PYTHONPATH": str(reproduced)}
+    subprocess.run(command, cwd=reproduced, check=True, capture_output=True, env=environment)
+    ran, done = make(reproduced, "reproduce")
+    assert ran == ["01_first"]
+    assert "01_first runs again: it was made with layer 1, and the profile has 3" in done.stdout
+    record = json.loads((reproduced / "data/runs/embedded/results/01_first.json").read_text())
+    assert record["parameters"]["layer"] == 3 and make(reproduced, "reproduce")[0] == []
+
+
 def test_a_failed_notebook_leaves_nothing_under_its_final_name(reproduced):
     drawing = "from lib.results import figures"
     write(reproduced, "02_second", "b", extra_import=drawing, body='records.read(run, "01_first"); 1 / 0')

@@ -51,4 +51,4 @@ def test_a_local_causal_model(tmp_path):
     reference = transformers.LlamaModel.from_pretrained(tmp_path, attn_implementation="sdpa").eval()
     compare(bridge, reference, [0, 1])  # HF normalises its last hidden state
     identity = models.identity(str(tmp_path))
-    assert identity["model"] == str(tmp_path) and len(identity["revision"]) == 12
+    assert identity["model"] == str(tmp_path) and len(identity["revision"]) == 25

@@ -300,7 +300,8 @@ def test_architectures_are_compared_at_equal_l0_where_pooling_would_mislead():
     (gained,) = rows[rows["metric"] == "autointerp_lead_gained"].itertuples()
     assert (gained.variant, gained.against, gained.l0) == ("JumpReLU", "topk", 32)
     assert gained.value == pytest.approx(0) and gained.low < 0 < gained.high and gained.high < 0.05
-    assert "At L0 32, JumpReLU is ahead of topk by" in summaries.in_words(rows, "JumpReLU", "topk")
+    said = summaries.in_words(rows, "JumpReLU", "topk")
+    assert "At L0 32, JumpReLU is " in said and "compared with topk" in said
     shown = summaries.sorted_means(matched)
     assert shown["panel"].tolist() == ["L0 8"] * 2 + ["L0 32"] * 4 and set(shown["mean"]) == {"uniform", "weighted"}
 
@@ -314,6 +315,11 @@ def test_an_architecture_that_gains_by_weighting_is_called_so_and_one_alone_is_c
     assert gained.value == pytest.approx(0.15) and gained.low > 0.05
     lead = rows[rows["metric"] == "autointerp_lead"].set_index("mean")["value"]
     assert lead.to_dict() == pytest.approx({"uniform": -0.05, "weighted": 0.1})
+    said = summaries.in_words(rows, "JumpReLU", "topk")
+    assert "is behind by 0.050 [0.0" in said and "ahead by 0.100 [0.0" in said and "it gains 0.150" in said
+    turned = rows.assign(value=-rows["value"], low=-rows["high"], high=-rows["low"])
+    said = summaries.in_words(turned, "JumpReLU", "topk")
+    assert "is ahead by 0.050 [0.0" in said and "behind by 0.100 [0.0" in said and "it loses 0.150" in said
     alone = summaries.at_matched_l0(draws.where(variant="topk"), "topk", 0)
     rows = summaries.weighting(alone, "JumpReLU", "topk")
     assert rows["metric"].tolist() == ["autointerp_drop"]

@@ -1,3 +1,5 @@
+import base64
+import hashlib
 import re
 
 import numpy as np
@@ -26,6 +28,15 @@ def test_all_text_is_escaped_in_page_and_fragment():
         assert HOSTILE not in html and "&lt;script&gt;" in html
     assert len(re.findall("<script", cards.page([hostile()], "t"))) == 1
     assert "<script" not in cards.fragment([hostile()])
+
+
+def test_only_the_template_s_script_may_run_on_a_page():
+    html = cards.page([hostile()], "t")
+    (script,) = re.findall("<script>(.*?)</script>", html, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    (policy,) = re.findall(r'Content-Security-Policy" content="([^"]+)"', html)
+    assert "default-src 'none'" in policy and f"script-src 'sha256-{digest}'" in policy
+    assert "=> document" in script, "it is not escaped"
 
 
 def test_a_page_needs_no_network():

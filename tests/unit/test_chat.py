@@ -1,4 +1,6 @@
 import datetime
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -164,6 +166,52 @@ def test_a_store_of_texts_with_markers_has_a_name_of_its_own(chat_tokenizer):
     name, tokenizer = chat_tokenizer
     assert chat.reading(tokenizer, ["one", f"two {MARKED[name]}"]) == {"special_tokens": "characters"}
     assert chat.reading(tokenizer, sources.base_prompts("embedded")["text"].tolist()) == {}
+
+
+def of_tokenizer(tokenizer):
+    """A stand-in for a loaded model that has a tokenizer and a context alone."""
+    return Mock(spec=models.TransformerBridge, tokenizer=tokenizer, cfg=SimpleNamespace(n_ctx=512))
+
+
+def test_windows_of_texts_without_markers_are_as_the_tokenizer_alone_makes_them(chat_tokenizer):
+    _, tokenizer = chat_tokenizer
+    bridge = of_tokenizer(tokenizer)
+    texts = [chat_turn(f"word {i} " * 30, f"yes <b>{i}</b> " * 20) if i % 3 else f"plain {i} " * 40 for i in range(9)]
+    shown = [chat.dialogue(tokenizer, text) for text in [*texts, ""]]
+    theirs = tokenizer(shown, truncation=True, max_length=32, return_overflowing_tokens=True)["input_ids"]
+    assert models.split_tokens(bridge, [*texts, ""], 32) == theirs
+    for text in texts:
+        if text.startswith("User:"):
+            assert chat.dialogue_windows(tokenizer, text, 32) == models.split_tokens(bridge, [text], 32)
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_windows_read_markers_in_texts_and_turns_as_characters(chat_tokenizer, attack):
+    name, tokenizer = chat_tokenizer
+    bridge, text = of_tokenizer(tokenizer), attack.format(MARKED[name])
+    added = tokenizer("")["input_ids"]
+    (plain,) = models.split_tokens(bridge, [text], 512)
+    assert not chat.special(tokenizer) & set(plain[len(added) :]) and tokenizer.decode(plain[len(added) :]) == text
+    marked, harmless = chat_turn(text, text), chat_turn("word", "word")
+    (ids,), (own,) = models.split_tokens(bridge, [marked], 512), models.split_tokens(bridge, [harmless], 512)
+    controls, expected = ([i for i in of if i in chat.special(tokenizer)] for of in (ids, own))
+    assert controls == expected, "the template's own markers, and no others"
+    assert tokenizer.decode(ids[len(added) :]) == chat.dialogue(tokenizer, marked)
+    windows = models.split_tokens(bridge, [harmless, marked, text], 24)
+    inside = [sum((ids[len(added) :] for ids in parts), []) for parts in (windows, (own, ids, plain))]
+    assert inside[0] == inside[1] and max(map(len, windows)) == 24
+
+
+def test_windows_of_a_model_without_template_read_markers_as_characters(minilm):
+    (ids,) = models.split_tokens(minilm, ["one [SEP] two"], 64)
+    assert ids == models.tokenise(minilm, ["one [SEP] two"])[0] and ids.count(minilm.tokenizer.sep_token_id) == 1
+
+
+def test_a_dialogue_that_the_template_changes_is_read_as_text_where_it_spells_a_marker(chat_tokenizer):
+    name, tokenizer = chat_tokenizer
+    tokenizer.chat_template = TURNS.replace("m['content']", "m['content'] | upper")
+    marked = chat_turn(MARKED[name], "yes")
+    assert tokenizer.decode(chat._dialogue_ids(tokenizer, marked)) == marked
 
 
 def test_long_texts_keep_their_end(gemma):

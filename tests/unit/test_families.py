@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 
 from lib.stats import families
 from lib.stats.draws import Draws
@@ -25,6 +26,29 @@ def test_levels_by_hand_and_rows_that_are_no_members():
     assert table.loc["v1", ["low", "high"]].tolist() == pytest.approx(np.quantile(unclear, [0.025, 0.975]).tolist())
     assert table.loc["v2", ["low", "high", "alpha"]].isna().all() and table.loc["v2", "value"] == 3
     assert families.estimates(draws(np.empty((0, 10)))).empty
+
+
+def test_an_interval_over_few_units_does_not_hang_on_the_outermost_replicates():
+    """Percentiles that are taken farther out, in place of a longer distance, would be those two replicates."""
+    values = np.random.default_rng(0).normal(0.3, 0.05, 2000)
+    rows = []
+    for outermost in (0.0, 0.3):
+        moved = np.sort(values) + np.array([-outermost, *np.zeros(1998), outermost])
+        rows.append(families.at_levels(draws([moved], [0.3]), n_units=4).iloc[0])
+    assert rows[0]["low"] == rows[1]["low"] and rows[0]["high"] == rows[1]["high"]
+    half = (4 / 3) ** 0.5 * scipy.stats.t.isf(0.025, 3) * 0.05
+    assert (rows[0]["low"], rows[0]["high"]) == pytest.approx((0.3 - half, 0.3 + half), abs=0.02)
+    assert families.at_levels(draws([values + 0.5], [0.8]), n_units=2).iloc[0]["high"] == 1.0
+
+
+def test_the_interval_of_a_mean_over_four_units_covers():
+    rng, covered = np.random.default_rng(0), 0
+    for _ in range(400):
+        units = rng.normal(0.2, 0.1, 4)
+        replicates = units[rng.integers(0, 4, (999, 4))].mean(1)
+        (row,) = families.at_levels(draws([replicates], [units.mean()]), n_units=4).itertuples()
+        covered += row.low <= 0.2 <= row.high
+    assert covered >= 0.93 * 400
 
 
 def test_a_family_without_a_difference_shows_one_in_at_most_five_of_a_hundred_draws():

@@ -2,6 +2,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.container import BarContainer, ErrorbarContainer
 
 matplotlib.use("Agg")
 
@@ -104,6 +105,15 @@ def test_stacked_parts_reach_their_sum_and_stay_inside_the_panel():
     low, high = ax.get_xlim()
     assert low < -0.35 and high > 0.35
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["one", "two"]
+    bars = [container for container in ax.containers if isinstance(container, BarContainer)]
+    *lines, _ = (container for container in ax.containers if isinstance(container, ErrorbarContainer))
+    for of_part, line in zip(bars, lines, strict=True):
+        [intervals] = line.lines[2]
+        darker = [why_figures.SHADE * channel for channel in of_part.patches[0].get_facecolor()[:3]]
+        assert intervals.get_color()[0][:3] == pytest.approx(darker), "an interval has the colour of its part"
+        heights = [segment[0, 1] for segment in intervals.get_segments()]
+        first, second = ((bar.get_y(), bar.get_y() + bar.get_height()) for bar in of_part.patches)
+        assert first[1] < heights[0] < second[0] and second[1] < heights[1], "and lies on no bar"
 
 
 def test_a_heat_map_leaves_undefined_cells_empty():

@@ -166,6 +166,17 @@ def test_other_ways_to_write_quotation_marks(put):
     assert pairs(read(put('text,label\n"a, b "c" d",1\nbye,0\n'))) == [('a, b c" d"', 1), ("bye", 0)]
 
 
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_spaces_before_quotation_marks(put, delimiter):
+    lines = ["label, text", '1, "Hello, you; there"', '0,  "So long"', '1,"she said ""hi"" to all"']
+    result = read(put("\n".join(line.replace(",", delimiter, 1) for line in lines)))
+    assert pairs(result) == [("Hello, you; there", 1), ("So long", 0), ('she said "hi" to all', 1)]
+    assert "spaces stand before quotation marks, and those behind a delimiter are left out" in said(result)
+    result = read(put('label,text\n1,"she said, ""hi"", to all, "\n0, bye\n'))
+    assert pairs(result) == [('she said, "hi", to all, ', 1), (" bye", 0)]
+    assert "spaces stand before" not in said(result)
+
+
 @pytest.mark.parametrize(
     "content, match",
     [
@@ -555,6 +566,25 @@ def test_a_table_comes_back_as_it_was_written(tmp_path, file):
 )  # fmt: skip
 def test_texts_without_labels(put, name, content, column, expected):
     assert texts(put(content), column).texts == expected, name
+
+
+@pytest.mark.parametrize(
+    "name, content, column, expected",
+    [
+        ("a text a line", 'Hello, you\r\n\nHe said "so, what?" twice\nx\n', "", [
+            "Hello, you", 'He said "so, what?" twice', "x",
+        ]),
+        ("a usual name", 'id,"Text"\n1,"Hello, you"\n', "", ["Hello, you"]),
+        ("asked for", "v1|v2\n1|Hello, you\n", "v2", ["Hello, you"]),
+        ("by number", "ham\tHello, you\nspam\tbye\n", "1", ["Hello, you", "bye"]),
+    ],
+)  # fmt: skip
+def test_a_txt_is_a_text_a_line_unless_it_has_columns(put, name, content, column, expected):
+    for file, compress in (("mine.txt", bytes), ("mine.TXT.gz", gzip.compress)):
+        for mark in ("", "\ufeff"):
+            result = texts(put(compress((mark + content).encode()), file), column)
+            assert result.texts == expected, name
+            assert ("a text a line" in said(result)) == (name == "a text a line")
 
 
 @pytest.mark.parametrize(

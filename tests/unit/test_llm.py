@@ -226,6 +226,13 @@ def test_wrong_settings(tmp_path, model, url, said):
     assert KEY not in str(raised.value)
 
 
+@pytest.mark.parametrize("url", ["http://localhost/v1", "https://api.host/v1", "http://me:word@host/v1"])
+def test_a_key_in_the_place_of_its_variable_is_not_repeated(tmp_path, url):
+    with pytest.raises(ValueError, match="llm_key_variable must be the name of an environment variable") as raised:
+        LLMJudge(Settings("m", url, KEY, tmp_path))
+    assert KEY not in str(raised.value)
+
+
 @pytest.mark.parametrize("budget", [{"max_requests": 3}, {"max_tokens": 320}])
 def test_the_budget_stops_before_it_is_overrun(server, judge, budget):
     server.rest = '{"answers": [1, 2, 3]}'

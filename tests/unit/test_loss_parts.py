@@ -120,6 +120,16 @@ def test_the_mean_over_base_saes_has_their_spread_and_other_dictionaries_stay():
     assert table.loc[("SAE", ERROR), ["low", "high"]].tolist() == pytest.approx([0.2, 0.2])
 
 
+def test_what_a_part_has_beyond_a_control():
+    rows = [{"variant": name, "part": part, "split": "ood"} for name in ("SAE", "control") for part in (WEIGHTS, LOSS)]
+    values = np.array([[0.3, 0.4], [0.5, 0.6], [0.1, 0.3], [0.2, 0.2]])
+    drawn = loss_parts.Draws(pd.DataFrame(rows, dtype=object), values)
+    beyond = loss_parts.beyond(drawn, "SAE", "control")
+    assert beyond.dimensions["part"].tolist() == [WEIGHTS, LOSS]
+    np.testing.assert_allclose(beyond.values, [[0.2, 0.1], [0.3, 0.4]])
+    assert loss_parts.beyond(drawn, "SAE", "none").table().empty
+
+
 def test_a_part_is_the_mean_gain_over_the_orders():
     none, threshold, weights = frozenset(), frozenset({THRESHOLD}), frozenset({WEIGHTS})
     areas = {none: 0.5, threshold: 0.7, weights: 0.6, threshold | weights: 0.75}

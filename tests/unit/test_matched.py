@@ -47,6 +47,8 @@ def test_differences_at_equal_l0_by_hand():
     assert estimate.high - estimate.value == pytest.approx(4.3027 * 0.01 / 3**0.5, rel=1e-3)
     cost = row(matched.differences(table, [16, 32], [], []), "fvu_cost_at_matched_l0", "b")
     assert cost.value == pytest.approx(0.02) and cost.against == BASELINE and cost.alpha == 0.05
+    change = row(matched.differences(table, [16, 32], [], []), "frequent_mass_change_at_matched_l0", "b")
+    assert change.value == pytest.approx(0.02) and change.against == BASELINE
 
 
 def test_an_l0_that_one_seed_does_not_span_is_left_out_for_all():
@@ -65,7 +67,9 @@ def test_a_frequent_mass_that_follows_l0_alone_is_no_difference():
     parts = [curve(BASELINE, seed) for seed in (0, 1)] + [curve("gated", seed, l0=(4, 8, 16, 32)) for seed in (0, 1)]
     table = pd.concat(parts, ignore_index=True)
     l0s = matched.inner_l0s([8, 16, 32])
-    assert row(matched.differences(table, l0s, [], []), "frequent_mass_difference", BASELINE).value == pytest.approx(0)
+    differences = matched.differences(table, l0s, [], [])
+    for metric in ("frequent_mass_difference", "mass_above_10x_mean_difference"):
+        assert row(differences, metric, BASELINE).value == pytest.approx(0)
     rows = matched.of_variants(table, l0s)
     masses = [row(rows, "frequent_mass_at_matched_l0", name) for name in (BASELINE, "gated")]
     assert masses[0].value == pytest.approx(masses[1].value) == pytest.approx(0.1)
@@ -75,7 +79,7 @@ def test_a_frequent_mass_that_follows_l0_alone_is_no_difference():
 def test_without_gated_there_is_no_row_of_its_difference():
     table = pd.concat([curve(BASELINE, 0), curve("topk", 0)], ignore_index=True)
     rows = matched.differences(table, [16], [], ["topk"])
-    assert rows["metric"].tolist() == ["fvu_cost_at_matched_l0"]
+    assert rows["metric"].tolist() == ["fvu_cost_at_matched_l0", "frequent_mass_change_at_matched_l0"]
     assert matched.differences(table[table["variant"] == BASELINE], [16], [], []).empty
 
 

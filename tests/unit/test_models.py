@@ -1,6 +1,7 @@
 """Models as people have them: without BOS, EOS or pad, with tied weights, in half precision, of unknown kinds."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -10,8 +11,10 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
+from lib.base.files import file_hash
 from lib.model import activations, chat, forward, models, weights
 from lib.sae import splice
+from lib.texts import corpora
 from tests.unit.test_chat import DATED
 
 WORDS = [f"w{i}" for i in range(60)]
@@ -88,6 +91,8 @@ def test_a_tokenizer_without_some_special_tokens(special, tmp_path):
     windows = models.split_tokens(bridge, TEXTS, 4)
     assert sum(map(len, windows)) == sum(len(text.split()) for text in TEXTS) + ("bos_token" in special) * len(windows)
     assert splice.Sequences(bridge, windows, 1).losses().shape == (len(windows),)
+    drawn = splice.windows(bridge, {"all": TEXTS, "first": TEXTS[:1]}, 4, 6, 0)
+    assert drawn["all"] == corpora.first_tokens(windows, 6, 0) and drawn["first"] and set(drawn) == {"all", "first"}
     store = activations.harvest_pooled(bridge, {"model": "m"}, TEXTS, [1], tmp_path / "stores")
     assert all(len(values) == len(TEXTS) for values in activations.load_pooled(store).values())
 
@@ -172,6 +177,23 @@ def test_the_identity_of_the_packaged_models_stays():
     """A change makes every store of theirs anew."""
     assert models.identity(weights.SMOLLM2) == {"model": weights.SMOLLM2, "revision": SMOLLM2_REVISION}
     assert set(models.identity(weights.MINILM)) == {"model", "revision"}
+
+
+def test_the_identity_of_a_folder_follows_from_all_that_decides_its_activations(tiny_gemma, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_gemma, folder)
+    before = models.identity(str(folder))["revision"]
+    assert before.startswith(file_hash(folder / "chat_template.jinja")[:12])
+    for name in ("README.md", "generation_config.json"):
+        (folder / name).write_text("{}")
+    assert models.identity(str(folder))["revision"] == before
+    (folder / "additional_chat_templates").mkdir()
+    revisions = {before}
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "additional_chat_templates/tools.jinja"):
+        with (folder / name).open("a") as file:
+            file.write("\n")
+        revisions.add(models.identity(str(folder))["revision"])
+    assert len(revisions) == 5
 
 
 @pytest.mark.parametrize("in_config", [False, True])

@@ -118,6 +118,34 @@ def test_controls_are_drawn_and_have_the_data_of_their_names(world, tmp_path):
     assert len(scores) == 2 * len(names), "a probe for each k"
 
 
+def test_contenders_to_be_fitted_anew_are_of_every_seed_and_draw(world):
+    table, tokens, resid, prompts = world
+    task, sae = Task.of(prompts), folders.load(table["folder"][0])
+    inputs = on_saes.Inputs(tokens, {"mean": resid["mean"]}, task)
+    variants = tuple(table["variant"].unique())
+    grid = on_saes.Grid(
+        [1, 2], ["max", "mean"], [1.0], ("mean difference", "standardised gap"), linear_on=[], kept=variants
+    )
+    probed = on_saes.probe_saes(table, inputs, grid)
+    forms = on_saes.best_forms(probed.scores, task, 2, grid.selections)
+    every = stress.on_saes(table, probed, forms, 2, stress.Contender(resid["mean"], c=1.0), "mean")
+    of_kind = {kind: [probe for probe in every if probe.kind == kind] for kind in (on_saes.K_SPARSE, "reconstruction")}
+    assert all({probe[2:4] for probe in probes} == set(forms) for probes in of_kind.values())
+    rows = np.flatnonzero(task.train)
+    best = on_saes.in_best_form(probed.scores, forms)
+    for probe in of_kind[on_saes.K_SPARSE]:
+        np.testing.assert_allclose(every[probe].fit_scores(rows, task.y[rows]), best[probe], atol=1e-4)
+    basis_inputs = controls.Inputs(resid, tokens, task, sae)
+    names = ["principal components", "coordinates", "untrained SAE"]
+    grid = grid._replace(poolings=["mean"])
+    drawn = controls.contenders(basis_inputs, names, grid, 2, draws=2)
+    assert [probe[2:4] for probe in drawn] == [
+        (names[0], 0), (names[0], 1), (names[1], 0), (names[2], 0), (names[2], 1),
+    ]  # fmt: skip
+    assert len({contender.selection for contender in drawn.values()} & set(grid.selections)) >= 1
+    assert controls.contenders(basis_inputs, [], grid, 2, draws=2) == {}
+
+
 def test_probes_on_shuffled_labels_know_nothing(world):
     table, tokens, resid, prompts = world
     task = Task.of(prompts)

@@ -68,6 +68,16 @@ def test_the_line_of_the_file_is_the_base_id_and_groups_are_kept(put):
     assert own.base["text"].tolist() == ["a", "b"] and set(own.base["base_id"]) == {"train_csv-g1"}
 
 
+def test_a_group_of_training_is_left_out_of_what_is_out_of_distribution(put):
+    train = [("a", 1, "g1"), ("b", 0, "g1"), ("c", 1, "g2"), ("d", 0, "")]
+    ood = [("v", 0, "g2"), ("w", 1, "g2"), ("x", 1, "g3"), ("y", 0, ""), ("z", 0, "g4")]
+    own = own_texts.read(put(train, ood, ("text", "label", "group")), Columns())
+    kept, rows = accounted(own)
+    assert kept["text"].tolist() == ["A", "B", "C", "D", "X", "Y", "Z"], "line 5 of one file is none of the other"
+    assert rows[("ood", "left out: a group of training")] == 2
+    assert "ood.csv: 2 rows left out: a group of training" in own.said
+
+
 def test_equal_texts_that_are_kept_share_a_split_with_their_groups(put):
     rows = [("a", 1, "g1"), ("b", 0, "g1"), ("a", 1, "g2"), ("c", 0, "g2"), ("c", 1, "g3"), ("d", 0, "g4")]
     keep = Cleaning(drop_duplicates=False, drop_conflicts=False)

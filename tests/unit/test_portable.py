@@ -372,6 +372,18 @@ def test_another_model_is_refused(best, changed, monkeypatch):
         refit.best(changed)
 
 
+def test_the_date_that_a_template_is_told_goes_along(made, changed, monkeypatch):
+    """As for Llama 3.2, whose template writes today's date."""
+    real, date = models.identity, {"date": "2024-07-26"}
+    monkeypatch.setattr(models, "identity", lambda name: real(name) | date)
+    with pytest.raises(ValueError, match="at date None, and the one that is here is 2024-07-26; get that date"):
+        refit.best(changed)
+    manifest = refit.read_manifest(records.output(changed, "02_activations", "pooled"))
+    dated = manifest | {"parameters": manifest["parameters"] | date}
+    monkeypatch.setattr(refit, "read_manifest", lambda store: dated)
+    assert refit.best(changed).about["model"]["date"] == "2024-07-26"
+
+
 def test_weights_and_layers_that_the_model_does_not_have_are_refused(best):
     short = Portable(best.mean[:5], best.scale[:5], best.weights[:5], best.bias, best.about)
     with pytest.raises(ValueError, match="the probe has 5 weights, and the model's d_model is 32"):
@@ -424,6 +436,20 @@ def test_lines_of_the_standard_input_are_scored_onto_the_standard_output(command
     assert pd.read_csv(io.StringIO(said.out))["text"].tolist() == [*THREE, "naïve"]
 
 
+@pytest.mark.parametrize("encoding", ["", "utf-8", "utf-16-le"])
+def test_a_mark_before_the_first_line_is_no_part_of_it(command, folder, encoding):
+    said = command("--score", "\ufeffhello\nyou\n".encode(encoding or "utf-8"), PROBE=folder, ENCODING=encoding)
+    assert pd.read_csv(io.StringIO(said.out))["text"].tolist() == ["hello", "you"]
+
+
+def test_paths_of_the_commands_may_lie_in_the_home_folder(command, folder, csv, tmp_path, monkeypatch):
+    csv(["a,1"])
+    monkeypatch.setenv("HOME", str(tmp_path))
+    command("--score", PROBE="~/probe", CSV="~/data.csv", TO="~/out.csv")
+    assert pd.read_csv(tmp_path / "out.csv")["text"].tolist() == ["a"]
+    assert "'~' is a folder" in command("--score", PROBE="~/probe", CSV="~/data.csv", TO="~")
+
+
 def test_wrong_inputs_of_the_commands_are_one_sentence(command, folder, csv, tmp_path):
     bare = tmp_path / "bare.csv"
     bare.write_text("")
@@ -447,6 +473,8 @@ def test_the_probe_of_a_run_is_written_where_one_wants_it(command, made, tmp_pat
     monkeypatch.setattr("lib.runs.take_away.run_dir", lambda profile: made.folder)
     assert "must not be used for" in command("--probe", TO=tmp_path / "taken").out
     assert portable.load(tmp_path / "taken").about["profile"] == "embedded"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert "must not be used for" in command("--probe", TO="~/home").out and (tmp_path / "home").is_dir()
     monkeypatch.setattr("lib.runs.take_away.run_dir", lambda profile: tmp_path / "not-run")
     assert command("--probe").startswith("error: 02_activations has not been run for profile 'embedded'")
 

@@ -37,6 +37,10 @@ GEMMA_3 = {"gemma-3-270m": (18, 640, 2048), "gemma-3-1b": (26, 1152, 6912)}
         ("2024-01-01", "2024-01-01"),
         ("2024-01-01 10:00:00", "2024-01-01 10:00:00"),
         ("true", True),
+        ("[yes, No, on, OFF, y]", ["yes", "No", "on", "OFF", "y"]),
+        ("[010, 0x1f, 0b1, 1:30, 1:30.5, 00, 08]", ["010", "0x1f", "0b1", "1:30", "1:30.5", "00", "08"]),
+        ("[0, -1, +2, -0.5, 3.]", [0, -1, 2, -0.5, 3.0]),
+        ("-.inf", float("-inf")),
         ("~", None),
     ],
 )
@@ -50,6 +54,46 @@ def test_exponents_without_a_point_are_numbers_in_a_profile(tmp_path):
     path.write_text("c_grid: [1e-3, 1e-2]\nlr: 2e-3\n")
     values, (notebook,) = profiles.read_profile(path), build_graph.NOTEBOOKS.glob("05_*.py")
     assert profiles.select(notebook, values)["c_grid"] == [1e-3, 1e-2]
+
+
+def test_a_whole_number_is_the_text_of_a_parameter_that_is_a_text(tmp_path, monkeypatch):
+    path, (notebook,) = tmp_path / "2024.yaml", build_graph.NOTEBOOKS.glob("01_*.py")
+    path.write_text("profile: 2024\ntext_column: 0\nseed: 1\npositive_label: [1, 010]\n")
+    values = profiles.read_profile(path)
+    assert values == {"profile": "2024", "text_column": "0", "seed": 1, "positive_label": [1, "010"]}
+    assert profiles.select(notebook, values) == values
+    ran = []
+    monkeypatch.setattr(runner, "_run", lambda notebook, values: ran.append(values))
+    monkeypatch.setattr("sys.argv", ["runner", "01_datasets", "-p", "label_column", "1", "-p", "profile", "5"])
+    runner.main()
+    assert ran == [{"profile": "5", "label_column": "1"}]
+    content = "notebooks: [01_datasets]\nfixed: {text_column: 0}\ngrid: {label_column: [1, 2]}\n"
+    (tmp_path / "mine.yaml").write_text(content)
+    sweep = sweep_cells.read(tmp_path / "mine.yaml")
+    assert sweep.shared["text_column"] == "0" and sweep.points == [{"label_column": "1"}, {"label_column": "2"}]
+
+
+def test_a_key_is_refused_where_the_name_of_its_variable_belongs(tmp_path, monkeypatch, capsys):
+    key, sentence = "sk-secret-0123", "parameter llm_key_variable must be the name of an environment variable"
+    path, sweep = tmp_path / "mine.yaml", tmp_path / "sweep.yaml"
+    path.write_text(f"llm_key_variable: {key}\n")
+    sweep.write_text(f"notebooks: [06_autointerp]\ngrid: {{llm_key_variable: [{key}]}}\n")
+    monkeypatch.setattr("sys.argv", ["runner", "02_activations", "-p", "llm_key_variable", key])
+    for read in (lambda: profiles.read_profile(path), lambda: sweep_cells.read(sweep), runner.main):
+        with pytest.raises((ValueError, SystemExit), match=sentence) as raised:
+            read()
+        assert key not in str(raised.value)
+    assert key not in "".join(capsys.readouterr())
+
+
+def test_what_is_published_is_held_to_the_profile(monkeypatch):
+    published = []
+    monkeypatch.setattr(runner, "publish", lambda *arguments: published.append(arguments))
+    for profile in ("public", "embedded-tasks-core"):
+        monkeypatch.setattr("sys.argv", ["runner", "--publish", "--profile", profile])
+        runner.main()
+    public = profiles.complete(profiles.read_profile(profiles.profile_path("public")))
+    assert published == [("public", public), ("embedded-tasks-core",)]
 
 
 def test_a_sweep_reads_numbers_as_a_profile_does(tmp_path):

@@ -137,6 +137,16 @@ def test_a_record_of_other_code_is_refused(git, tmp_path):
     refused(first, f"was made by {first}, and lib/base/files.py has changed since")
 
 
+@pytest.mark.parametrize("key", ["sk-secret-0123", "", "0KEY", "A KEY"])
+def test_no_record_holds_a_key(git, tmp_path, key):
+    parameters = f"profile = 'embedded'\nllm_key_variable = {key!r}\n"
+    write(tmp_path / "notebooks/01_first.py", f'\n# %% tags=["parameters"]\n{parameters}\n# %%\n')
+    with pytest.raises(ValueError, match="llm_key_variable must be the name of an environment variable") as raised:
+        records.start("01_first", {"profile": "embedded", "llm_key_variable": key})
+    assert not key or key not in str(raised.value)
+    records.start("01_first", {"profile": "embedded", "llm_key_variable": "_MY_KEY_2"})
+
+
 def test_publishing_is_all_or_nothing(git, tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "run_dir", lambda profile: tmp_path / "data" / "runs" / profile)
     monkeypatch.setattr(runner, "DATA", tmp_path / "data")
@@ -147,6 +157,13 @@ def test_publishing_is_all_or_nothing(git, tmp_path, monkeypatch):
     assert not (tmp_path / "data/records/mine").exists()
     write(record, json.dumps({"notebook": "01_first", "commit": git("rev-parse", "--short=12", "HEAD")}))
     runner.publish("mine")
+    assert (tmp_path / "data/records/mine/01_first.json").read_text() == record.read_text()
+    head = git("rev-parse", "--short=12", "HEAD")
+    write(record, json.dumps({"notebook": "01_first", "commit": head, "parameters": {"seed": 1, "ks": [1, 2]}}))
+    sentence = "it was made with seed 1, and the profile has 0; make reproduce PROFILE=mine runs it again"
+    with pytest.raises(ValueError, match=f"^01_first.json: {sentence}$"):
+        runner.publish("mine", {"ks": [1, 2], "seed": 0, "layer": 3})
+    runner.publish("mine", {"ks": [1, 2], "seed": 1, "layer": 3})
     assert (tmp_path / "data/records/mine/01_first.json").read_text() == record.read_text()
     write(tmp_path / "lib/base/files.py", "# changed\n")
     with pytest.raises(ValueError, match="lib/base/files.py differs from the last commit"):

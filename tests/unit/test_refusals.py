@@ -49,6 +49,17 @@ def test_rates_by_hand():
     assert refusals.rates(unread, 10, 0)["n"].sum() == len(table) - 1
 
 
+def test_rates_in_words_name_the_plain_requests_and_the_wrapper_refused_most():
+    rows = [("train", "plain", "plain", 0.0), ("train", "aim", "jailbreak", 0.25), ("train", "caps", "innocuous", 0.5),
+            ("ood", "plain", "plain", 0.75)]  # fmt: skip
+    table = pd.DataFrame(rows, columns=["pool", "transform", "kind", "value"]).assign(low=0.0, high=1.0)
+    assert refusals.in_words(table) == (
+        "in distribution 0.00 [0.00, 1.00] of the plain requests, 0.50 [0.00, 1.00] at most in a wrapper (caps); "
+        "out of distribution 0.75 [0.00, 1.00] of the plain requests"
+    )
+    assert refusals.in_words(table.iloc[:0]) == ""
+
+
 def test_nothing_asked_is_an_empty_table():
     empty = pd.DataFrame(columns=[*datasets.COLUMNS, "response", "refused"])
     assert refusals.rates(empty, 10, 0).empty

@@ -86,6 +86,13 @@ def test_the_models_own_dialogues_as_a_corpus(gemma, tiny_gemma, tmp_path):
     assert not dialogues[0].endswith("Assistant: answer")
 
 
+def test_a_corpus_is_divided_with_the_seed_of_its_sampling(tmp_path):
+    name, unread = "shipped:SmolLM2-135M-Instruct", models.Reader("no model is read")
+    for seed in (0, 1):
+        parts = rollouts.split_corpus(name, unread, Sampling(4, 8, 1.0, seed), [], tmp_path, 1000, share=0.1)
+        assert parts == corpora.split(corpora.corpus(name), 0.1, seed)
+
+
 def test_an_unknown_corpus_is_one_sentence_with_the_models_own_among_the_allowed(tiny_gemma, tmp_path):
     reader, sampling = models.Reader(str(tiny_gemma)), Sampling(4, 8, 1.0, 0)
     allowed = "docstrings, pretraining, rollouts, shipped:<model>, hf:.*, own:prompts, own:<corpus>"
@@ -104,6 +111,50 @@ def test_impossible_sampling_and_models_are_named(gemma, minilm, tmp_path):
             rollouts.generate(gemma, MODEL, PROMPTS, tmp_path, new, temperature=temperature)
     with pytest.raises(ValueError, match="a rollout needs a chat model"):
         rollouts.generate(minilm, MODEL, PROMPTS, tmp_path, 8)
+
+
+HI = "User: hi\n\nAssistant: hello"
+
+
+@pytest.mark.parametrize(
+    ("turns", "text"),
+    [
+        ([{"role": "Human", "content": "hi"}, {"role": "BOT", "content": "hello"}], HI),
+        ([{"role": "prompter", "content": "hi"}, {"role": "model", "content": "hello"}], HI),
+        ([{"role": "user", "content": ["hi"]}, {"role": "assistant", "content": "hello"}], HI),
+        ([{"role": "user", "content": [{"type": "text", "text": "h"}, {"type": "image"}, {"text": "i"}]}], "User: hi"),
+        ([{"role": "user", "content": "hi"}, {"role": "assistant", "content": None}], "User: hi"),
+        ({"from": ["human", "gpt"], "value": ["hi", "hello"]}, HI),
+        (["hi", "hello"], HI),
+        ("said in one string", "said in one string"),
+    ],
+)
+def test_the_ways_to_write_a_dialogue(turns, text):
+    assert corpora._of_row({"conversation": turns}, "x") == text
+
+
+def test_rows_without_a_text_are_counted_and_a_data_set_of_them_is_given_up(tmp_path, monkeypatch):
+    rows = [{"text": None}, {"text": "one text"}, {"text": " "}]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.warns(UserWarning, match="2 rows of hf:.* hold no text and are left out"):
+        assert corpora.corpus(f"hf:{tmp_path}", tokens=100) == ["one text"]
+    (tmp_path / "chat").mkdir()
+    turns = [{"role": "Narrator", "content": "hi"}, {"role": "chorus", "content": "hello"}]
+    (tmp_path / "chat" / "train.jsonl").write_text("\n".join([json.dumps({"messages": turns})] * 9))
+    sentence = r"no text in its first {} rows, whose turns have the roles \['chorus', 'narrator'\]; allowed are user"
+    for most, n in ((1000, 9), (5, 5)):
+        monkeypatch.setattr(corpora, "EMPTY_ROWS", most)
+        with pytest.raises(ValueError, match=sentence.format(n)):
+            corpora.corpus(f"hf:{tmp_path / 'chat'}", tokens=100)
+
+
+def test_an_error_without_words_is_one_sentence(monkeypatch):
+    def silent(*_, **__):
+        raise OSError
+
+    monkeypatch.setattr("datasets.load_dataset", silent)
+    with pytest.raises(ValueError, match=r"the data set 'x/y' cannot be had from the hub \(OSError: ?\)"):
+        corpora.corpus("hf:x/y", tokens=10)
 
 
 def test_hub_data_sets_are_streamed_until_they_hold_enough(tmp_path):

@@ -58,8 +58,11 @@ def test_the_mean_within_wrappers_has_a_planted_loss_and_its_interval_covers_wra
     by_wrapper = rotated.apart(50, 0).estimates().set_index(["probe", "held_out"])["value"]
     assert (by_wrapper["holds"] > 0.85).all(), "a shift of all scores of a wrapper does not count within it"
     assert by_wrapper["fails", "dan"] < 0.6 and by_wrapper["fails", "aim"] > 0.85
-    estimates = rotated.draws(400, 0).estimates().set_index("probe")
+    estimates = rotated.draws(400, 0, rotated.parts()).estimates().set_index("probe")
     assert estimates.loc["fails", "value"] == pytest.approx(by_wrapper["fails"].mean())
+    of_two = rotated.draws(50, 0, ["aim", "dan"], rotation.JAILBREAK_SPLIT).estimates().set_index("probe")
+    assert of_two.loc["fails", "value"] == pytest.approx(by_wrapper["fails"][["aim", "dan"]].mean())
+    assert set(of_two["split"]) == {rotation.JAILBREAK_SPLIT}
     width = estimates["high"] - estimates["low"]
     assert width["fails"] > 3 * width["holds"], "wrappers that differ make the mean over them uncertain"
 

@@ -14,7 +14,8 @@ N = 40  # harmful base prompts
 @pytest.fixture
 def prompts():
     rows = [
-        ("train", transform, label, f"{label} {i}")
+        (split, transform, label, f"{label} {i}")
+        for split in ("train", "val")
         for label in (0, 1)
         for i in range(N)
         for transform in ("plain", "jailbreak", "spelling")
@@ -46,6 +47,7 @@ def test_shares_are_counted_by_hand(prompts, latents):
     assert list(pairs) == ["jailbreak", "spelling"] and all(len(of_one.base) == N for of_one in pairs.values())
     plain = prompts.iloc[pairs["jailbreak"].plain]
     assert set(plain["transform"]) == {"plain"} and set(plain["label"]) == {1}
+    assert set(plain["split"]) == {"val"}, "latents were chosen on training prompts"
     task, both = Task.of(prompts), np.array([0, 2])
     chosen = silence.speaking(latents, task, both, 1, pairs)
     assert chosen.tolist() == [0], "latent 2 speaks for harmless prompts"
@@ -61,6 +63,28 @@ def test_shares_are_counted_by_hand(prompts, latents):
     half = 1.96 * (0.25 * 0.75 / N) ** 0.5
     assert beyond.loc["jailbreak", "low"] == pytest.approx(0.25 - half, abs=0.03)
     assert beyond.loc["jailbreak", "high"] == pytest.approx(0.25 + half, abs=0.03)
+
+
+def test_latents_are_drawn_as_base_prompts_are():
+    """One latent is silent in half of its pairs, the other in none: of two such latents the mean is hardly known."""
+    n, share = 200, {}
+    of_one = silence.Pairs(np.arange(n), n + np.arange(n), np.arange(n).astype(str))
+    fires = np.ones((2 * n, 3), dtype=np.float32)
+    fires[n : n + n // 2, 0] = 0  # silent in half of the pairs
+    beside = np.full((2, 1), 2)
+    for chosen in ([0, 1], [0, 0]):
+        drawn = silence.shares(scipy.sparse.csr_matrix(fires), {"w": of_one}, np.array(chosen), beside, 400, 0)
+        share[tuple(chosen)] = drawn.where(latents=silence.CHOSEN).estimates().iloc[0]
+    both = share[0, 1]
+    assert both["value"] == 0.25 and (both["low"], both["high"]) == pytest.approx((0, 0.53), abs=0.05)
+    assert share[0, 0]["value"] == 0.5 and share[0, 0]["low"] > 0.4, "latents that agree add nothing"
+
+
+def test_a_wrapper_that_only_adds_text_behind_can_silence_no_latent_of_a_causal_model():
+    texts = {"plain": "How?", "suffix": "How? !!!", "prefix": "Please. How?"}
+    rows = [("val", name, 1, "a", text) for name, text in texts.items()]
+    prompts = pd.DataFrame(rows, columns=["split", "transform", "label", "base_id", "text"])
+    assert silence.that_may_silence(prompts, ["suffix", "prefix", "elsewhere"]) == ["prefix", "elsewhere"]
 
 
 def test_the_latent_that_takes_over_is_found(prompts, latents):

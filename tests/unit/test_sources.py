@@ -64,6 +64,14 @@ def test_mirror_is_read_and_the_checksum_is_checked(one_source):
     assert sources.fetch("toy", "").read_bytes() == b"text\nhi\n", "the second time nothing is fetched"
 
 
+def test_the_mirror_may_lie_in_the_home_folder(one_source, monkeypatch):
+    register, mirror = one_source
+    register(hashlib.sha256(b"text\nhi\n").hexdigest())
+    monkeypatch.setenv("HOME", str(mirror.parent))
+    monkeypatch.setenv("MIRROR", "~/mirror")
+    assert sources.fetch("toy").read_bytes() == b"text\nhi\n"
+
+
 def test_a_wrong_checksum_leaves_nothing(one_source):
     register, mirror = one_source
     register("0" * 64)

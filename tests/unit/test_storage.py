@@ -86,6 +86,27 @@ def test_products_are_outputs_and_the_saes_they_list(tmp_path):
     assert [path.relative_to(storage.ROOT).as_posix() for path in storage.products(record)] == ["a.parquet", "saes/one"]
 
 
+@pytest.mark.parametrize("name", ["../out.json", "runs/../../out.json", "{outside}/out.json"])
+def test_a_record_cannot_name_a_file_outside_of_the_project(place, name, tmp_path):
+    outputs, record = {"x": {"path": name.format(outside=tmp_path)}}, storage.ROOT / "r.json"
+    record.write_text(json.dumps({"outputs": outputs, "folders": []}))
+    with pytest.raises(ValueError, match="out.json' leads out of '.*project'; STORE keeps what lies in it only"):
+        place.get(storage.products(record))
+    assert list(tmp_path.iterdir()) == [storage.ROOT]
+
+
+def test_a_folder_cannot_list_a_file_outside_of_itself(place, monkeypatch):
+    folder = storage.ROOT / "store"
+    folder.mkdir()
+    (folder / "shard-0").write_text("a")
+    place.put([folder])
+    folder.rename(folder.with_name("gone"))
+    listed = {f"{place._place(folder)}/../../out": {"size": 1}}
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="leads out of '.*store'"):
+        patch.setattr(place.system, "find", lambda *_, **__: listed)
+        place.get([folder])
+
+
 def test_an_unknown_url_is_one_sentence():
     with pytest.raises(ValueError, match="STORE='nope://x' cannot be used"):
         storage.Storage("nope://x")

@@ -54,6 +54,24 @@ def test_texts_out_of_distribution_are_a_split_of_their_own_and_lose_what_traini
     assert len(ood) == 30 and task.dropped == {"repeated text": 10}
 
 
+def test_rows_in_distribution_come_first_whatever_the_order_of_the_files():
+    parts = rows(100), rows(40, "ood", start=90)
+    for table in (parts, parts[::-1]):
+        task = task_files.of_rows("t", "k", pd.concat(table, ignore_index=True), 1000)
+        assert task.rows["split"].value_counts()["ood"] == 30 and task.dropped == {"repeated text": 10}
+
+
+def test_of_a_group_in_both_pools_the_rows_in_distribution_stay_and_are_divided_as_ever():
+    inside, ood = rows(400), rows(60, "ood", start=400)
+    inside, ood = (table.assign(group=[f"g{i // 2}" for i in range(len(table))]) for table in (inside, ood))
+    alone = task_files.of_rows("t", "k", inside, 1000)
+    ood.loc[ood.index >= 40, "group"] += " of its own"
+    task = task_files.of_rows("t", "k", pd.concat([ood, inside], ignore_index=True), 1000)
+    assert task.dropped == {"group in distribution": 40} and task.rows["split"].value_counts()["ood"] == 20
+    both = task.rows[task.rows["split"] != "ood"].set_index("text")["split"]
+    assert both.to_dict() == alone.rows.set_index("text")["split"].to_dict()
+
+
 def test_a_task_with_one_class_or_too_few_rows_is_left_out_and_says_where():
     few = task_files.of_rows("t", "k", rows(20), 100)
     assert isinstance(few, LeftOut) and "too few rows: of 20 read there are" in few.why and "val" in few.why
@@ -86,6 +104,16 @@ def test_a_folder_of_files_of_other_kinds_and_columns_is_a_task_each(folder):
     assert set(spam.rows["text"]) == set(said.rows["text"]) and len(spam.rows) == 120
     assert spam.rows.set_index("text")["label"]["I would like to buy this very good thing 1"] == 1
     assert any("semicolon" in sentence for sentence in spam.said)
+
+
+def test_the_file_in_distribution_wins_whatever_its_suffix(folder):
+    table = rows(120)[["text", "label"]]
+    for name in ("mail.tsv", "mail.ood.csv"):
+        table.to_csv(folder / name, index=False, sep="\t" if name.endswith("tsv") else ",")
+    with (folder / "mail.ood.csv").open("a") as file:
+        file.writelines(f"sell thing {i},{i % 2}\n" for i in range(20))
+    (task,) = task_files.of_folder(folder, Columns(), 1000, ["mail"])
+    assert task.rows["split"].value_counts()["ood"] == 20 and task.dropped == {"repeated text": 120}
 
 
 def test_what_cannot_be_read_is_left_out_by_name_and_the_others_go_on(folder):

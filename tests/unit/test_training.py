@@ -7,8 +7,9 @@ import torch
 from sae_lens import SAE
 
 from lib.base import build_graph
+from lib.base.files import WriteError
 from lib.model import shards
-from lib.sae import architectures, comparators, comparison, folders, training
+from lib.sae import architectures, checkpoints, comparators, comparison, folders, training
 from lib.sae.architectures import ARCHITECTURES, make_trainer
 from lib.sae.harvest import Stores
 from lib.sae.jumprelu import Parameters
@@ -119,11 +120,37 @@ def test_interrupted_training_resumes_bit_for_bit(data, tmp_path, monkeypatch, a
     assert not list((tmp_path / "cut").glob("*.checkpoint"))
 
 
+def test_a_training_whose_save_fails_goes_on_at_its_checkpoint(data, monkeypatch):
+    recipe = dataclasses.replace(RECIPE, tokens=5_000)
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+
+    def full_disk(*arguments):
+        raise WriteError("the disk is full")
+
+    with monkeypatch.context() as patch, pytest.raises(WriteError):
+        patch.setattr(folders, "save", full_disk)
+        training.train(recipe, *data, progress=False)
+    assert list(data[2].glob("*.checkpoint"))
+    real, steps = training.lr_factor, []
+    monkeypatch.setattr(training, "lr_factor", lambda recipe, step: steps.append(step) or real(recipe, step))
+    folder = training.train(recipe, *data, progress=False)
+    assert not steps and folders.training_record(folder)["held_out"], "no step is done twice"
+    assert not list(data[2].glob("*.checkpoint"))
+
+
+def test_a_training_that_came_out_bad_leaves_no_checkpoint(data, monkeypatch):
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(training, "WORST_FVU", 0.0)
+    with pytest.raises(ValueError, match="ended with a held-out FVU of"):
+        training.train(RECIPE, *data, progress=False)
+    assert not list(data[2].glob("*.checkpoint"))
+
+
 def test_damaged_and_foreign_checkpoints_are_named(data):
     path = training.sae_path(data[2], RECIPE, [data[0]], data[1]).with_suffix(".checkpoint")
     trainer = make_trainer(RECIPE, activations(4000, 0))
     other = dataclasses.replace(RECIPE, lr=1.0)
-    training._save_checkpoint(trainer, other, path, training.Progress(3, [], 1.0))
+    checkpoints.save(trainer, other, path, checkpoints.Progress(3, [], 1.0))
     with pytest.raises(ValueError, match="checkpoint of another recipe"):
         training.train(RECIPE, *data, progress=False)
     path.write_bytes(path.read_bytes()[:100])
@@ -188,7 +215,7 @@ def test_what_decides_nothing_keeps_the_name(data, tmp_path, monkeypatch, edits)
 def test_no_module_that_a_training_uses_is_left_out_of_the_name(architecture):
     """All of ``lib.sae`` that loop and trainer import is hashed, but for registry, names, and other trainers."""
     hashed = {path.stem for path in training.code_paths(architecture)}
-    loop = {"training", "token_blocks", "recipes", "folders", "formats", "jumprelu"}
+    loop = {"training", "checkpoints", "token_blocks", "recipes", "folders", "formats", "jumprelu"}
     trainer = {"trainers"} if architecture == "jumprelu" else {"comparators"}
     assert hashed == loop | trainer
     imported = build_graph.modules(Path(training.__file__))
@@ -209,7 +236,7 @@ def test_a_changed_schedule_trains_anew_and_leaves_the_old_checkpoint_alone(data
     old = training.train(recipe, *data, progress=False)
     checkpoint = old.with_suffix(".checkpoint")
     trainer = make_trainer(recipe, activations(4000, 0))
-    training._save_checkpoint(trainer, recipe, checkpoint, training.Progress(9, [], 1.0))
+    checkpoints.save(trainer, recipe, checkpoint, checkpoints.Progress(9, [], 1.0))
     with_edits(monkeypatch, tmp_path / "code", SCHEDULE)
     monkeypatch.setattr(training, "lr_factor", lambda recipe, step: 0.5)
     new = training.train(recipe, *data, progress=False)
