@@ -107,7 +107,7 @@ def _theirs(package: types.SimpleNamespace, bridge, scratch: Path) -> dict[str, 
     scores: dict[str, dict[str, float]] = {}
     for task in TASKS:
         [of_latents] = [path for path in results.rglob(f"{task}_*.json") if "sae_probes_" in str(path)]
-        [of_dense] = [path for path in results.rglob(f"*{task}*logreg*") if "baseline" in str(path)]
+        [of_dense] = [path for path in results.rglob(f"*{task}*logreg*.json") if "baseline" in str(path)]
         scores[task] = {f"k_{K}": _auc(of_latents), "logreg": _auc(of_dense)}
     return scores
 

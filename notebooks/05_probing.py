@@ -54,7 +54,9 @@ ks = [1, 2, 5, 10, 20, 50, 100]  # latents of a k-sparse probe, beside 1 and sho
 show_k = 20  # of the figures that show one k
 k_poolings = ["max", "mean", "fixed"]  # of the latents over a prompt's tokens: max | mean | fixed
 selections = ["standardised gap", "mean difference"]  # of the latents: these | L1 path
-rotated_controls = ["principal components", "coordinates", "untrained SAE"]  # empty: none
+rotated_controls = [
+    "principal components", "coordinates", "untrained SAE",
+]  # beside SAEs where wrappers are held out; empty: none
 rotated_draws = 3  # of each of them that is random
 grid_bootstrap = 200  # replicates for the whole grid of SAE probes, of which few are shown
 seed = 0
