@@ -163,19 +163,19 @@ def test_the_answer_has_three_sentences():
 
 
 ROTATED = {"metric": "auroc_within_wrapper", "split": "rotation"}
+IN_JAILBREAKS = ROTATED | {"split": "rotation, jailbreaks"}
 TRAINED, FINETUNED = (
     {"probe": "k-sparse", "k": 20, "variant": name} for name in ("pretraining SAE", "finetuned from pretraining SAE")
 )
-POOLED = {"metric": "auroc", "split": "ood", "k": 20}
 COMPONENTS = {"probe": "control", "variant": "principal components"}
 EXPOSED = {"metric": "recall_net", "share": "all"}
 
 
-def dense_at_the_saes(profile):
+def dense_at_the_saes(profile, rotated=IN_JAILBREAKS):
     """The dense probe at the SAEs' layer, of the pooling that validation chose, in held-out wrappers."""
     records = scorecard.committed()[profile]
     layer = records["04_chat_finetune"]["parameters"]["layer"]
-    filters = ROTATED | {"probe": f"dense, layer {layer}"}
+    filters = rotated | {"probe": f"dense, layer {layer}"}
     rows = [row for row in records["05_probing"]["metrics"] if filters.items() <= row.items()]
     return rows[0]  # before that of the pooling under which a reconstruction is exact, if this is another one
 
@@ -184,11 +184,11 @@ def numbers_of_the_answer():
     """The rows whose values the answer states, in its order."""
     rows = []
     for profile in PROFILES:
-        rows += [metric(profile, **ROTATED, **TRAINED), dense_at_the_saes(profile)]
-    rows += [metric(profile, **ROTATED, **FINETUNED) for profile in PROFILES]
-    rows += [metric("public", **ROTATED, **TRAINED), dense_at_the_saes("public")]
+        rows += [metric(profile, **IN_JAILBREAKS, **TRAINED), dense_at_the_saes(profile)]
+    rows += [metric(profile, **IN_JAILBREAKS, **FINETUNED) for profile in PROFILES]
+    rows += [metric("public", **ROTATED, **TRAINED), dense_at_the_saes("public", ROTATED)]
     rows.append(metric("public", **ROTATED, **FINETUNED))
-    for filters in (POOLED | COMPONENTS, POOLED | TRAINED):
+    for filters in (ROTATED | COMPONENTS, ROTATED | TRAINED):
         rows += [metric(profile, **filters) for profile in PROFILES]
     for method in ("SAE latents", "TF-IDF terms"):
         rows += [metric(profile, **EXPOSED, method=method) for profile in PROFILES]
@@ -202,7 +202,8 @@ def test_the_numbers_of_the_answer_are_those_of_the_records():
 @pytest.mark.parametrize("profile", PROFILES)
 def test_finetuning_leaves_the_sae_behind_as_the_answer_says(profile):
     assert "leaves them behind" in " ".join(answer().split())
-    assert dense_at_the_saes(profile)["value"] - metric(profile, **ROTATED, **FINETUNED)["value"] > MARGIN
+    row = metric(profile, **(IN_JAILBREAKS | {"metric": "auroc_behind_dense"} | FINETUNED))
+    assert verdicts.decide("above", verdicts.Interval(row["low"], row["high"]), MARGIN) == verdicts.REPRODUCED
 
 
 def test_the_public_data_leave_open_what_the_answer_says():
@@ -214,8 +215,8 @@ def test_the_public_data_leave_open_what_the_answer_says():
 
 # Words of the answer, and the verdicts of the scorecard with which they are true.
 TRUE_WITH = {
-    "less well than a plain linear probe": ("C3e", {"reproduced"}),
-    "not shown to be ahead of principal components": ("C3d", {"inconclusive", "no difference", "opposite"}),
+    "less well than a plain linear probe": ("C3h", {"reproduced"}),
+    "not shown to be ahead of principal components": ("C3g", {"inconclusive", "no difference", "opposite"}),
     "Latents do show what a probe would cheat on": ("C13a", {"reproduced"}),
 }
 
