@@ -24,7 +24,7 @@ from lib.model import models, weights
 from lib.probing import many_tasks, on_saes, task_features
 from lib.probing.tasks import Probe, Task
 from lib.results import task_tables
-from lib.sae import folders
+from lib.sae import finetuning, folders
 from lib.stats.metrics import auroc
 from lib.texts import task_files
 
@@ -119,7 +119,7 @@ def _auc(path: Path) -> float:
 
 def _ours(bridge, data: Path, splits: dict, scratch: Path) -> dict[str, dict[str, float]]:
     identity = models.identity(weights.SMOLLM2)
-    saes = task_tables.sae_table([SAE_FOLDER], "")
+    saes = task_tables.sae_table(finetuning.shipped([SAE_FOLDER], ""))
     reader = task_features.Reader(bridge, identity, LAYER, ("fixed",), saes, (), MOST_TOKENS)
     scores = {}
     for task in TASKS:
