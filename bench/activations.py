@@ -20,6 +20,7 @@ from lib.model import activations, collectors, forward, models, poolings, prefix
 from lib.texts import corpora, datasets, sources
 
 PROFILE = "embedded"  # whose data are measured
+PROMPTS_OF = ("embedded", "public")  # profiles whose prompts are read
 ENCODER_LAYER, CHAT_LAYER = 3, 15
 ENCODER_ROUNDS, CHAT_ROUNDS = 9, 3
 N_TEXTS = 1500
@@ -45,7 +46,7 @@ def measure() -> Iterator[tuple[str, str, list[float]]]:
     bridge, hf = models.load_model(weights.SMOLLM2), _cut_causal(weights.SMOLLM2, CHAT_LAYER)
     yield from _unwrapped_text(bridge, hf)
     differences = []
-    for profile in ("embedded", "public"):
+    for profile in PROMPTS_OF:
         token_ids = models.tokenise(bridge, _prompts(profile))
         works, saving = _packs(token_ids), sum(map(len, token_ids)) / activations.computed_tokens(token_ids)
         yield f"prefix_tokens_saved_{profile}", "ratio", [saving]

@@ -217,8 +217,8 @@ tokens = activations.prompt_tokens(
     bridge, identity, texts, sae_layer, run.folder / "activations", harvest["pool_over"]
 )
 here = activations.at_layer(pooled, sae_layer)
-at_layer = areas[(areas["layer"] == sae_layer) & areas["pooling"].isin(k_poolings)]
-dense_pooling = probe_tables.best_cell(at_layer)["pooling"]
+at_layer = areas[areas["layer"] == sae_layer]
+dense_pooling = probe_tables.best_cell(at_layer[at_layer["pooling"].isin(k_poolings)])["pooling"]
 linear_pooling = poolings.exact_or(dense_pooling)  # decoding pooled latents is exact under it
 print(f"{len(saes)} SAEs at layer {sae_layer}; {len(tokens.activations):,} tokens")
 print(f"pooling of the dense probe there: {dense_pooling}")

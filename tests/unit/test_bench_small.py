@@ -12,6 +12,7 @@ SMALL = {
     "activations": {
         **{"ENCODER_ROUNDS": 1, "CHAT_ROUNDS": 1, "N_TEXTS": 60, "PEER_TOKENS": 400, "PEER_BATCHES": (1024,)},
         **{"N_WINDOWS": 3, "CONTEXT": 32, "N_ANSWERS": 2, "NEW_TOKENS": 2, "PEER_ROWS": (2,), "PLACES": (0.5,)},
+        "PROMPTS_OF": ("embedded",),
         "LIMITS": {"harmful": 3, "harmless": 4, "ood_harmful": 2, "ood_toxic_looking": 2, "ood_chat": 2},
     },
     "monitor": {"N_TEXTS": 3, "ROUNDS": 1, "TRIALS": 2},
