@@ -37,7 +37,8 @@ def of_wrappers(rotated: Draws, dense: Draws, names: Finetuning, n_wrappers: int
     if n_wrappers > 1 and len(rotated.where(probe="control").values):
         [split] = rotated.dimensions["split"].unique()
         rows.append(ahead_of_controls(rotated, names.before, split, seed, n_wrappers))
-    return pd.concat(rows, ignore_index=True)
+    table = pd.concat(rows, ignore_index=True)
+    return table if "control" in table else table.assign(control=None)
 
 
 def of_sources(rotated: Draws, dense: Draws, variant: str, seed: int) -> pd.DataFrame:
