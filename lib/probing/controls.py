@@ -164,8 +164,9 @@ def contenders(inputs: Inputs, names: list[str], grid: Grid, k: int, draws: int)
         }
         [form] = best_forms(scores, inputs.task, k, grid.selections).values()
         for draw in range(draws if is_random else 1):
-            columns = _columns_of(inputs, name, draw, [form.pooling])[form.pooling]
-            every[Probe(CONTROL, BEST, name, draw, BEST, k)] = Contender(columns, k=k, selection=form.selection)
+            columns = _columns_of(inputs, name, draw, [form.pooling]) if draw else first
+            contender = Contender(columns[form.pooling], k=k, selection=form.selection)
+            every[Probe(CONTROL, BEST, name, draw, BEST, k)] = contender
     return every
 
 

@@ -51,14 +51,12 @@ def pairs(prompts: pd.DataFrame, label: int = 1) -> dict[str, Pairs]:
 def that_may_silence(prompts: pd.DataFrame, wrappers: list[str]) -> list[str]:
     """The wrappers that do not only add text behind a prompt, which changes no earlier token of a causal model."""
     texts = prompts["text"].to_numpy()
-
-    def only_adds(wrapper: str) -> bool:
-        of_one = pairs(prompts).get(wrapper)
-        if of_one is None:
-            return False
-        return all(b.startswith(a) for a, b in zip(texts[of_one.plain], texts[of_one.wrapped], strict=True))
-
-    return [wrapper for wrapper in wrappers if not only_adds(wrapper)]
+    only_add = {
+        wrapper
+        for wrapper, of_one in pairs(prompts).items()
+        if all(b.startswith(a) for a, b in zip(texts[of_one.plain], texts[of_one.wrapped], strict=True))
+    }
+    return [wrapper for wrapper in wrappers if wrapper not in only_add]
 
 
 def speaking(
