@@ -152,8 +152,6 @@ about = f"Profile {profile}; {corpora.in_words(corpus)}, {train_tokens:,} traini
 about += f"held-out tokens, mean of {len(seeds)} seeds, bands: their range.\n{not_converged}"
 labels = {"x": "l0", "panel": "panel", "hue": "variant", "xlabel": "L0 (active latents per token)"}
 points = comparison.curves(table, "fvu", panel)
-near = points[points["variant"] != "gated"].assign(panel="the same without gated")
-points = pd.concat([points, near] if len(near) < len(points) else [points])
 label = "FVU (fraction of variance)"
 figure = figures.curves(points, **labels, ylabel=label, logx=True, share_y=False)
 figures.save(figure, run.figures, "03_pareto", about)

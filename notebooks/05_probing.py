@@ -397,7 +397,7 @@ if held_out:
     figure = figures.points(shown, "held_out", "split", hue="name", xlabel="AUROC within wrapper")
     caption = (
         f"Profile {profile}, layer {sae_layer}, k = {show_k}. Each wrapper was held out of "
-        f"training; {over}."
+        f"training; 95 % over {probe_tables.units(saes, pretraining, main[:2])}."
     )
     display(figures.save(figure, run.figures, "05_rotation", caption))
 else:

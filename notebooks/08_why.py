@@ -39,6 +39,7 @@ from lib.model import activations, models
 from lib.probing import cascade, controls, costs, loss_parts, monitors, on_saes, silence, stress
 from lib.probing import dense as dense_probes
 from lib.probing.asked import asked_about, why_not_asked, yes_over_no
+from lib.probing.directions import direction_shares, logit_parts
 from lib.probing.tasks import Probe, Task, load_scores
 from lib.probing.token_probes import Grid, Inputs, fit_all, steadiest, table_of_choices
 from lib.results import figures, monitor_tables, probe_tables, records, tables, why_figures
@@ -359,7 +360,7 @@ of_equal_size = [*first_of_kind["variant"], *controls.DICTIONARIES]
 rows_of = {
     name: dictionaries[name].W_dec.detach().float().cpu().numpy() for name in of_equal_size
 }
-shares = controls.direction_shares(directions, rows_of, ks)
+shares = direction_shares(directions, rows_of, ks)
 
 # %%
 figure = figures.curves(
@@ -379,7 +380,7 @@ figures.save(figure, run.figures, "08_directions", caption)
 parts_table = pd.DataFrame([
     {"SAE": name, **row}
     for name, of_one in readable.items()
-    for row in controls.logit_parts(weight, of_one.views(), prompts)
+    for row in logit_parts(weight, of_one.views(), prompts)
 ])
 by_part = parts_table.set_index(["SAE", "part"])
 variance = by_part.loc[by_part["split"] == gap_split, "variance_share"]

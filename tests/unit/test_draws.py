@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib.probing.controls import directions_in_dictionary, logit_parts
+from lib.probing.directions import directions_in_dictionary, logit_parts
 from lib.probing.tasks import Probe
 from lib.results.probe_tables import auroc_lost, behind_dense, gaps_closed, selection_differences, way_differences
 from lib.stats import draws, metrics
