@@ -20,7 +20,7 @@ class Recipe:
     sets the sparsity. JumpReLU with ``target_l0=0`` uses the fixed ``coefficient`` λ of its penalty, reached linearly
     over ``sparsity_warmup_steps``.
     ``bandwidth`` is in units of the normalised input. Peak learning rate ``lr``, linear warm-up over
-    ``warmup_steps``, linear decay to 0 over the last ``decay_share`` of the steps.
+    ``warmup_steps`` and at most a twentieth of the steps, linear decay to 0 over the last ``decay_share`` of the steps.
     """
 
     architecture: str = "jumprelu"

@@ -22,7 +22,7 @@ from lib.model.shards import read_all, read_manifest, read_shard
 
 BUFFER_TOKENS = 4_000_000
 NORM_ROWS = 65_536  # tokens at a time
-SINK = 10.0  # a token of more than so many median norms is an attention sink
+SINK = 3.0  # a token of more than so many median norms is an attention sink
 Source = Path | TokenShards
 
 
@@ -48,7 +48,9 @@ def sink_limit(x: Float[Tensor, "tokens d_model"]) -> float:
 
     Some tokens draw attention away from all others and carry next to nothing of the text (Xiao et al. 2023,
     arXiv 2309.17453). A few hold most of the squared norm, so that an SAE that is trained on them, or measured by them,
-    knows hardly anything else.
+    knows hardly anything else. Those of a chat model (one token in 10,000) have from 2 to 95 median norms, and other
+    tokens 1.5 at most. With a limit of 10, a dozen of 240,000 tokens were left that took JumpReLU's FVU from 0.18 to
+    0.22 in a short training, and one of 12,000 that took a Gated SAE's held-out FVU from 0.28 to 0.46.
     """
     return SINK * _norms(x).median().item()
 

@@ -12,11 +12,21 @@ from lib.sae.jumprelu import Parameters, StepResult, sparse_step
 from lib.sae.recipes import Recipe, batch_metrics, scaling
 
 QUANTILE_ROWS = 8192  # latents at a time: 131,072 of them on 8,192 tokens would take 4 GiB
+FITTED_TOKENS = 1024  # from which the encoder's scale before training is fitted
 
 
 def fresh(recipe: Recipe, x: Float[Tensor, "tokens d_model"], generator: torch.Generator) -> Parameters:
-    """:func:`tied` with random decoder rows."""
-    return tied(recipe, x, torch.randn(recipe.d_sae, x.shape[1], generator=generator).to(x))
+    """:func:`tied` with random decoder rows, and encoder and thresholds times the scale a ≥ 0 of least squares.
+
+    a = Σ x·x̂ / Σ x̂·x̂ over tokens, x̂ the reconstruction with a = 1, which is too long: latents that are active
+    together share what each of them would reconstruct by itself.
+    """
+    p = tied(recipe, x, torch.randn(recipe.d_sae, x.shape[1], generator=generator).to(x))
+    some = x[:FITTED_TOKENS]
+    pre = some @ p.enc.T
+    recon = (pre * (pre > p.threshold)) @ p.dec
+    a = ((some * recon).sum() / recon.square().sum().clamp(min=1e-12)).clamp(min=0.0)
+    return p._replace(enc=a * p.enc, threshold=a * p.threshold)
 
 
 def tied(recipe: Recipe, x: Float[Tensor, "tokens d_model"], rows: Float[Tensor, "d_sae d_model"]) -> Parameters:
@@ -93,9 +103,7 @@ class JumpReLUTrainer:
                     f"the SAE to finetune has d_sae {len(p.threshold)}, the recipe {recipe.d_sae}; they must be equal"
                 )
         self.p = Parameters(*(torch.nn.Parameter(tensor) for tensor in p))
-        weights, thresholds = self.p[:4], self.p[4:]
-        groups = [{"params": weights, "factor": 1.0}, {"params": thresholds, "factor": 3.0}]
-        self.optimizer = torch.optim.Adam(groups, lr=recipe.lr, fused=True)
+        self.optimizer = torch.optim.Adam(self.p, lr=recipe.lr, fused=True)
         self.unused = x.new_zeros(recipe.d_sae)
         self.balance, self.integral, self.steps = [0.0, 0.0], 0.0, 0
 
@@ -123,7 +131,7 @@ class JumpReLUTrainer:
         for parameter, gradient in zip(self.p, result.gradients, strict=True):
             parameter.grad = gradient
         for group in self.optimizer.param_groups:
-            group["lr"] = recipe.lr * group["factor"] * lr_factor
+            group["lr"] = recipe.lr * lr_factor
         self.optimizer.step()
         dec.div_(dec.norm(dim=1, keepdim=True))
         if recipe.target_l0:

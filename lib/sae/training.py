@@ -42,8 +42,11 @@ LEAST_STEPS = 100
 
 
 def lr_factor(recipe: Recipe, step: int) -> float:
-    """Linear warm-up over ``warmup_steps``, 1, and linear decay to 0 over the last ``decay_share`` of the steps."""
-    warm = (step + 1) / max(1, recipe.warmup_steps)
+    """Linear warm-up over ``warmup_steps``, 1, and linear decay to 0 over the last ``decay_share`` of the steps.
+
+    The warm-up takes at most a twentieth of the steps.
+    """
+    warm = (step + 1) / max(1, min(recipe.warmup_steps, recipe.steps // 20))
     decay = (recipe.steps - step) / max(1.0, recipe.decay_share * recipe.steps)
     return min(1.0, warm, decay)
 

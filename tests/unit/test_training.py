@@ -345,7 +345,9 @@ def test_a_saelens_sae_is_usable_as_ours(tmp_path):
 def test_lr_schedule():
     recipe = dataclasses.replace(RECIPE, tokens=100 * 500, warmup_steps=10, decay_share=0.5)
     factors = [training.lr_factor(recipe, step) for step in range(recipe.steps)]
-    assert factors[0] == 0.1 and max(factors) == 1.0 and factors[-1] == pytest.approx(1 / 50)
+    assert factors[0] == 0.2 and max(factors) == 1.0 and factors[-1] == pytest.approx(1 / 50), "a twentieth of 100"
+    longer = dataclasses.replace(recipe, tokens=400 * 500)
+    assert training.lr_factor(longer, 0) == 0.1, "as many as the recipe says"
 
 
 def test_an_sae_of_the_base_model_fits_its_chat_model_and_no_other(data):
@@ -372,4 +374,15 @@ def test_thresholds_begin_at_the_quantile_of_the_wanted_rate(d_sae, target_l0, n
     x, recipe = torch.randn(n, 20, generator=generator), Recipe(d_sae=d_sae, target_l0=target_l0)
     begun = fresh(recipe, x, generator)
     rate = (target_l0 or 0.02 * d_sae) / d_sae
-    assert torch.equal(begun.threshold, torch.quantile(begun.dec @ x.T, 1 - rate, dim=1))
+    torch.testing.assert_close(begun.threshold, torch.quantile(begun.enc @ x.T, 1 - rate, dim=1))
+
+
+def test_the_encoder_begins_at_the_scale_of_least_squares():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(500, 20, generator=generator)
+    begun = fresh(Recipe(d_sae=64, target_l0=12), x, generator)
+    torch.testing.assert_close(torch.nn.functional.normalize(begun.enc, dim=1), begun.dec)
+    pre = x @ begun.enc.T
+    recon = (pre * (pre > begun.threshold)) @ begun.dec
+    error = [(x - a * recon).square().sum() for a in (0.99, 1.0, 1.01)]
+    assert error[1] < min(error[0], error[2]) and error[1] < x.square().sum()
