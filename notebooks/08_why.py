@@ -41,7 +41,7 @@ from lib.probing import dense as dense_probes
 from lib.probing.asked import asked_about, why_not_asked, yes_over_no
 from lib.probing.directions import direction_shares, logit_parts
 from lib.probing.tasks import Probe, Task, load_scores
-from lib.probing.token_probes import Grid, Inputs, fit_all, steadiest, table_of_choices
+from lib.probing.token_probes import Grid, Inputs, fit_seeds, steadiest, table_of_choices
 from lib.results import figures, monitor_tables, probe_tables, records, tables, why_figures
 from lib.results.cost_figures import gaps_against_cost
 from lib.sae import comparison, folders, latents, widths
@@ -425,7 +425,7 @@ read = monitors.Read(
 with_seeds = {}  # token probes by seed and name
 if aggregations:
     seeds = range(seed, seed + token_seeds)
-    with_seeds = {s: fit_all(Inputs(tokens, task), aggregations, Grid(), s) for s in seeds}
+    with_seeds = fit_seeds(Inputs(tokens, task), aggregations, Grid(), seeds)
     settings = [table_of_choices(of_one).assign(seed=s) for s, of_one in with_seeds.items()]
     display(pd.concat(settings).sort_values("aggregation", kind="stable").round(3))
 else:

@@ -297,6 +297,30 @@ class PromptTokens(NamedTuple):
     in_turn: Bool[Tensor, " tokens"] | None = None
 
 
+class MappedTokens(NamedTuple):
+    """:class:`PromptTokens` as arrays, which joblib maps into memory once for all processes (numpy has no bfloat16)."""
+
+    bits: np.ndarray
+    starts: np.ndarray
+    dtype: torch.dtype
+    fixed: int
+    in_turn: np.ndarray | None
+
+    @classmethod
+    def of(cls, tokens: PromptTokens) -> "MappedTokens":
+        """The tokens, without a copy."""
+        of_size = {2: torch.int16, 4: torch.int32, 8: torch.int64}[tokens.activations.element_size()]
+        in_turn = None if tokens.in_turn is None else tokens.in_turn.numpy()
+        bits = tokens.activations.view(of_size).numpy()
+        return cls(bits, tokens.starts.numpy(), tokens.activations.dtype, tokens.fixed, in_turn)
+
+    def tokens(self) -> PromptTokens:
+        """They themselves again, without a copy."""
+        in_turn = None if self.in_turn is None else torch.from_numpy(self.in_turn)
+        activations = torch.from_numpy(self.bits).view(self.dtype)
+        return PromptTokens(activations, torch.from_numpy(self.starts), self.fixed, in_turn)
+
+
 def load_prompt_tokens(folder: Path, fixed: int = -1) -> PromptTokens:
     """All tokens of a token store, grouped by prompt.
 

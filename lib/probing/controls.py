@@ -16,7 +16,7 @@ from sklearn.decomposition import PCA
 
 from lib.base import processes
 from lib.base.files import relative
-from lib.model.activations import PromptTokens
+from lib.model.activations import MappedTokens, PromptTokens
 from lib.probing import ksparse, on_saes
 from lib.probing.on_saes import BEST, Grid, best_forms, every_k_sparse, probe_saes
 from lib.probing.stress import Contender
@@ -130,13 +130,21 @@ def _place(parent: Path, name: str, draw: int) -> Path:
 
 
 def _on_dictionary(inputs: Inputs, name: str, parent: Path, draws: list[int], grid: Grid) -> dict[Probe, Scores]:
-    rows = []
-    for draw in draws:
-        place = folders.save(DICTIONARIES[name](inputs, draw), _place(parent, name, draw), {})
-        rows.append({"variant": name, "seed": draw, "folder": place})
-    sae_inputs = on_saes.Inputs(inputs.tokens, {}, inputs.task, device=inputs.device)
-    probed = probe_saes(pd.DataFrame(rows), sae_inputs, grid)
+    mapped, without_tokens = MappedTokens.of(inputs.tokens), inputs._replace(tokens=None, resid={})
+    places = [_place(parent, name, draw) for draw in draws]
+    calls = [
+        joblib.delayed(_write_dictionary)(name, draw, place, mapped, without_tokens)
+        for draw, place in zip(draws, places, strict=True)
+    ]
+    for _ in processes.parallel(len(calls))(calls):
+        pass
+    rows = pd.DataFrame({"variant": name, "seed": draws, "folder": places})
+    probed = probe_saes(rows, on_saes.Inputs(inputs.tokens, {}, inputs.task, device=inputs.device), grid)
     return {probe._replace(kind=CONTROL): scores for probe, scores in probed.scores.items()}
+
+
+def _write_dictionary(name: str, draw: int, place: Path, mapped: MappedTokens, inputs: Inputs) -> None:
+    folders.save(DICTIONARIES[name](inputs._replace(tokens=mapped.tokens()), draw), place, {})
 
 
 def in_best_form(

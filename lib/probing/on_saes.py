@@ -8,7 +8,6 @@ import joblib
 import numpy as np
 import pandas as pd
 import scipy.sparse
-import torch
 from jaxtyping import Float
 from sae_lens import SAE
 from sklearn.linear_model import LogisticRegression
@@ -18,7 +17,7 @@ from tqdm import tqdm
 
 from lib.base import processes
 from lib.model import poolings
-from lib.model.activations import PromptTokens
+from lib.model.activations import MappedTokens, PromptTokens
 from lib.probing import ksparse
 from lib.probing.tasks import Probe, Task
 from lib.sae import folders, latents
@@ -193,23 +192,6 @@ class _Job(NamedTuple):
     keep: bool
 
 
-class _MappedTokens(NamedTuple):
-    """``PromptTokens`` as arrays that processes map and do not copy (numpy has no bfloat16), and which are equal."""
-
-    bits: np.ndarray
-    starts: np.ndarray
-    dtype: torch.dtype
-    fixed: int
-    in_turn: np.ndarray | None
-    distinct: latents.Distinct
-
-    def tokens(self) -> PromptTokens:
-        """The tokens, without a copy."""
-        in_turn = None if self.in_turn is None else torch.from_numpy(self.in_turn)
-        activations = torch.from_numpy(self.bits).view(self.dtype)
-        return PromptTokens(activations, torch.from_numpy(self.starts), self.fixed, in_turn)
-
-
 def probe_saes(table: pd.DataFrame, inputs: Inputs, grid: Grid) -> Probed:
     """Every probe on every SAE of ``table`` (columns variant, seed, folder), each of which is checked to fit.
 
@@ -227,13 +209,9 @@ def probe_saes(table: pd.DataFrame, inputs: Inputs, grid: Grid) -> Probed:
     jobs = []
     for row, repeated in zip(table.itertuples(), table["variant"].duplicated(), strict=True):
         jobs.append(_Job(row.variant, None if pd.isna(row.seed) else int(row.seed), row.folder, not repeated))
-    bits = tokens.activations.view(torch.int16).numpy()
-    in_turn = None if tokens.in_turn is None else tokens.in_turn.numpy()
-    distinct = latents.distinct_rows(tokens.activations)
-    mapped = _MappedTokens(bits, tokens.starts.numpy(), tokens.activations.dtype, tokens.fixed, in_turn, distinct)
-    without_tokens = inputs._replace(tokens=None)
+    about = MappedTokens.of(tokens), latents.distinct_rows(tokens.activations), inputs._replace(tokens=None), grid
     workers = processes.parallel(len(jobs) if inputs.device == "cpu" else 1)
-    calls = (joblib.delayed(_probe_sae)(job, mapped, without_tokens, grid) for job in jobs)
+    calls = (joblib.delayed(_probe_sae)(job, *about) for job in jobs)
     probed = Probed({}, {}, {}, {})
     for part in tqdm(workers(calls), total=len(jobs), desc="SAEs probed", unit="SAE"):
         for whole, addition in zip(probed, part, strict=True):
@@ -246,11 +224,13 @@ def _needed(inputs: Inputs, grid: Grid) -> list[str]:
     return list(dict.fromkeys([*grid.poolings, *inputs.resid]))
 
 
-def _probe_sae(job: _Job, mapped: _MappedTokens, inputs: Inputs, grid: Grid) -> Probed:
+def _probe_sae(
+    job: _Job, mapped: MappedTokens, distinct: latents.Distinct, inputs: Inputs, grid: Grid
+) -> Probed:
     """All probes on one SAE."""
     sae, tokens = folders.load(job.folder, inputs.device), mapped.tokens()
     folders.check_fits(sae, tokens.activations.shape[1], inputs.hook_name, inputs.model)
-    pooled = latents.pool_latents(sae, tokens, _needed(inputs, grid), mapped.distinct)
+    pooled = latents.pool_latents(sae, tokens, _needed(inputs, grid), distinct)
     first = {job.variant: pooled} if job.keep else {}
     probed = Probed({}, {}, first, {(job.variant, job.seed): pooled} if job.variant in grid.kept else {})
     for pooling in grid.poolings:

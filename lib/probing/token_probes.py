@@ -7,6 +7,7 @@ of ``aggregations.AGGREGATIONS`` makes a prompt's score of them.
 from collections.abc import Iterable
 from typing import NamedTuple
 
+import joblib
 import numpy as np
 import pandas as pd
 import torch
@@ -14,7 +15,8 @@ from jaxtyping import Float, Int
 from sklearn.model_selection import GroupShuffleSplit
 from torch import Tensor
 
-from lib.model.activations import PromptTokens
+from lib.base import processes
+from lib.model.activations import MappedTokens, PromptTokens
 from lib.probing import aggregations
 from lib.probing.aggregations import Option
 from lib.probing.tasks import Task
@@ -125,12 +127,9 @@ class Refit(NamedTuple):
     """A token probe of a ``setting`` that was chosen on ``n_prompts`` prompts, to be fitted anew on some of them.
 
     Equal prompts and labels give equal scores: batches and the weights before training follow from ``seed``.
-
-    Attributes:
-        fields: those of ``PromptTokens``, tensors as arrays, which joblib maps into memory once for all processes.
     """
 
-    fields: tuple
+    mapped: MappedTokens
     name: str
     setting: Setting
     n_prompts: int
@@ -141,7 +140,7 @@ class Refit(NamedTuple):
 
         Fewer prompts are passed over more often, so that about as many steps are taken as on all.
         """
-        tokens = PromptTokens(*(torch.from_numpy(f) if isinstance(f, np.ndarray) else f for f in self.fields))
+        tokens = self.mapped.tokens()
         blocks, every = (Block(self.name, (self.setting,)),), np.arange(len(tokens.starts) - 1)
         standardiser = Standardiser.of(tokens, rows)
         labels = np.zeros(len(every), dtype=int)
@@ -158,8 +157,18 @@ def steadiest(fitted: Iterable[dict[str, Fitted]], tokens: PromptTokens, n_promp
     of_seeds = list(fitted)
     held = {name: np.mean([of_seed[name].held_auroc for of_seed in of_seeds]) for name in of_seeds[0]}
     name = max(held, key=held.get)
-    fields = tuple(field.numpy() if isinstance(field, Tensor) else field for field in tokens)
-    return Refit(fields, name, of_seeds[0][name].setting, n_prompts, seed)
+    return Refit(MappedTokens.of(tokens), name, of_seeds[0][name].setting, n_prompts, seed)
+
+
+def fit_seeds(inputs: Inputs, names: Iterable[str], grid: Grid, seeds: Iterable[int]) -> dict[int, dict[str, Fitted]]:
+    """:func:`fit_all` with each seed, on all cores."""
+    seeds, mapped = list(seeds), MappedTokens.of(inputs.tokens)
+    calls = [joblib.delayed(_fit_mapped)(mapped, inputs.task, list(names), grid, seed) for seed in seeds]
+    return dict(zip(seeds, processes.parallel(len(calls))(calls), strict=True))
+
+
+def _fit_mapped(mapped: MappedTokens, task: Task, names: list[str], grid: Grid, seed: int) -> dict[str, Fitted]:
+    return fit_all(Inputs(mapped.tokens(), task), names, grid, seed)
 
 
 def fit_all(inputs: Inputs, names: Iterable[str], grid: Grid, seed: int) -> dict[str, Fitted]:

@@ -5,12 +5,12 @@ import pytest
 import scipy.sparse
 import torch
 
-from lib.model.activations import PromptTokens
+from lib.model.activations import MappedTokens, PromptTokens
 from lib.probing import cascade, combined, dense, token_probes, token_training
 from lib.probing.aggregations import AGGREGATIONS
 from lib.probing.cascade import Cascade
 from lib.probing.tasks import Task
-from lib.probing.token_probes import Grid, Inputs, fit_all, table_of_choices
+from lib.probing.token_probes import Grid, Inputs, fit_all, fit_seeds, table_of_choices
 from lib.stats.metrics import auroc, bootstrap_weights, threshold_at_fpr
 
 QUICK = Grid(learning_rates=(1e-2, 3e-2), weight_decays=(1e-2, 1.0), epochs=12, patience=4, batch_prompts=32)
@@ -186,6 +186,25 @@ def test_scores_are_the_written_equation_and_those_of_all_prompts():
     np.testing.assert_allclose(probe.scores[100], by_hand.item(), rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(probe.score(inputs.tokens, np.array([100, 7])), probe.scores[[100, 7]], atol=1e-5)
     assert probe.flops_per_token == 2 * 4 * 12 and len(probe.scores) == 120
+
+
+def test_seeds_that_are_fitted_on_all_cores_are_each_the_plain_ones():
+    inputs, _ = world(one_token, n=120)
+    together = fit_seeds(inputs, iter(["max", "softmax"]), QUICK, range(2))
+    assert list(together) == [0, 1]
+    for seed, of_seed in together.items():
+        for name, alone in fit_all(inputs, ["max", "softmax"], QUICK, seed).items():
+            assert of_seed[name].setting == alone.setting
+            np.testing.assert_allclose(of_seed[name].scores, alone.scores, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_tokens_come_back_from_their_arrays(dtype):
+    tokens = PromptTokens(torch.randn(6, 3).to(dtype), torch.tensor([0, 2, 6]), -2, torch.arange(6) > 1)
+    back = MappedTokens.of(tokens).tokens()
+    assert torch.equal(back.activations, tokens.activations) and back.activations.dtype == dtype
+    assert torch.equal(back.starts, tokens.starts) and torch.equal(back.in_turn, tokens.in_turn) and back.fixed == -2
+    assert MappedTokens.of(tokens._replace(in_turn=None)).tokens().in_turn is None
 
 
 def test_equal_seeds_give_equal_scores_and_the_choice_can_be_shown():
