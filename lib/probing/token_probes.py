@@ -162,8 +162,8 @@ def steadiest(fitted: Iterable[dict[str, Fitted]], tokens: PromptTokens, n_promp
 
 def fit_seeds(inputs: Inputs, names: Iterable[str], grid: Grid, seeds: Iterable[int]) -> dict[int, dict[str, Fitted]]:
     """:func:`fit_all` with each seed, on all cores."""
-    seeds, mapped = list(seeds), MappedTokens.of(inputs.tokens)
-    calls = [joblib.delayed(_fit_mapped)(mapped, inputs.task, list(names), grid, seed) for seed in seeds]
+    seeds, about = list(seeds), (MappedTokens.of(inputs.tokens), inputs.task, list(names), grid)
+    calls = [joblib.delayed(_fit_mapped)(*about, seed) for seed in seeds]
     return dict(zip(seeds, processes.parallel(len(calls))(calls), strict=True))
 
 
