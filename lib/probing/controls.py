@@ -16,7 +16,7 @@ from sklearn.decomposition import PCA
 
 from lib.base import processes
 from lib.base.files import relative
-from lib.model.activations import MappedTokens, PromptTokens
+from lib.model.activations import PromptTokens
 from lib.probing import ksparse, on_saes
 from lib.probing.on_saes import BEST, Grid, best_forms, every_k_sparse, probe_saes
 from lib.probing.stress import Contender
@@ -28,9 +28,9 @@ from lib.stats.metrics import Scores, bootstrap_weights
 
 CONTROL = "control"
 SHUFFLED = "shuffled labels"
-SAMPLE_TOKENS = 8192  # of training prompts, from which thresholds are set
+SAMPLE_TOKENS = 4096  # of training prompts, from which thresholds are set
 CENTRE_TOKENS = 16_384  # of training prompts, of which k-means centres are made: four for each of 4,096
-CENTRE_ITERATIONS = 3  # passes over them
+CENTRE_ITERATIONS = 2  # passes over them
 
 
 class Inputs(NamedTuple):
@@ -130,21 +130,10 @@ def _place(parent: Path, name: str, draw: int) -> Path:
 
 
 def _on_dictionary(inputs: Inputs, name: str, parent: Path, draws: list[int], grid: Grid) -> dict[Probe, Scores]:
-    mapped, without_tokens = MappedTokens.of(inputs.tokens), inputs._replace(tokens=None, resid={})
-    places = [_place(parent, name, draw) for draw in draws]
-    calls = [
-        joblib.delayed(_write_dictionary)(name, draw, place, mapped, without_tokens)
-        for draw, place in zip(draws, places, strict=True)
-    ]
-    for _ in processes.parallel(len(calls))(calls):
-        pass
+    places = [folders.save(DICTIONARIES[name](inputs, draw), _place(parent, name, draw), {}) for draw in draws]
     rows = pd.DataFrame({"variant": name, "seed": draws, "folder": places})
     probed = probe_saes(rows, on_saes.Inputs(inputs.tokens, {}, inputs.task, device=inputs.device), grid)
     return {probe._replace(kind=CONTROL): scores for probe, scores in probed.scores.items()}
-
-
-def _write_dictionary(name: str, draw: int, place: Path, mapped: MappedTokens, inputs: Inputs) -> None:
-    folders.save(DICTIONARIES[name](inputs._replace(tokens=mapped.tokens()), draw), place, {})
 
 
 def in_best_form(

@@ -214,21 +214,23 @@ def test_the_public_data_leave_open_what_the_answer_says():
         assert verdicts.decide("above", verdicts.Interval(row["low"], row["high"]), MARGIN) == verdicts.INCONCLUSIVE
 
 
-# Words of the answer, and the verdicts of the scorecard with which they are true.
+# Words of the answer, and the verdicts of the scorecard, by profile, with which they are true.
+NOT_AHEAD = {"inconclusive", "no difference", "opposite"}
 TRUE_WITH = {
-    "less well than a plain linear probe": ("C3h", {"reproduced"}),
-    "not shown to be ahead of principal components": ("C3g", {"inconclusive", "no difference", "opposite"}),
-    "Latents do show what a probe would cheat on": ("C13a", {"reproduced"}),
+    "on a small chat model, where this may be chance": ("C3h", {"embedded": {"inconclusive"}}),
+    "on an encoder, where it is not": ("C3h", {"minilm": {"reproduced"}}),
+    "not shown to be ahead of principal components": ("C3g", dict.fromkeys(PROFILES, NOT_AHEAD)),
+    "Latents do show what a probe would cheat on": ("C13a", dict.fromkeys(PROFILES, {"reproduced"})),
 }
 
 
 @pytest.mark.parametrize("words", TRUE_WITH)
 def test_the_verdicts_bear_the_words_of_the_answer(words):
     assert words in " ".join(answer().split())
-    of_profiles = {profile: scorecard.committed()[profile] for profile in PROFILES}
-    verdict_of = {(row.profile, row.id): row.verdict for row in scorecard.every(claims.load(), of_profiles)}
     part, allowed = TRUE_WITH[words]
-    assert {verdict_of[profile, part] for profile in PROFILES} <= allowed
+    of_profiles = {profile: scorecard.committed()[profile] for profile in allowed}
+    verdict_of = {row.profile: row.verdict for row in scorecard.every(claims.load(), of_profiles) if row.id == part}
+    assert all(verdict_of[profile] in of_profile for profile, of_profile in allowed.items())
 
 
 def test_times_and_memory_cover_the_records():
