@@ -33,7 +33,7 @@ user prompts. SAELens folders, weights in float16; `training.json` holds recipe,
 out: tokens of passages that no SAE was trained on; chat is the model's own ([card](../rollouts/README.md)). Loss
 recovered: 1 is the model's own loss, 0 that with zeros in the place of the residual stream, with a 95 % bootstrap over
 sequences. Attention sinks are left out of training and measurement, and kept where an SAE is spliced in. When these were trained
-and measured, a sink had ten median norms or more; today it has three, and `make pretrained` makes SAEs a little better.
+and measured, a sink had ten median norms or more; today it has three.
 
 | folder | latents | tokens seen | FVU | L0 | dead | above 10 % | recovered, prose | recovered, chat |
 |---|---|---|---|---|---|---|---|---|
