@@ -24,7 +24,7 @@ SPLITS = {
 }
 OWN_LABELS = {0: "label 0", 1: "label 1"}  # of a user's own data
 COLOURS = {"harmless": "#4477aa", "harmful": "#cc3311"}
-VERDICT_CELL, TITLES, RULES = 3.2, 1.13, 1.02  # width of a verdict's cell in inches; of titles and rules in cells
+VERDICT_CELL, TITLE_LETTER, RULE_LETTER = 3.2, 0.02, 0.019  # width of a verdict's cell in inches; of letters in cells
 CAPTION_CHARACTERS = 15  # in an inch
 MOST_TICKS, TICK_ROOM = 10, 0.07  # of an axis with a tick at each value: ticks, and share of its length between two
 LEAST_HEIGHT = 0.05  # of a fraction's axis that no other panel shares, or a thousandth would look like a difference
@@ -380,19 +380,21 @@ def verdicts(table: pd.DataFrame, order: tuple[str, ...]) -> Figure:
         lines.append((f"{claim}  {title}", "", "bold"))
         places |= {name: len(lines) + place for place, name in enumerate(parts["id"])}
         lines += [(f"  {row.id.removeprefix(claim)}  {row.title}", row.rule, "normal") for row in parts.itertuples()]
-    size = VERDICT_CELL * (len(profiles) + TITLES + RULES), 0.7 + 0.22 * len(lines)
+    titles = TITLE_LETTER * max(len(text) for text, _, _ in lines)
+    rules = RULE_LETTER * max(len(rule) for _, rule, _ in lines)
+    size = VERDICT_CELL * (len(profiles) + titles + rules), 0.7 + 0.22 * len(lines)
     figure, (ax,) = _panels(1, width=size[0], height=size[1])
     for y, (text, rule, weight) in enumerate(lines):
-        ax.text(-TITLES - RULES, y + 0.5, text, fontsize=8.5, weight=weight, va="center")
-        ax.text(-RULES, y + 0.5, rule, fontsize=7.5, va="center")
+        ax.text(-titles - rules, y + 0.5, text, fontsize=8.5, weight=weight, va="center")
+        ax.text(-rules, y + 0.5, rule, fontsize=7.5, va="center")
     for row in table.itertuples():
         x, y = profiles.index(row.profile), places[row.id]
         ax.add_patch(plt.Rectangle((x, y), 0.985, 0.92, color=colours[row.verdict], linewidth=0))
         style = {"va": "center", "color": "white" if row.verdict == order[0] else "black"}
         ax.text(x + 0.02, y + 0.48, row.verdict, fontsize=8.5, weight="bold", **style)
         ax.text(x + 0.35, y + 0.48, f"{row.holding}: {row.number}".removeprefix(": "), fontsize=7.5, **style)
-    ax.set(xlim=(-TITLES - RULES, len(profiles)), ylim=(len(lines), 0), yticks=[])
-    ax.set_xticks([-RULES / 2, *np.arange(len(profiles)) + 0.49], ["holds if it is", *profiles], parse_math=False)
+    ax.set(xlim=(-titles - rules, len(profiles)), ylim=(len(lines), 0), yticks=[])
+    ax.set_xticks([-rules / 2, *np.arange(len(profiles)) + 0.49], ["holds if it is", *profiles], parse_math=False)
     ax.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
     ax.grid(False)
     sns.despine(ax=ax, left=True, bottom=True)

@@ -202,7 +202,7 @@ def test_the_numbers_of_the_answer_are_those_of_the_records():
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_finetuning_leaves_the_sae_behind_as_the_answer_says(profile):
-    assert "leaves them behind" in " ".join(answer().split())
+    assert "finetuned SAEs are behind on both" in " ".join(answer().split())
     row = metric(profile, **(IN_JAILBREAKS | {"metric": "auroc_behind_dense"} | FINETUNED))
     assert verdicts.decide("above", verdicts.Interval(row["low"], row["high"]), MARGIN) == verdicts.REPRODUCED
 

@@ -357,6 +357,18 @@ def test_the_figure_has_a_line_per_part_below_its_claim():
     assert len(ax.patches) == 4 and len(colours) == 3  # reproduced, opposite, not run
 
 
+def test_titles_and_rules_do_not_run_into_what_stands_beside_them():
+    rows = scorecard.every(claims.load(), scorecard.committed())
+    figure = figures.verdicts(scorecard.table(rows, claims.load()), scorecard.VERDICTS)
+    (ax,) = figure.axes
+    figure.canvas.draw()
+    begins = sorted({text.get_position()[0] for text in ax.texts if text.get_position()[0] < 0}) + [0.0]
+    for text in ax.texts:
+        if (x := text.get_position()[0]) < 0:
+            end = ax.transData.inverted().transform(text.get_window_extent().get_points())[1, 0]
+            assert end <= begins[begins.index(x) + 1], text.get_text()
+
+
 def test_publishing_keeps_the_records(tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "run_dir", lambda profile: tmp_path / "runs" / profile)
     monkeypatch.setattr(runner, "DATA", tmp_path)
