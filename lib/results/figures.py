@@ -382,8 +382,7 @@ def verdicts(table: pd.DataFrame, order: tuple[str, ...]) -> Figure:
         lines += [(f"  {row.id.removeprefix(claim)}  {row.title}", row.rule, "normal") for row in parts.itertuples()]
     titles = TITLE_LETTER * max(len(text) for text, _, _ in lines)
     rules = RULE_LETTER * max(len(rule) for _, rule, _ in lines)
-    size = VERDICT_CELL * (len(profiles) + titles + rules), 0.7 + 0.22 * len(lines)
-    figure, (ax,) = _panels(1, width=size[0], height=size[1])
+    figure, (ax,) = _panels(1, width=VERDICT_CELL * (len(profiles) + titles + rules), height=0.7 + 0.22 * len(lines))
     for y, (text, rule, weight) in enumerate(lines):
         ax.text(-titles - rules, y + 0.5, text, fontsize=8.5, weight=weight, va="center")
         ax.text(-rules, y + 0.5, rule, fontsize=7.5, va="center")
