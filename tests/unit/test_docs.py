@@ -112,8 +112,9 @@ def test_every_parameter_that_is_named_is_one():
         grids = [sweep.get(part, {}) for sweep in sweeps for part in ("fixed", "grid", "zip")]
         for values in written_out + grids:
             assert set(values) <= parameters, page
-        others = {"hf", "own", "release", "shipped"} | sweep_cells.KEYS
-        assert set(re.findall(r"`([a-z_]+): ?[^`\n]*`", text)) - others <= parameters, page
+    others = {"hf", "own", "release", "shipped"} | sweep_cells.KEYS
+    for page, text in TEXTS.items():
+        assert set(re.findall(r"`([a-z_]+): ?[^`]*`", text)) - others <= parameters, page
 
 
 def test_every_page_is_reached_from_readme():

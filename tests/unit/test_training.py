@@ -14,7 +14,7 @@ from lib.sae.architectures import ARCHITECTURES, make_trainer
 from lib.sae.harvest import Stores
 from lib.sae.jumprelu import Parameters
 from lib.sae.recipes import Recipe
-from lib.sae.trainers import fresh
+from lib.sae.trainers import fresh, tied
 
 D_MODEL, D_SAE = 16, 48
 RECIPE = Recipe(d_sae=D_SAE, target_l0=3, tokens=60_000, batch_tokens=500, lr=2e-3)
@@ -372,9 +372,11 @@ def test_a_fixed_coefficient_is_reached_linearly():
 def test_thresholds_begin_at_the_quantile_of_the_wanted_rate(d_sae, target_l0, n):
     generator = torch.Generator().manual_seed(0)
     x, recipe = torch.randn(n, 20, generator=generator), Recipe(d_sae=d_sae, target_l0=target_l0)
-    begun = fresh(recipe, x, generator)
+    begun = tied(recipe, x, torch.randn(d_sae, 20, generator=generator))
     rate = (target_l0 or 0.02 * d_sae) / d_sae
-    torch.testing.assert_close(begun.threshold, torch.quantile(begun.enc @ x.T, 1 - rate, dim=1))
+    assert torch.equal(begun.threshold, torch.quantile(begun.dec @ x.T, 1 - rate, dim=1))
+    scaled = fresh(recipe, x, generator)
+    torch.testing.assert_close(scaled.threshold, torch.quantile(scaled.enc @ x.T, 1 - rate, dim=1))
 
 
 def test_the_encoder_begins_at_the_scale_of_least_squares():
