@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "data"
+SCRATCH = re.compile(r"-[a-z0-9_]{8}$")  # how tempfile ends the name of a folder that a half-written file lies in
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -45,7 +46,7 @@ def replacing(path: Path) -> Iterator[Path]:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         # A folder and not a file, as safetensors makes a temporary file of its own beside the one that it writes.
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as scratch:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
             temporary = Path(scratch) / path.name
             yield temporary
             os.replace(temporary, path)
@@ -101,11 +102,10 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
                 f"another process is at work on {name}; wait for it, or stop it, and run again"
             ) from error
     try:
-        leftovers = [*path.parent.glob(f".{glob.escape(path.stem)}-*"), *path.glob("*/.*-*")]
-        if path.is_dir():
-            leftovers += path.glob(".*-*")
-        for leftover in leftovers:
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+        inside = [*path.glob(".*"), *path.glob("*/.*")]
+        for file in [*path.parent.glob(f".{glob.escape(path.name)}-????????"), *inside]:
+            if SCRATCH.search(file.name):
+                shutil.rmtree(file) if file.is_dir() else file.unlink(missing_ok=True)
         yield
     finally:
         lock.release()

@@ -78,3 +78,22 @@ def test_a_file_that_cannot_be_read_is_one_sentence(home, monkeypatch):
     monkeypatch.setattr(files, "file_hash", lambda path: path.with_name("not there").open())
     with pytest.raises(ValueError, match="texts.csv cannot be read: FileNotFoundError"):
         files.content_hash(home / "texts.csv")
+
+
+def test_a_lock_removes_what_was_half_written_of_its_own_file_only(tmp_path):
+    killed, kept = tmp_path / ".a.json-ab_12cd9", [".a.txt.lock", ".a.json-b.txt-ab_12cd9", ".a-of-mine.csv"]
+    killed.mkdir()
+    for name in kept:
+        (tmp_path / name).write_text("")
+    with files.replacing(tmp_path / "a.txt") as temporary, files.locked(tmp_path / "a.json"):
+        assert not killed.exists()
+        temporary.write_text("another process is writing")
+    assert (tmp_path / "a.txt").read_text() and {path.name for path in tmp_path.glob(".*")} == {*kept, ".a.json.lock"}
+
+
+def test_a_lock_of_a_folder_removes_what_was_half_written_in_it(tmp_path):
+    for name in ("run", "run/results"):
+        (tmp_path / name / ".x.json-ab_12cd9").mkdir(parents=True)
+        (tmp_path / name / ".x-1.json.lock").write_text("")
+    with files.locked(tmp_path / "run"):
+        assert sorted(path.name for path in tmp_path.rglob(".x*")) == [".x-1.json.lock"] * 2
