@@ -109,7 +109,7 @@ def nearest_neighbours(base: pd.DataFrame, threshold: float, what: str = "remove
     where["bbox"] = {"facecolor": "white", "linewidth": 0, "alpha": 0.8, "pad": 1}
     ax.annotate(what, (threshold, 0.95), (-4, 0), fontsize=8, **where)
     ax.set(xlabel="largest MiniLM cosine to an earlier split's prompt", ylabel="base prompts (%)", xlim=(0, 1))
-    ax.get_legend().set_title(None)
+    sns.move_legend(ax, "upper left", title=None)
     return figure
 
 
