@@ -11,9 +11,6 @@ from lib.results import records, tables
 from lib.runs import runner
 from lib.stats.metrics import Estimate
 
-# Profiles whose committed records were made before `make publish` refused uncommitted code. The public run takes hours,
-# and is made again when the chat model becomes its subject; then this line goes.
-NOT_MADE_AGAIN_YET = {"public"}
 COMMITTED = sorted(DATA.glob("records/*/*.json"))
 
 
@@ -32,8 +29,6 @@ def test_text_of_an_estimate(estimate, text):
 
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_a_committed_record_comes_from_a_clean_commit(path):
-    if path.parent.name in NOT_MADE_AGAIN_YET:
-        pytest.skip("made before this was held; made again with the chat model")
     commit = json.loads(path.read_text(encoding="utf-8"))["commit"]
     assert commit is not None and not commit.endswith("+"), f"{path.name}: {commit}; commit, then make publish"
 
