@@ -19,7 +19,8 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 OTHER_SECTIONS = ("setting", "written", "margins", "faults")  # of the file, beside its claims
 CLAIM = ("title", "claim", "where", "paper", "difference", "old_verdict", "parts")
 PART = ("title", "record", "quantity", "says", "margin", "faults")
-NEEDS = ("record", "metric", "why")
+NEEDS = ("record", "why")
+THINGS = (["metric"], ["least", "parameter"])  # of a record that can be needed
 NOT_SEEN = "no"
 
 
@@ -122,7 +123,9 @@ def load(path: Path = DATA / "claims.yaml") -> Rules:
 def _claim(name: str, entry: dict[str, Any], margins: dict[str, Margin], faults: dict[int, Fault]) -> Claim:
     _check_keys(f"claim {name}", entry, CLAIM, optional=("needs",))
     if "needs" in entry:
-        _check_keys(f"claim {name}, needs", entry["needs"], NEEDS)
+        _check_keys(f"claim {name}, needs", entry["needs"], NEEDS, optional=("metric", "parameter", "least"))
+        if sorted(set(entry["needs"]) - set(NEEDS)) not in THINGS:
+            raise ValueError(f"claim {name} needs {entry['needs']}; that is a metric, or a parameter and its least value")
     letters = list(entry["parts"])
     if not letters or letters != list(LETTERS[: len(letters)]):
         raise ValueError(f"claim {name} has parts {letters}; they are named a, b, c and so on, in order")

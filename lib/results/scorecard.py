@@ -68,12 +68,16 @@ class Lacking(Exception):
 
 def unmet(claim: Claim, of_profile: dict[str, Record]) -> str:
     """Why a profile's setting cannot show a claim, empty if it can: the claim's ``needs`` name a record, a metric of
-    its headline that must be 1, and the reason where it is not."""
+    its headline that must be 1 or the least value of a parameter, and the reason where it is not."""
     needs = claim.needs
     if not needs or needs["record"] not in of_profile:
         return ""
-    rows = of_profile[needs["record"]]["metrics"]
-    return "" if any(row["metric"] == needs["metric"] and row["value"] == 1 for row in rows) else needs["why"]
+    record = of_profile[needs["record"]]
+    if "parameter" in needs:
+        is_met = record["parameters"].get(needs["parameter"], needs["least"]) >= needs["least"]
+    else:
+        is_met = any(row["metric"] == needs["metric"] and row["value"] == 1 for row in record["metrics"])
+    return "" if is_met else needs["why"]
 
 
 def _values(value: Any, part: Part, of_profile: dict[str, Record]) -> list:

@@ -35,7 +35,7 @@ def test_every_claim_of_the_first_scorecard_has_its_verdict_and_every_part_of_it
                 assert of_part.faults, part.id
             else:
                 assert of_part.first_text() == "—" and not of_part.faults
-        if claim.needs:
+        if "metric" in (claim.needs or {}):
             assert all(1 in beside[part.id].faults for part in claim.parts), "an encoder cannot show it"
 
 

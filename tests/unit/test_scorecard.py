@@ -114,6 +114,14 @@ def test_a_claim_that_the_setting_cannot_show_says_why(value, expected):
     assert page.count(NEEDS["why"]) == page.count("as above") == (value == 0)
 
 
+@pytest.mark.parametrize(("d_sae", "expected"), [(4096, "reproduced"), (768, "not applicable")])
+def test_a_claim_may_need_the_least_value_of_a_parameter(d_sae, expected):
+    needs = {"record": "05_x", "parameter": "d_sae", "least": 4096, "why": "too few latents"}
+    of_profile = {"05_x": record(of(0.1, 0.05, 0.15)) | {"parameters": {"show_k": 5, "d_sae": d_sae}}}
+    (row,) = scorecard.evaluate(rules(part(), needs=needs), of_profile, "p")
+    assert (row.verdict, row.why) == (expected, "too few latents" if expected == "not applicable" else "")
+
+
 def test_without_a_record_a_part_is_not_run():
     (row,) = scorecard.evaluate(rules(part()), {"04_y": record()}, "p")
     assert (row.verdict, row.why) == ("not run", "no record of 05_x")
