@@ -121,7 +121,8 @@ def _in_parts(
 
 
 class Sampling(NamedTuple):
-    """How the model's own rollouts are drawn: responses, new tokens of each at most, temperature (0: greedy), seed."""
+    """How the model's own rollouts are drawn: turns that are answered, new tokens of an answer at most, temperature (0:
+    greedy), seed."""
 
     n: int
     max_new_tokens: int
@@ -129,15 +130,10 @@ class Sampling(NamedTuple):
     seed: int
 
 
-def _first_turns(prompts: list[str], source: str, tokens: int) -> list[str]:
-    return corpora.first_turns(corpora.corpus(source, tokens))
-
-
-# Form of a name -> what the model answers, from the caller's prompts, what stands in the place of <…>, and the tokens
-# that are wanted.
+# Form of a name -> what the model answers, from the caller's prompts, what stands in the place of <…>, and how many turns.
 OWN: dict[str, Callable[[list[str], str, int], list[str]]] = {
-    "own:prompts": lambda prompts, _, tokens: prompts,
-    "own:<corpus>": _first_turns,
+    "own:prompts": lambda prompts, _, n: prompts[:n],
+    "own:<corpus>": lambda _, source, n: corpora.first_turns(source, n),
 }
 
 
@@ -145,7 +141,7 @@ def corpus(name: str, reader: Reader, sampling: Sampling, prompts: list[str], pa
     """``corpora.corpus``, or dialogues of the model itself (see ``OWN``).
 
     ``own:prompts`` answers the given prompts, ``own:<corpus>`` the user's first turns of a corpus (such as
-    ``own:hf:HuggingFaceH4/ultrachat_200k::train_sft``).
+    ``own:hf:HuggingFaceH4/ultrachat_200k::train_sft``), ``sampling.n`` of them, whatever ``tokens`` are wanted.
 
     Raises:
         ValueError: unknown name, or see ``corpora.corpus`` and :func:`generate`.
@@ -153,7 +149,7 @@ def corpus(name: str, reader: Reader, sampling: Sampling, prompts: list[str], pa
     form = corpora.form_of(name, [*corpora.CORPORA, *OWN])
     if form not in OWN:
         return corpora.corpus(name, tokens)
-    asked = OWN[form](prompts, corpora.argument(name, form), tokens)[: sampling.n]
+    asked = OWN[form](prompts, corpora.argument(name, form), sampling.n)
     options = {"temperature": sampling.temperature, "seed": sampling.seed}
     bridge, model = reader.bridge(), identity(reader.model)
     rollouts = generate(bridge, model, asked, parent, sampling.max_new_tokens, **options)

@@ -7,6 +7,7 @@ windows, are held out, so that no passage is on both sides.
 import gzip
 import importlib.util
 import json
+import math
 import re
 import warnings
 import zipfile
@@ -88,7 +89,7 @@ def in_words(name: str) -> str:
     return words.get(kind, of or name)
 
 
-def hub_rows(address: str, characters: int) -> Iterator[str]:
+def hub_rows(address: str, characters: float) -> Iterator[str]:
     """Rows of a hub data set until they hold ``characters``: a column of turns as a dialogue, or a column of text.
 
     ``address`` is ``<data set>[:<configuration>[:<split>]]``; a local folder of parquet, JSON or CSV is a data set too.
@@ -170,9 +171,21 @@ def _turns(turns: Any) -> list[tuple[str, str]]:
     return spoken
 
 
-def first_turns(dialogues: list[str]) -> list[str]:
-    """The user's first turn of each dialogue (of other text, all of it), without repeats."""
-    return list(dict.fromkeys(_user_turn(text).removeprefix("User:").strip() for text in dialogues))
+def first_turns(name: str, n: int) -> list[str]:
+    """The first turns of a corpus's users (of other text, all of it), the first ``n`` different ones.
+
+    A corpus of the hub is read until it has given them.
+
+    Raises:
+        ValueError: see :func:`corpus`.
+    """
+    form = form_of(name, CORPORA)
+    turns: dict[str, None] = {}
+    for text in CORPORA[form](argument(name, form), math.inf):
+        if len(turns) >= n:
+            break
+        turns.setdefault(_user_turn(text).removeprefix("User:").strip())
+    return list(turns)
 
 
 class Split(NamedTuple):
@@ -331,7 +344,7 @@ def first_tokens(windows: list[list[int]], limit: int, seed: int) -> list[list[i
 
 
 # Form of a name -> its passages, from what stands in the place of <…> and the characters that are wanted.
-CORPORA: dict[str, Callable[[str, int], Iterable[str]]] = {
+CORPORA: dict[str, Callable[[str, float], Iterable[str]]] = {
     "docstrings": lambda _, characters: _docstrings(),
     "pretraining": lambda _, characters: _pretraining(),
     "rollouts": lambda _, characters: _rollouts(),

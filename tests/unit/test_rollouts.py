@@ -157,6 +157,19 @@ def test_an_error_without_words_is_one_sentence(monkeypatch):
         corpora.corpus("hf:x/y", tokens=10)
 
 
+def test_first_turns_are_read_until_there_are_enough_however_long_the_answers(tmp_path):
+    def dialogue(question):
+        return [{"role": "user", "content": question}, {"role": "assistant", "content": "a long answer " * 500}]
+
+    questions = ["hi", "hi", "why?", "how?", "who?"]
+    pd.DataFrame({"messages": [dialogue(question) for question in questions]}).to_parquet(tmp_path / "train.parquet")
+    assert corpora.first_turns(f"hf:{tmp_path}", 3) == ["hi", "why?", "how?"]
+    assert corpora.first_turns(f"hf:{tmp_path}", 9) == ["hi", "why?", "how?", "who?"]
+    (tmp_path / "texts").mkdir()
+    pd.DataFrame({"text": ["plain text"]}).to_parquet(tmp_path / "texts" / "train.parquet")
+    assert corpora.first_turns(f"hf:{tmp_path / 'texts'}", 3) == ["plain text"]
+
+
 def test_hub_data_sets_are_streamed_until_they_hold_enough(tmp_path):
     documents = pd.DataFrame({"text": [f"document {i} " * 20 for i in range(50)], "id": range(50)})
     documents.to_parquet(tmp_path / "train.parquet")
@@ -166,7 +179,6 @@ def test_hub_data_sets_are_streamed_until_they_hold_enough(tmp_path):
     (tmp_path / "chat").mkdir()
     pd.DataFrame({"conversations": [turns]}).to_parquet(tmp_path / "chat" / "train.parquet")
     assert corpora.corpus(f"hf:{tmp_path / 'chat'}", tokens=10) == ["User: hi\n\nAssistant: hello"]
-    assert corpora.first_turns(["User: hi\n\nAssistant: hello", "User: hi", "plain text"]) == ["hi", "plain text"]
     (tmp_path / "numbers").mkdir()
     pd.DataFrame({"n": [1]}).to_parquet(tmp_path / "numbers" / "train.parquet")
     with pytest.raises(ValueError, match=r"has the columns \['n'\]; one of .* is needed"):
