@@ -7,7 +7,6 @@ windows, are held out, so that no passage is on both sides.
 import gzip
 import importlib.util
 import json
-import math
 import re
 import warnings
 import zipfile
@@ -89,8 +88,8 @@ def in_words(name: str) -> str:
     return words.get(kind, of or name)
 
 
-def hub_rows(address: str, characters: float) -> Iterator[str]:
-    """Rows of a hub data set until they hold ``characters``: a column of turns as a dialogue, or a column of text.
+def hub_rows(address: str, characters: int | None) -> Iterator[str]:
+    """Rows of a hub data set until they hold ``characters`` (None: all): a column of turns as a dialogue, or a column of text.
 
     ``address`` is ``<data set>[:<configuration>[:<split>]]``; a local folder of parquet, JSON or CSV is a data set too.
     Rows without a text are left out, and a warning says how many.
@@ -116,7 +115,7 @@ def hub_rows(address: str, characters: float) -> Iterator[str]:
                 yield text
                 read += len(text)
                 bar.update(len(text))
-                if read >= characters:
+                if characters is not None and read >= characters:
                     break
     except (OSError, hub.exceptions.DatasetsError) as error:
         why = cause(error)
@@ -181,7 +180,7 @@ def first_turns(name: str, n: int) -> list[str]:
     """
     form = form_of(name, CORPORA)
     turns: dict[str, None] = {}
-    for text in CORPORA[form](argument(name, form), math.inf):
+    for text in CORPORA[form](argument(name, form), None):
         if len(turns) >= n:
             break
         turns.setdefault(_user_turn(text).removeprefix("User:").strip())
@@ -344,7 +343,7 @@ def first_tokens(windows: list[list[int]], limit: int, seed: int) -> list[list[i
 
 
 # Form of a name -> its passages, from what stands in the place of <…> and the characters that are wanted.
-CORPORA: dict[str, Callable[[str, float], Iterable[str]]] = {
+CORPORA: dict[str, Callable[[str, int | None], Iterable[str]]] = {
     "docstrings": lambda _, characters: _docstrings(),
     "pretraining": lambda _, characters: _pretraining(),
     "rollouts": lambda _, characters: _rollouts(),
