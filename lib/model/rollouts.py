@@ -130,7 +130,7 @@ class Sampling(NamedTuple):
     seed: int
 
 
-# Form of a name -> what the model answers, from the caller's prompts, what stands in the place of <…>, and how many turns.
+# Form of a name -> what the model answers, from the caller's prompts, what stands in the place of <…>, and how many.
 OWN: dict[str, Callable[[list[str], str, int], list[str]]] = {
     "own:prompts": lambda prompts, _, n: prompts[:n],
     "own:<corpus>": lambda _, source, n: corpora.first_turns(source, n),

@@ -125,7 +125,8 @@ def _claim(name: str, entry: dict[str, Any], margins: dict[str, Margin], faults:
     if "needs" in entry:
         _check_keys(f"claim {name}, needs", entry["needs"], NEEDS, optional=("metric", "parameter", "least"))
         if sorted(set(entry["needs"]) - set(NEEDS)) not in THINGS:
-            raise ValueError(f"claim {name} needs {entry['needs']}; that is a metric, or a parameter and its least value")
+            allowed = "a metric, or a parameter and its least value"
+            raise ValueError(f"claim {name} needs {entry['needs']}; that must be {allowed}")
     letters = list(entry["parts"])
     if not letters or letters != list(LETTERS[: len(letters)]):
         raise ValueError(f"claim {name} has parts {letters}; they are named a, b, c and so on, in order")

@@ -89,7 +89,7 @@ def in_words(name: str) -> str:
 
 
 def hub_rows(address: str, characters: int | None) -> Iterator[str]:
-    """Rows of a hub data set until they hold ``characters`` (None: all): a column of turns as a dialogue, or a column of text.
+    """Rows of a hub data set until they hold ``characters`` (None: all): a column of turns as a dialogue, or of text.
 
     ``address`` is ``<data set>[:<configuration>[:<split>]]``; a local folder of parquet, JSON or CSV is a data set too.
     Rows without a text are left out, and a warning says how many.

@@ -90,7 +90,7 @@ PART = ("C1", "parts", "a")
         (("C1", "where"), None, r"claim C1 has no \['where'\]"),
         (("C1", "rule"), "x", r"claim C1 has \['rule'\]; allowed are"),
         (("C1", "needs", "why"), None, r"claim C1, needs has no \['why'\]"),
-        (("C1", "needs", "least"), 5, "claim C1 needs .*; that is a metric, or a parameter and its least value"),
+        (("C1", "needs", "least"), 5, "claim C1 needs .*; that must be a metric, or a parameter and its least value"),
         (("C1", "parts"), {"b": FILE["C1"]["parts"]["b"]}, r"claim C1 has parts \['b'\]; they are named a, b"),
         ((*PART, "margin"), None, r"claim C1, part a has no \['margin'\]"),
         ((*PART, "agianst"), 1.0, r"claim C1, part a has \['agianst'\]; allowed are"),
