@@ -132,10 +132,11 @@ def complete(profile: dict[str, Any]) -> dict[str, Any]:
     return values | profile
 
 
-def other_parameter(record: Path, values: dict[str, Any]) -> str:
-    """A parameter with which a record was made in the place of a profile's (``values``: see :func:`complete`), and both
-    values; empty if there is none."""
+def other_parameter(record: Path, profile: dict[str, Any]) -> str:
+    """A parameter with which a record was made in the place of a profile's, or of its notebook's default where the
+    profile has none, and both values; empty if there is none."""
     recorded = json.loads(record.read_text(encoding="utf-8")).get("parameters", {})
+    values = build_graph.parameters(build_graph.NOTEBOOKS / f"{record.stem}.py") | profile
     name = next((name for name, value in values.items() if recorded.get(name, value) != value), "")
     return name and f"it was made with {name} {recorded[name]!r}, and the profile has {values[name]!r}"
 

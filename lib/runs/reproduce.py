@@ -26,7 +26,7 @@ def alone(profile: str, command: list[str]) -> None:
     import fcntl
 
     path = profile_path(profile)
-    name, folder, values = path.stem, run_dir(path.stem), complete(read_profile(path))
+    name, folder, values = path.stem, run_dir(path.stem), read_profile(path)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder / ".reproduce.lock", os.O_RDWR | os.O_CREAT)
@@ -38,7 +38,7 @@ def alone(profile: str, command: list[str]) -> None:
         ) from error
     os.set_inheritable(handle, True)
     run = f"data/runs/{target_folder(folder)}"
-    note_contents(folder, values)
+    note_contents(folder, complete(values))
     run_again(folder, values)
     write_text(folder / GRAPH, build_graph.makefile(name, relative(path), run))
     os.environ |= {progress.BEGAN: str(time.time()), "PROFILE": str(path)}
@@ -61,7 +61,8 @@ def note_contents(folder: Path, values: dict[str, Any]) -> None:
 
 
 def run_again(folder: Path, values: dict[str, Any]) -> None:
-    """Delete the executed notebooks whose records are of other parameters than the profile's: make runs them again.
+    """Delete the executed notebooks whose records are of other parameters than the profile's (``values``): make runs
+    them again.
 
     Such a record is left by a run of one notebook with ``-p``, which writes into the folder of the profile.
     """

@@ -1,6 +1,6 @@
 """Headless notebooks: papermill plus what it lacks (checked parameters, outputs that appear only on success).
 
-``python -m lib.runs.runner 05_probing --profile notebooks/profiles/public.yaml -p layer 3`` runs one notebook;
+``python -m lib.runs.runner 05_probing --profile notebooks/profiles/public.yaml -p show_k 5`` runs one notebook;
 ``python -m lib.runs.runner --debug`` runs 01 and 07 on a user's own data (CSV and OOD of the environment);
 ``python -m lib.runs.runner --probe`` writes a profile's best dense probe as a folder; ``--score`` scores texts with it;
 ``python -m lib.runs.runner --publish`` keeps a profile's records, and puts the executed embedded notebooks beside their
@@ -247,7 +247,7 @@ def _typed(variables: Variables) -> dict[str, Any]:
 
 
 def publish(profile: str = "embedded", values: dict[str, Any] | None = None) -> None:
-    """Copy the records of a profile, whose parameters are ``values`` if they are given, to ``data/records``.
+    """Copy the records of a profile, whose YAML holds ``values`` if they are given, to ``data/records``.
 
     Of ``embedded`` it also copies the executed notebooks beside their ``.py``, but for those of ``SHOWN``. A run over
     many tasks has the record of notebook 09 alone, with parameters that no profile has. Nothing is copied unless all
@@ -269,7 +269,7 @@ def publish(profile: str = "embedded", values: dict[str, Any] | None = None) -> 
     kept = [path for path in needed if path.suffix == ".json"]
     for record in kept:
         records.check_made_by_commit(record)
-        if difference := other_parameter(record, values or {}):
+        if values is not None and (difference := other_parameter(record, values)):
             raise ValueError(f"{record.name}: {difference}; make reproduce PROFILE={profile} runs it again")
     for record in kept:
         write_text(DATA / "records" / profile / record.name, record.read_text(encoding="utf-8"), only_if_changed=True)
@@ -337,7 +337,7 @@ def main(prepare: Prepare = at_once) -> None:
             if TASKS in arguments.profile:
                 return publish(arguments.profile)
             path = profile_path(arguments.profile)
-            return publish(path.stem, complete(read_profile(path)))
+            return publish(path.stem, read_profile(path))
         if arguments.debug:
             return debug(_typed(DEBUG_VARIABLES))
         if arguments.tasks:
@@ -359,6 +359,8 @@ def main(prepare: Prepare = at_once) -> None:
             raise ValueError(f"unknown notebook {arguments.notebook!r}; there are {names}")
         notebook = build_graph.NOTEBOOKS / f"{arguments.notebook}.py"
         select(notebook, values)
+        if lacking := [name for name, _ in arguments.parameter if name not in build_graph.parameters(notebook)]:
+            raise ValueError(f"{notebook.stem} has no parameter {lacking[0]!r}; {_holders(lacking[0])}")
     except ValueError as error:
         sys.exit(f"error: {error}")
     if progress.BEGAN in os.environ:
@@ -367,6 +369,12 @@ def main(prepare: Prepare = at_once) -> None:
         return _run(notebook, values)
     except ValueError as error:
         sys.exit(f"error: {error}")
+
+
+def _holders(name: str) -> str:
+    """Which notebooks have a parameter, in words."""
+    holders = [path.stem[:2] for path in build_graph.notebooks() if name in build_graph.parameters(path)]
+    return f"{', '.join(holders)} have it, and what comes after them takes their results"
 
 
 def _run(notebook: Path, values: dict[str, Any]) -> None:

@@ -100,6 +100,12 @@ def test_a_run_of_one_notebook_with_other_parameters_is_not_taken_for_the_profil
     assert record["parameters"]["layer"] == 3 and make(reproduced, "reproduce")[0] == []
 
 
+def test_a_default_that_is_changed_in_one_notebook_is_run_once(reproduced):
+    notebook = reproduced / "notebooks" / "01_first.py"
+    notebook.write_text(notebook.read_text().replace("layer = 3\n", "layer = 2\n"))
+    assert make(reproduced, "reproduce")[0] == ["01_first"] and make(reproduced, "reproduce")[0] == []
+
+
 def test_a_failed_notebook_leaves_nothing_under_its_final_name(reproduced):
     drawing = "from lib.results import figures"
     write(reproduced, "02_second", "b", extra_import=drawing, body='records.read(run, "01_first"); 1 / 0')

@@ -92,7 +92,7 @@ def test_what_is_published_is_held_to_the_profile(monkeypatch):
     for profile in ("public", "embedded-tasks-core"):
         monkeypatch.setattr("sys.argv", ["runner", "--publish", "--profile", profile])
         runner.main()
-    public = profiles.complete(profiles.read_profile(profiles.profile_path("public")))
+    public = profiles.read_profile(profiles.profile_path("public"))
     assert published == [("public", public), ("embedded-tasks-core",)]
 
 
@@ -199,3 +199,9 @@ def test_the_yaml_of_shipped_profiles_means_the_same_to_pyyaml():
     """Plain papermill reads them with PyYAML."""
     for path in profiles.PROFILES.glob("*.yaml"):
         assert profiles.read_profile(path) == {"profile": path.stem} | yaml.safe_load(path.read_text())
+
+
+def test_a_typed_parameter_that_the_notebook_does_not_have_is_named(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["runner", "05_probing", "-p", "layer", "3"])
+    with pytest.raises(SystemExit, match="^error: 05_probing has no parameter 'layer'; 02, 03, 04, 07, 09 have"):
+        runner.main()

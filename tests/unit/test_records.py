@@ -41,7 +41,7 @@ def git(tmp_path, monkeypatch):
         monkeypatch.setattr(build_graph, name, folder)
     files = {
         "lib/base/files.py": "",
-        "notebooks/01_first.py": "from lib.base import files\n",
+        "notebooks/01_first.py": "from lib.base import files\n\n# %% tags=[\"parameters\"]\nseed = 0\n",
         "notebooks/01_first.ipynb": "{}",
         "figures/embedded/01.png": "",
         "data/records/embedded/01_first.json": "{}",
@@ -157,7 +157,7 @@ def test_publishing_is_all_or_nothing(git, tmp_path, monkeypatch):
     write(record, json.dumps({"notebook": "01_first", "commit": head, "parameters": {"seed": 1, "ks": [1, 2]}}))
     sentence = "it was made with seed 1, and the profile has 0; make reproduce PROFILE=mine runs it again"
     with pytest.raises(ValueError, match=f"^01_first.json: {sentence}$"):
-        runner.publish("mine", {"ks": [1, 2], "seed": 0, "layer": 3})
+        runner.publish("mine", {"ks": [1, 2], "layer": 3})
     runner.publish("mine", {"ks": [1, 2], "seed": 1, "layer": 3})
     assert (tmp_path / "data/records/mine/01_first.json").read_text() == record.read_text()
     write(tmp_path / "lib/base/files.py", "# changed\n")
