@@ -22,8 +22,10 @@ LIB = ROOT / "lib"
 SHIPPED = {  # module -> shipped files that it reads
     "texts/sources": ["data/sources.yaml", "data/prompts/*.csv"],
     "texts/datasets": ["data/prompts/templates.yaml"],
+    "texts/corpora": ["data/rollouts/*.parquet"],
     "sae/finetuning": ["data/pretrained/*/sae_weights.safetensors"],
     "interp/cards": ["lib/results/templates/cards.html"],
+    "results/task_page": ["lib/results/templates/tasks.html"],
     "results/claims": ["data/claims.yaml"],
     "results/scorecard": ["data/records/*/*.json"],
 }

@@ -175,3 +175,12 @@ def test_no_text_of_downloaded_data_is_committed():
     kept = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     pages = {name for name in kept if not name.endswith(".png")}
     assert kept and pages <= {"figures/embedded/latents.html", "figures/embedded/debugging.html"}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_depends_on_the_templates_and_texts_that_its_modules_read(path):
+    sources, used = build_graph.sources(path), build_graph.modules(path)
+    code = "".join(NAMES[name].read_text(encoding="utf-8") for name in used)
+    read = [template for template in (ROOT / "lib/results/templates").iterdir() if f'"{template.name}"' in code]
+    read += (ROOT / "data/rollouts").glob("*.parquet") if "texts/corpora" in used else []
+    assert not [file for file in read if file.relative_to(ROOT).as_posix() not in sources]
