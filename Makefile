@@ -42,7 +42,7 @@ export MALLOC_TRIM_THRESHOLD_ := 8589934592
 .PHONY: help reproduce sweep test lint lab data debug tasks probe score tiny publish report scorecard docs bench rollouts pretrained clean env
 
 help: ## Print this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | column -t -s '|'
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | awk -F'|' '{printf "%-18s%s\n", $$1, $$2}'
 	@echo
 	@echo "  PROFILE=$$PROFILE  (a name in notebooks/profiles, or the path of a YAML file)   MIRROR=folder of downloads"
 	@echo "  WORKERS=2: Ray workers for a harvest's shards, or a sweep's cells   CLUSTER=local|auto|address   GPUS=for each worker"

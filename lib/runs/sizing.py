@@ -21,7 +21,8 @@ from lib.runs import profiles, task_sizes
 from lib.runs.steps import PROMPTS, ROLLOUTS, Step, key_of, key_of_tokens, once
 from lib.sae import architectures
 from lib.sae.finetuning import first_bases
-from lib.sae.folders import locate
+from lib.sae.folders import check_start, locate
+from lib.sae.formats import CONFIG
 from lib.sae.learning_rates import CHOSEN
 
 TOKENS_PER_PROMPT = 80
@@ -42,8 +43,12 @@ def estimate(profile: dict[str, Any], flops: float | None = None) -> pd.DataFram
     is not on disk yet count as written.
 
     Raises:
-        ValueError: a model that cannot be had, or a negative number of base SAEs (``other_bases``).
+        ValueError: a model that cannot be had, a negative number of base SAEs (``other_bases``), or one of a folder
+            that cannot be finetuned.
     """
+    for place in profiles.complete(profile)["base_saes"]:
+        if config := _config(place):
+            check_start(config.get("architecture"), config.get("normalize_activations") or "none", place)
     return once(steps(profile, flops)).drop(columns="key")
 
 
@@ -245,9 +250,8 @@ def _shape(name: str, base_sae: str) -> dict[str, Any]:
 
 def _width(place: str) -> int:
     """Latents of the SAE to begin with, from its configuration or its name (``width_131k``); 0 if neither tells."""
-    configuration = Path(locate(place)) / "cfg.json"
-    if place and configuration.exists():
-        return json.loads(configuration.read_text(encoding="utf-8"))["d_sae"]
+    if config := _config(place):
+        return config["d_sae"]
     in_name = re.search(r"width_(\d+)(k|m)?", place)
     if not in_name:
         return 0
@@ -255,6 +259,12 @@ def _width(place: str) -> int:
     if unit is None:
         return int(number)
     return 2 ** round(math.log2(int(number) * {"k": 1e3, "m": 1e6}[unit]))  # 131k is 2¹⁷
+
+
+def _config(place: str) -> dict[str, Any]:
+    """What the folder of an SAE of SAELens says of it; nothing of another place."""
+    path = Path(locate(place)) / CONFIG
+    return json.loads(path.read_text(encoding="utf-8")) if place and path.exists() else {}
 
 
 def _prompts(v: dict[str, Any]) -> int:

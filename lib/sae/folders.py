@@ -64,10 +64,9 @@ def to_parameters(sae: SAE, mean: Float[Tensor, " d_model"], scale: float) -> Pa
     Decoder rows become unit ones first; a bias that is taken off the input is folded into b_enc.
 
     Raises:
-        ValueError: another architecture than JumpReLU.
+        ValueError: see :func:`check_start`.
     """
-    if sae.cfg.architecture() != "jumprelu":
-        raise ValueError(f"only a jumprelu SAE can be finetuned here, this one is {sae.cfg.architecture()!r}")
+    check_start(sae.cfg.architecture(), sae.cfg.normalize_activations)
     norm = sae.W_dec.norm(dim=1).clamp(min=1e-12)
     enc, b_enc = (sae.W_enc * norm).T.contiguous(), sae.b_enc * norm
     if sae.cfg.apply_b_dec_to_input:
@@ -79,6 +78,19 @@ def to_parameters(sae: SAE, mean: Float[Tensor, " d_model"], scale: float) -> Pa
         b_dec=(sae.b_dec - mean) / scale,
         threshold=sae.threshold * norm / scale,
     )
+
+
+def check_start(architecture: str, normalize_activations: str, place: str = "this one") -> None:
+    """Whether an SAE can be finetuned.
+
+    Raises:
+        ValueError: another architecture than JumpReLU, or one whose weights are on rescaled activations.
+    """
+    if (architecture, normalize_activations) != ("jumprelu", "none"):
+        raise ValueError(
+            f"only a jumprelu SAE on activations as they are can be finetuned here, and {place} is {architecture!r} "
+            f"with normalize_activations {normalize_activations!r}; make tasks and make debug read such an SAE as it is"
+        )
 
 
 def save(sae: SAE, folder: Path, training: dict[str, Any], dtype: str = "float32") -> Path:

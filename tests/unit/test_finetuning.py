@@ -157,7 +157,7 @@ def test_a_start_that_does_not_fit_is_named(base, tmp_path):
         training.train(RECIPE, [train, elsewhere[0]], held, tmp_path, progress=False)
     short = dataclasses.replace(RECIPE, architecture="topk", tokens=1_000)
     topk = training.train(short, train, held, tmp_path, progress=False)
-    with pytest.raises(ValueError, match="only a jumprelu SAE can be finetuned here, this one is 'topk'"):
+    with pytest.raises(ValueError, match="only a jumprelu SAE on .* and this one is 'topk' with normalize_activations"):
         training.train(RECIPE, train, held, tmp_path, topk, progress=False)
 
 

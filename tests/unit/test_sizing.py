@@ -1,3 +1,4 @@
+import json
 import re
 
 import pytest
@@ -38,6 +39,20 @@ def test_work_grows_with_tokens_and_width():
     assert hours[1] / hours[0] == pytest.approx(16)
     assert sizing._width("gemma-scope-9b-it-res:layer_20/width_131k/average_l0_81") == 131_072
     assert sizing._width("data/pretrained/all-MiniLM-L6-v2-layer-2-base") == 1536
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"architecture": "topk", "d_sae": 64},
+        {"architecture": "jumprelu", "d_sae": 64, "normalize_activations": "layer_norm"},
+    ],
+)
+def test_an_sae_that_cannot_be_finetuned_is_refused_before_anything_is_run(tmp_path, config):
+    (tmp_path / "cfg.json").write_text(json.dumps(config))
+    sentence = f"only a jumprelu SAE .*, and {tmp_path} is '{config['architecture']}' with normalize_activations '"
+    with pytest.raises(ValueError, match=sentence):
+        estimate(base_saes=[str(tmp_path)])
 
 
 def test_trainings_are_counted_by_hand():
