@@ -25,7 +25,7 @@ from lib.model import weights
 from lib.results import records
 from lib.runs import progress, reproduce, task_cells
 from lib.runs.profiles import as_meant, complete, flat_yaml, other_parameter, profile_path, read_profile, select
-from lib.texts import own_texts, sources, table_files
+from lib.texts import labels, own_texts, sources, table_files
 
 MANY_TASKS = "09_many_tasks"
 TASKS = "-tasks-"  # in the name of a profile, between that whose model and SAEs are used and the tasks
@@ -36,7 +36,7 @@ TEXT_VARIABLES: Variables = {
     "TEXT": ("text_column", str),
     "LABEL": ("label_column", str),
     "GROUP": ("group_column", str),
-    "POSITIVE": ("positive_label", lambda text: [part.strip() for part in text.split(",")]),
+    "POSITIVE": ("positive_label", labels.names),
     "ENCODING": ("encoding", str),
 }
 TASK_VARIABLES: Variables = TEXT_VARIABLES | {"ROWS": ("task_rows", lambda text: _whole("ROWS", text))}

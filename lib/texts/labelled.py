@@ -244,7 +244,7 @@ def _wanted(names: list[str], columns: Columns) -> set[int]:
 def _is_value(name: str, cells: pd.Series) -> bool:
     """Whether a column's name is one of its values, or a number above numbers: then it is no name."""
     values, name = set(labels.keys(cells)) - {""}, labels.key(name)
-    return name in values or all(labels.is_number(value) for value in {*values, name})
+    return name in values or all(labels.number(value) is not None for value in {*values, name})
 
 
 def _is_prose(cells: pd.Series) -> bool:

@@ -5,6 +5,7 @@ import math
 import operator
 import re
 import shlex
+from collections.abc import Iterable
 
 import pandas as pd
 
@@ -29,7 +30,7 @@ SHOWN = 12  # labels in a sentence; more numbers than these are scores
 def key(label: str) -> str:
     """A label as labels are compared: without case and outer spaces, and 1.0 as 1."""
     label = label.strip().casefold()
-    whole = re.fullmatch(r"\+?(-?)0*(\d+)(?:\.0*)?", label, re.ASCII)
+    whole = re.fullmatch(r"\+?(-?)0*(\d+)(?:[.,]0*)?", label, re.ASCII)
     return (whole[1] * (whole[2] != "0") + whole[2]) if whole else label
 
 
@@ -40,12 +41,30 @@ def keys(labels: pd.Series) -> pd.Series:
     return of_rows.mask(of_rows.isin(MISSING), "").fillna("")
 
 
-def is_number(label: str) -> bool:
-    """Whether a label can be compared with a threshold."""
+def number(label: str) -> float | None:
+    """The number that a label is, also with a decimal comma; None if it is none."""
     try:
-        return not math.isnan(float(label))
+        value = float(re.sub(r"^([+-]?\d+),(\d+)$", r"\1.\2", label.strip()))
     except ValueError:
-        return False
+        return None
+    return None if math.isnan(value) else value
+
+
+def names(typed: str) -> list[str]:
+    """The labels that somebody typed with commas between them, or one threshold."""
+    return [typed] if typed.strip().startswith(">") else [name.strip() for name in typed.split(",")]
+
+
+def _rejoined(positive: tuple[str, ...], known: Iterable[str]) -> tuple[str, ...]:
+    """Names that were divided at commas, as the labels (their keys) that have such commas themselves."""
+    whole = {tuple(map(key, label.split(","))): label for label in known}
+    joined, i = [], 0
+    while i < len(positive):
+        ends = range(len(positive), i + 1, -1)
+        end = next((j for j in ends if tuple(map(key, positive[i:j])) in whole), i + 1)
+        joined.append(positive[i] if end == i + 1 else whole[tuple(map(key, positive[i:end]))])
+        i = end
+    return tuple(joined)
 
 
 def binary(labels: pd.Series, positive: tuple[str, ...] = ()) -> tuple[pd.Series, str]:
@@ -62,13 +81,14 @@ def binary(labels: pd.Series, positive: tuple[str, ...] = ()) -> tuple[pd.Series
     listed = _listed(counts, spelled)
     if len(counts) < 2:
         raise Refused(f"its only label is {listed}; two classes are needed")
-    numbers = {label: float(label) for label in counts.index if is_number(label)}
+    numbers = {label: value for label in counts.index if (value := number(label)) is not None}
+    positive = _rejoined(positive, counts.index)
     threshold = re.fullmatch(r"(>=?)\s*(\S+)", positive[0].strip()) if len(positive) == 1 else None
     if threshold and key(positive[0]) not in counts:
-        if not is_number(threshold[2]) or len(numbers) < len(counts):
+        if (limit := number(threshold[2])) is None or len(numbers) < len(counts):
             raise Refused(f"POSITIVE='{positive[0]}' needs a number, and numbers as labels; its labels are {listed}")
-        above, least = {">": operator.gt, ">=": operator.ge}[threshold[1]], float(threshold[2])
-        ones = {label for label, value in numbers.items() if above(value, least)}
+        above = {">": operator.gt, ">=": operator.ge}[threshold[1]]
+        ones = {label for label, value in numbers.items() if above(value, limit)}
     elif positive:
         ones = {key(label) for label in positive} & set(counts.index)
         if not ones:

@@ -7,6 +7,7 @@ import io
 import json
 import lzma
 import pickle
+import shlex
 
 import pandas as pd
 import pyarrow as pa
@@ -15,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 
 from lib.texts import labels, table_files
 from lib.texts.labelled import Columns, read, texts
+from lib.texts.table_files import Refused
 from tests.labelled_files import as_csv, files
 
 GREETINGS = [("Hello there, my friend", "1"), ("So long, and good bye", "0"), ("How do you do today", "1")]
@@ -444,6 +446,29 @@ def test_positive_labels_that_no_row_has_are_said():
     """A second file of the same kind may lack one of several."""
     values, sentence = labels.binary(pd.Series(["a", "b"]), ("b", "c"))
     assert values.tolist() == [0, 1] and sentence.startswith("POSITIVE names 'c', which no row has; label 1")
+
+
+@pytest.mark.parametrize(
+    "of_rows, typed, ones",
+    [
+        (["yes, clearly", "not at all"], "yes, clearly", [1, 0]),
+        (["a, b", "c", "d"], "c, a,b", [1, 1, 0]),
+        (["0,1", "0", "1"], "0,1", [1, 0, 0]),
+        (["0,85", "0,1", "1"], ">=0,5", [1, 0, 1]),
+        (["0,85", "0,1", "1"], ">0.85", [0, 0, 1]),
+        (["1,0", "0,0"], "1", [1, 0]),
+    ],
+)
+def test_commas_in_labels_are_told_from_those_between_them(of_rows, typed, ones):
+    assert labels.binary(pd.Series(of_rows), tuple(labels.names(typed)))[0].tolist() == ones
+
+
+@pytest.mark.parametrize("of_rows", [["yes, clearly", "not at all"], ["0,85", "0,1", "1"], ["12,5", "3,25", "99,5"]])
+def test_what_is_proposed_to_type_is_taken(of_rows):
+    with pytest.raises(Refused, match="for example POSITIVE=") as refusal:
+        labels.binary(pd.Series(of_rows))
+    (typed,) = shlex.split(str(refusal.value).partition("for example POSITIVE=")[2])
+    assert 0 < labels.binary(pd.Series(of_rows), tuple(labels.names(typed)))[0].sum() < len(of_rows)
 
 
 def test_a_label_that_looks_like_a_threshold():
