@@ -95,9 +95,10 @@ def _on_basis(inputs: Inputs, name: str, draws: list[int], grid: Grid) -> dict[P
     jobs = [(draw, pooling) for draw in draws for pooling in grid.poolings]
     about = name, inputs.task, inputs.like.cfg.d_sae, grid
     calls = [joblib.delayed(_on_columns)(inputs.resid[pooling], draw, *about) for draw, pooling in jobs]
+    of_columns = 2 * 4 * len(inputs.task.y) * inputs.like.cfg.d_sae  # bytes: all columns of all prompts, and a copy
     return {
         Probe(CONTROL, pooling, name, draw, selection, fit.k): fit.scores
-        for (draw, pooling), fits in zip(jobs, processes.parallel(len(calls))(calls), strict=True)
+        for (draw, pooling), fits in zip(jobs, processes.parallel(len(calls), of_columns)(calls), strict=True)
         for selection, fit in fits
     }
 

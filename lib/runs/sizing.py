@@ -202,7 +202,14 @@ def _steps(v: dict[str, Any], shape: dict[str, Any]) -> list[Step]:
             computed_tokens * 4 * cut,
             key=key_of(v, PROMPTS, "layer", "seed"),
         ),
-        Step("08", "controls and the loss in parts", prompt_tokens, 0, weights, computed_tokens * read_again * encode),
+        Step(
+            "08",
+            "controls and the loss in parts",
+            prompt_tokens,
+            0,
+            weights + 8 * prompts * base_d_sae,  # all columns of one control basis, and a copy, of one process
+            computed_tokens * read_again * encode,
+        ),
     ]
 
 
