@@ -7,8 +7,10 @@ PROCESS_BYTES = 2**30  # what one takes, imports and its share of the data
 
 
 def count(tasks: int, of_each: int = 0) -> int:
-    """Processes for ``tasks`` calls: at most one for each and for each core, and as many as free memory holds, where one
-    takes a GiB and the bytes ``of_each`` call."""
+    """Processes for ``tasks`` calls: at most one for each and for each core, and as many as free memory holds.
+
+    One takes a GiB and ``of_each`` bytes.
+    """
     room = psutil.virtual_memory().available // (PROCESS_BYTES + of_each)
     return max(1, min(tasks, joblib.cpu_count(), int(room)))
 
