@@ -355,9 +355,9 @@ def prompt_tokens(
     to_end: bool = True,
     shard_tokens: int = SHARD_TOKENS,
 ) -> PromptTokens:
-    """Harvest (or find) the activations of the prompts' tokens at one layer, special ones included.
+    """Harvest (or find) the activations of the prompts' tokens at one layer.
 
-    They are those of the user's turn and, unless ``to_end`` is false, what the template puts behind it; or of the whole
+    A causal model's BOS, which sees nothing, is never among them. They are those of the user's turn and, unless ``to_end`` is false, what the template puts behind it; or of the whole
     sequence (``over``). Without what is behind it there is no fixed position.
     """
     options = {"layers": [], "poolings": (), "token_layer": layer, "shard_tokens": shard_tokens, "over": over}

@@ -34,7 +34,7 @@ def search(
     """Search for C by cross-validated AUROC in folds that keep a base prompt's variants together.
 
     Raises:
-        ValueError: fewer groups than folds, or a fold in which a class is missing.
+        ValueError: fewer groups than two for each fold, or a fold in which a class is missing.
     """
     n_groups = len(np.unique(groups))
     if n_groups < 2 * N_FOLDS or len(np.unique(y)) < 2:

@@ -117,7 +117,8 @@ def train(
 
     Raises:
         ValueError: an impossible recipe, too few tokens, stores of different layers, a foreign checkpoint, an SAE to
-            start from that does not fit, or too little memory.
+            start from that does not fit, too little memory; or a training that ends with an FVU above 1 or without half
+            of its latents, or meets one that is no number.
     """
     stores = store if isinstance(store, list) else [store]
     architectures.check(recipe)
