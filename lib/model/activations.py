@@ -357,8 +357,9 @@ def prompt_tokens(
 ) -> PromptTokens:
     """Harvest (or find) the activations of the prompts' tokens at one layer.
 
-    A causal model's BOS, which sees nothing, is never among them. They are those of the user's turn and, unless ``to_end`` is false, what the template puts behind it; or of the whole
-    sequence (``over``). Without what is behind it there is no fixed position.
+    They are those of the user's turn and, unless ``to_end`` is false, what the template puts behind it; or of the whole
+    sequence (``over``), but for the BOS of a causal model, which sees nothing. Without what is behind the turn there is
+    no fixed position.
     """
     options = {"layers": [], "poolings": (), "token_layer": layer, "shard_tokens": shard_tokens, "over": over}
     (store,) = _harvest_prompts(bridge, model, texts, parent, to_end=to_end, **options)
