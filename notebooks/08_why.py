@@ -217,14 +217,14 @@ tables.in_columns(ahead, "control")
 # | decoder | the reconstruction is read in the place of the latents |
 # | error | what the dictionary leaves out is read too |
 #
-# After the last one the probe *is* the dense one, refitted in the same way. A part is what its
-# repair gains, a mean over the orders in which they can be made (Shapley values under precedence,
-# Faigle and Kern 1992), minus what the dense probe gains by it; so the parts sum to the loss. Below
-# zero the repair does harm, or the dense probe needs it more. A latent that falls silent in one
-# wrapper moves that wrapper's scores: some of this is seen as threshold. **What to look for:** the
-# largest part of each dictionary, and whether it is larger than an untrained SAE's: that k columns
-# are few holds of any dictionary. **What would refute that the paper's reasons hold here:** their
-# parts (number, latents, error) not above zero.
+# After the last one the probe *is* the dense one, refitted in the same way. Each part is the AUROC
+# that its repair adds, averaged over the orders in which repairs can be made (Shapley values under
+# precedence, Faigle and Kern 1992), less what the same repair adds to the dense probe. So the parts
+# sum to the loss. Below zero the repair does harm, or the dense probe needs it more. A latent that
+# falls silent in one wrapper moves that wrapper's scores: some of this is seen as threshold. **What
+# to look for:** the largest part of each dictionary, and whether it is larger than an untrained
+# SAE's: that k columns are few holds of any dictionary. **What would refute that the paper's
+# reasons hold here:** their parts (number, latents, error) not above zero.
 
 # %%
 dense_c = choices["c"][linear_pooling]
