@@ -11,14 +11,11 @@ from lib.base.files import DATA, ROOT
 from lib.results import architecture, claims, scorecard, scorecard_pages
 from lib.runs import sweep_cells
 from lib.sae import pretrained
-from lib.stats import verdicts
 
 CARDS = [DATA / folder / "README.md" for folder in ("prompts", "rollouts", "pretrained")]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *CARDS]
 TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in PAGES}
 README = TEXTS["README.md"]
-MARGIN = claims.load().margins["auroc"].value
-PROFILES = ("embedded", "minilm")  # of which the answer speaks
 MADE_BY_RUNS = ("data/runs/", "data/raw/", "report/")  # not in the repository
 PAPER_CLAIMS = 13  # the first 40 lines have room for these
 
@@ -165,19 +162,14 @@ def test_the_answer_has_three_sentences():
 
 
 ROTATED = {"metric": "auroc_within_wrapper", "split": "rotation"}
-IN_JAILBREAKS = ROTATED | {"split": "rotation, jailbreaks"}
-TRAINED, FINETUNED = (
-    {"probe": "k-sparse", "k": 20, "variant": name} for name in ("pretraining SAE", "finetuned from pretraining SAE")
-)
-COMPONENTS = {"probe": "control", "variant": "principal components"}
-EXPOSED = {"metric": "recall_net", "share": "all"}
+OTHER_SOURCE = {"metric": "auroc", "split": "rotated source"}
+TRAINED = {"probe": "k-sparse", "k": 20, "variant": "pretraining SAE"}
 
 
-def dense_at_the_saes(profile, rotated=IN_JAILBREAKS):
-    """The dense probe at the SAEs' layer, of the pooling that validation chose, in held-out wrappers."""
+def dense_at_the_saes(profile, **filters):
+    """The dense probe at the SAEs' layer, of the pooling that validation chose."""
     records = scorecard.committed()[profile]
-    layer = records["04_chat_finetune"]["parameters"]["layer"]
-    filters = rotated | {"probe": f"dense, layer {layer}"}
+    filters |= {"probe": f"dense, layer {records['04_chat_finetune']['parameters']['layer']}"}
     rows = [row for row in records["05_probing"]["metrics"] if filters.items() <= row.items()]
     return rows[0]  # before that of the pooling under which a reconstruction is exact, if this is another one
 
@@ -185,15 +177,14 @@ def dense_at_the_saes(profile, rotated=IN_JAILBREAKS):
 def numbers_of_the_answer():
     """The rows whose values the answer states, in its order."""
     rows = []
-    for profile in PROFILES:
-        rows += [metric(profile, **IN_JAILBREAKS, **TRAINED), dense_at_the_saes(profile)]
-    rows += [metric(profile, **IN_JAILBREAKS, **FINETUNED) for profile in PROFILES]
-    rows += [metric("public", **ROTATED, **TRAINED), dense_at_the_saes("public", ROTATED)]
-    rows.append(metric("public", **ROTATED, **FINETUNED))
-    for filters in (ROTATED | COMPONENTS, ROTATED | TRAINED):
-        rows += [metric(profile, **filters) for profile in PROFILES]
-    for method in ("SAE latents", "TF-IDF terms"):
-        rows += [metric(profile, **EXPOSED, method=method) for profile in PROFILES]
+    for source in ("harmful", "ood_harmful"):
+        of_source = OTHER_SOURCE | {"held_out": source}
+        rows += [metric("embedded", **of_source, **TRAINED), dense_at_the_saes("embedded", **of_source)]
+    for profile in ("minilm", "embedded", "public"):
+        rows += [metric(profile, **ROTATED, **TRAINED), dense_at_the_saes(profile, **ROTATED)]
+    for share in (0.5, 0.25):
+        exposed = {"metric": "recall_net", "share": share}
+        rows += [metric("embedded", **exposed, method=method) for method in ("SAE latents", "TF-IDF terms")]
     return rows
 
 
@@ -201,27 +192,20 @@ def test_the_numbers_of_the_answer_are_those_of_the_records():
     assert re.findall(r"\d\.\d+", answer()) == [f"{row['value']:.2f}" for row in numbers_of_the_answer()]
 
 
-@pytest.mark.parametrize("profile", PROFILES)
-def test_finetuning_leaves_the_sae_behind_as_the_answer_says(profile):
-    assert "finetuned SAEs are behind on both" in " ".join(answer().split())
-    row = metric(profile, **(IN_JAILBREAKS | {"metric": "auroc_behind_dense"} | FINETUNED))
-    assert verdicts.decide("above", verdicts.Interval(row["low"], row["high"]), MARGIN) == verdicts.REPRODUCED
-
-
-def test_the_public_data_leave_open_what_the_answer_says():
-    assert "it is open whether they are" in " ".join(answer().split())
-    for sae in (TRAINED, FINETUNED):
-        row = metric("public", **(ROTATED | {"metric": "auroc_behind_dense"} | sae))
-        assert verdicts.decide("above", verdicts.Interval(row["low"], row["high"]), MARGIN) == verdicts.INCONCLUSIVE
-
-
 # Words of the answer, and the verdicts of the scorecard, by profile, with which they are true.
-NOT_AHEAD = {"inconclusive", "no difference", "opposite"}
+OPEN, SHOWN, NOT_SHOWN = {"inconclusive"}, {"reproduced"}, {"inconclusive", "no difference", "opposite"}
+CHAT = ("embedded", "public")  # profiles with the chat model
 TRUE_WITH = {
-    "on a small chat model, where this may be chance": ("C3h", {"embedded": {"inconclusive"}}),
-    "on an encoder, where it is not": ("C3h", {"minilm": {"reproduced"}}),
-    "not shown to be ahead of principal components": ("C3g", dict.fromkeys(PROFILES, NOT_AHEAD)),
-    "Latents do show what a probe would cheat on": ("C13a", dict.fromkeys(PROFILES, {"reproduced"})),
+    "less well than a plain linear probe": ("C3f", {"embedded": SHOWN}),
+    "on public data sets it is open whether they do": ("C3f", {"public": OPEN}),
+    "they are behind on an encoder": ("C3e", {"minilm": SHOWN}),
+    "on the chat model it may be chance that they are": ("C3e", dict.fromkeys(CHAT, OPEN)),
+    "finetuning the SAE on chat is not shown to help": ("C4d", dict.fromkeys(CHAT, NOT_SHOWN)),
+    "nor are 20 latents shown to be ahead of 20 principal components": (
+        "C3g",
+        dict.fromkeys(("embedded", "minilm", "public"), NOT_SHOWN),
+    ),
+    "Latents do show what a probe would cheat on": ("C13a", dict.fromkeys(("embedded", "minilm", "public"), SHOWN)),
 }
 
 
