@@ -8,7 +8,7 @@ chosen on all of them. So are ours here; notebook 09 keeps these rows to choose 
 with. Of the package's requirements XGBoost is not installed, as neither probe uses it.
 """
 
-import importlib
+import importlib.util
 import shutil
 import sys
 import tempfile
@@ -88,10 +88,9 @@ def _data(scratch: Path) -> Path:
 def _package(data: Path) -> types.SimpleNamespace:
     """The package's modules on other data, which are put in place before it counts their rows at its import."""
     sys.modules.setdefault("xgboost", types.SimpleNamespace(XGBClassifier=None))
-    root = task_files.package().parent
-    package = types.ModuleType("sae_probes")
-    package.__path__ = [str(root)]  # So that its __init__, which imports everything, does not run.
-    sys.modules["sae_probes"] = package
+    found = importlib.util.find_spec(task_files.PACKAGE)
+    package = importlib.util.module_from_spec(found)  # whose __init__, which imports everything, does not run
+    sys.modules[task_files.PACKAGE] = package
     importlib.import_module("sae_probes.constants").DATA_PATH = data
     names = ("generate_model_activations", "utils_data", "run_sae_evals", "run_baselines")
     return types.SimpleNamespace(**{name: importlib.import_module(f"sae_probes.{name}") for name in names})
