@@ -57,7 +57,7 @@ selections = ["standardised gap", "mean difference"]  # of the latents: these | 
 rotated_controls = [
     "principal components", "coordinates", "untrained SAE",
 ]  # beside SAEs where wrappers are held out; empty: none
-rotated_draws = 3  # of each of them that is random
+rotated_draws = 10  # of each of them that is random
 grid_bootstrap = 200  # replicates for the whole grid of SAE probes, of which few are shown
 seed = 0
 

@@ -42,7 +42,7 @@ device = "cpu"
 interp_corpus = "shipped:SmolLM2-135M-Instruct"  # as notebook 03's corpus; prompts join
 interp_tokens = 40_000  # read in random order; half of the texts for explaining, half for scoring
 n_latents = 100  # judged per SAE, drawn by firing frequency
-interp_seeds = [0]  # SAEs of these seeds
+interp_seeds = [0, 1, 2]  # SAEs of these seeds
 scoring = "simulation"  # simulation (the paper's) | detection | fuzzing
 judge = "ngram"  # ngram (offline) | llm
 llm_model = ""  # as the server calls it
@@ -77,7 +77,7 @@ lists = [pd.read_parquet(path).assign(notebook=name) for name, path in list_path
 saes = pd.concat(lists, ignore_index=True)
 shown_seed = summaries.common_seed(saes, interp_seeds)
 saes = saes[saes["seed"].isin(interp_seeds)].reset_index(drop=True)
-print(f"{len(saes)} SAEs at layer {layer}; those of seed {shown_seed} are compared one by one")
+print(f"{len(saes)} SAEs at layer {layer}; those of seed {shown_seed} are shown one by one")
 
 # %%
 prompts = datasets.load(prompts_path)
@@ -148,8 +148,9 @@ summaries.coverage_over_saes(counts).round(3)
 
 # %%
 score_label = f"auto-interp score ({autointerp.measure(scoring)})"
-about = f"Profile {profile}, layer {layer}, {judge} judge, {scoring}; 95 % intervals over latents "
-about += f"({n_latents} per SAE), not over SAEs." + (f"\nPartial: {stopped}." if stopped else "")
+about = f"Profile {profile}, layer {layer}, {judge} judge, {scoring}; 95 % over latents "
+about += f"({n_latents} per SAE)" + (f"; partial: {stopped}" if stopped else "")
+of_seeds = f"{about} and SAEs of seeds {interp_seeds}." if len(interp_seeds) > 1 else f"{about}."
 leading, reference = "JumpReLU, L0", summaries.reference(saes, "03", "topk")
 matched = summaries.at_matched_l0(draws.where(notebook="03"), reference, seed)
 
@@ -158,7 +159,7 @@ shown = summaries.sorted_means(matched)
 figure = figures.points(
     shown, "variant", "panel", "mean", xlabel=score_label, grey=summaries.SHUFFLED
 )
-figures.save(figure, run.figures, "06_scores", about)
+figures.save(figure, run.figures, "06_scores", of_seeds)
 
 # %% [markdown]
 # In numbers: by how much the weighted mean is below the uniform one (drop), how far the other
@@ -183,7 +184,7 @@ shown = fifths.assign(panel="fifths of the " + fifths["by"])
 x_label = "fifth by frequency (1: rarest)"
 if len(shown):
     figure = figures.curves(shown, "quantile", "panel", "variant", x_label, score_label)
-    display(figures.save(figure, run.figures, "06_frequency", f"{about}\n{caption}"))
+    display(figures.save(figure, run.figures, "06_frequency", f"{about}.\n{caption}"))
 
 # %% [markdown]
 # In numbers, a mean over the SAEs of notebook 03: how far the score falls from the rarest to the
@@ -201,20 +202,17 @@ fall.assign(estimate=tables.texts(fall))[["metric", "estimate"]]
 # resampled one behind (C9). **What would refute C9:** a way that is ahead of it.
 
 # %%
-is_own = (table["score"] == "score") & (table["notebook"] == "04")
-ways = table[is_own].assign(panel=table["mean"].map(summaries.PANELS))
-shown = ways if len(interp_seeds) == 1 else ways.assign(variant=summaries.with_seed(ways))
-figure = figures.points(shown, "variant", "panel", xlabel=score_label)
-figures.save(figure, run.figures, "06_chat", about)
+ways = summaries.over_seeds(draws, "04", seed)
+figure = figures.points(ways, "variant", "panel", xlabel=score_label)
+figures.save(figure, run.figures, "06_chat", of_seeds)
 
 # %% [markdown]
-# How far each SAE is behind the finetuned one. All are a family of comparisons, with intervals at
-# Holm's levels; those that began as one are compared latent by latent.
+# How far each way is behind the finetuned one, within a seed of both. All are a family of
+# comparisons, with intervals at Holm's levels; SAEs that began as one are compared latent by latent.
 
 # %%
 first = "finetuned from pretraining SAE"
-ways = ways[ways["seed"] == shown_seed]
-apart = summaries.differences(draws.where(sae=ways["sae"].tolist()), first)
+apart = summaries.differences(draws.where(notebook="04"), first, seed)
 behind = summaries.behind(apart)
 tables.in_columns(behind, "variant", "mean")
 
@@ -272,8 +270,7 @@ Markdown(
     f"Behind the SAE {first}, by the weighted mean:\n\n"
     + "\n".join(lines)
     + f"\n\n*Caveats.* The score is of SAE and judge together: the {judge} judge is the limit of "
-    f"what can be explained. One SAE of each kind and seed {interp_seeds}; intervals are over the "
-    "latents drawn." + (f"\n\nThe judge: {bill}." if bill else "")
+    f"what can be explained. At most one SAE of each kind and seed in {interp_seeds}." + (f"\n\nThe judge: {bill}." if bill else "")
 )
 
 # %%

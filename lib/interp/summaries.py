@@ -230,15 +230,25 @@ def by_frequency_of_saes(saes: pd.DataFrame, scored: list[Scored]) -> pd.DataFra
     return pd.concat(parts)
 
 
-def differences(draws: Draws, reference: str) -> pd.DataFrame:
-    """Each variant minus the variant ``reference``, by mean, of rows of :func:`mean_draws` with one SAE a variant.
+def over_seeds(draws: Draws, notebook: str, seed: int) -> pd.DataFrame:
+    """Both means of each variant of a notebook, of rows of :func:`mean_draws`, over training seeds, for a figure."""
+    own = _only(draws.where(score="score", notebook=notebook), ["variant", "mean", "seed"])
+    means = own.over_seeds(seed, bounds=(-1.0, 1.0)).estimates()
+    return means.assign(panel=means["mean"].map(PANELS))
 
-    The variants are a family (:mod:`lib.stats.families`), whose levels are in the column ``alpha``. SAEs that began as
-    one are compared latent by latent, others as independent samples. Columns: variant, mean, against, value, low, high,
+
+def differences(draws: Draws, reference: str, seed: int) -> pd.DataFrame:
+    """Each variant minus the variant ``reference``, by mean, of rows of :func:`mean_draws` with one SAE a variant and
+    training seed.
+
+    Means over the seeds that both have, with the noise of seeds (:meth:`lib.stats.draws.Draws.over_seeds`). The
+    variants are a family (:mod:`lib.stats.families`), whose levels are in the column ``alpha``. SAEs that began as one
+    are compared latent by latent, others as independent samples. Columns: variant, mean, against, value, low, high,
     alpha.
     """
-    own = _only(draws.where(score="score"), ["variant", "mean"])
-    apart = own.against("variant", reference)
+    own = _only(draws.where(score="score"), ["variant", "mean", "seed"])
+    seeds = own.where(variant=reference).dimensions["seed"].tolist()
+    apart = own.where(seed=seeds).against("variant", reference).over_seeds(seed, bounds=(-1.0, 1.0))
     parts = [families.estimates(apart.where(mean=mean)) for mean in MEANS]
     return pd.concat(parts, ignore_index=True).assign(against=reference)
 
@@ -347,12 +357,6 @@ def rank_correlation(points: pd.DataFrame) -> pd.DataFrame:
     wide = points[points["score"] == "score"].pivot(index="sae", columns="mean", values="value")
     value = wide["uniform"].corr(wide["weighted"], method="spearman")
     return pd.DataFrame([{"metric": "rank_correlation", "value": value, "n": len(wide), "n_groups": len(wide)}])
-
-
-def with_seed(points: pd.DataFrame) -> pd.Series:
-    """The variant of each row with its seed, where it has one."""
-    seeds = points["seed"].map(lambda seed: "" if pd.isna(seed) else f", seed {int(seed)}")
-    return points["variant"] + seeds
 
 
 def drawn_latents(saes: pd.DataFrame, scored: list[Scored]) -> pd.DataFrame:

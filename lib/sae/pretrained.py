@@ -57,7 +57,7 @@ class Shipped(NamedTuple):
 
 
 SHIPPED = {
-    weights.SMOLLM2: Shipped(21, (0, 1, 2), 2_200_000, Recipe(d_sae=4096, target_l0=45.0, tokens=6_000_000, lr=4e-3)),
+    weights.SMOLLM2: Shipped(21, (0, 1, 2, 3, 4), 2_200_000, Recipe(d_sae=4096, target_l0=45.0, tokens=6_000_000, lr=4e-3)),
     weights.MINILM: Shipped(2, (0, 1, 2), 2_000_000, Recipe(d_sae=1536, target_l0=30.0, tokens=4_000_000, lr=2e-3)),
 }
 

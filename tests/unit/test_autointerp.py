@@ -246,17 +246,41 @@ def test_kin_are_compared_latent_by_latent_which_is_more_exact():
     frequency, sample = sample_of(rng)
     score = rng.uniform(0, 0.9, len(frequency))
     scored = [scored_sample(frequency, sample, score + gain + rng.normal(0, 0.02, len(score))) for gain in (0, 0.1)]
-    columns = {"notebook": "04", "variant": ["base", "finetuned"], "sparsity": None, "seed": [None, 0]}
+    columns = {"notebook": "04", "variant": ["base", "finetuned"], "sparsity": None, "seed": 0}
     widths = {}
     for name, start in (("pairs", "b"), ("samples", None)):
         saes = pd.DataFrame(columns | {"folder": ["b", "f"], "start": [None, start]})
         assert summaries.kin(saes) == ([["b", "f"]] if start else [["b"], ["f"]])
-        rows = summaries.behind(summaries.differences(summaries.mean_draws(saes, scored, 0), "finetuned"))
+        rows = summaries.behind(summaries.differences(summaries.mean_draws(saes, scored, 0), "finetuned", 0))
         (weighted,) = rows[rows["mean"] == "weighted"].itertuples()
         assert weighted.variant == "base" and weighted.against == "finetuned" and weighted.alpha == 0.05
         assert weighted.low < 0.1 < weighted.high and weighted.value == pytest.approx(0.1, abs=0.02)
         widths[name] = weighted.high - weighted.low
     assert widths["pairs"] < 0.25 * widths["samples"]
+
+
+def test_ways_are_compared_within_a_seed_and_the_noise_of_seeds_is_in_the_interval():
+    """Three base SAEs whose latents gain 0, 0.1 and 0.2 by finetuning: 0.1, and not known to be above 0."""
+    rng = np.random.default_rng(0)
+    scored, rows, gains = [], [], {"base": (0, 0, 0), "finetuned": (0.0, 0.1, 0.2)}
+    for seed in range(3):
+        frequency, sample = sample_of(rng)
+        score = rng.uniform(0, 0.5, len(frequency)) + 0.1 * seed
+        for variant, gain in gains.items():
+            scored.append(scored_sample(frequency, sample, score + gain[seed]))
+            start = None if variant == "base" else f"base {seed}"
+            rows.append(("04", variant, None, seed, f"{variant} {seed}", start))
+    saes = pd.DataFrame(rows, columns=["notebook", "variant", "sparsity", "seed", "folder", "start"])
+    draws = summaries.mean_draws(saes, scored, 0)
+    apart = summaries.differences(draws, "base", 0).set_index("mean")
+    assert apart["variant"].tolist() == ["finetuned", "finetuned"]
+    half = 4.302652730 * 0.1 / np.sqrt(3)  # Student's t of two degrees of freedom; all latents gain alike
+    interval = apart.loc["uniform", ["value", "low", "high"]].astype(float)
+    np.testing.assert_allclose(interval, [0.1, 0.1 - half, 0.1 + half], atol=0.01)
+    ways = summaries.over_seeds(draws, "04", 0)
+    assert len(ways) == 4 and set(ways["panel"]) == set(summaries.PANELS.values())
+    of_one = summaries.differences(draws.where(seed=1), "base", 0).set_index("mean").loc["uniform"]
+    assert of_one["low"] == pytest.approx(of_one["high"]) == pytest.approx(0.1)
 
 
 def test_kin_are_judged_by_the_same_latents_and_each_by_its_own_population(text):
