@@ -145,7 +145,8 @@ def _ours(bridge, data: Path, splits: dict, scratch: Path, seconds: dict) -> dic
         [pooled] = features.latents.values()
         ones = np.ones((1, len(test)))
         with _timed(seconds, "probes_ours"):
-            probes = {"logreg": _dense(features.resid["fixed"], y, train), f"k_{K}": _sparse(pooled["fixed"], y, train)}
+            tasks = _tasks(y, train)
+            probes = {"logreg": _dense(features.resid["fixed"], *tasks), f"k_{K}": _sparse(pooled["fixed"], *tasks)}
             scores[task] = {
                 name + end: float(auroc(y[test], of_all[test], ones)[0])
                 for name, fits in probes.items()
@@ -161,16 +162,14 @@ def _tasks(y: np.ndarray, train: np.ndarray) -> tuple[Task, Task]:
     return Task(y, np.isin(places, train), places, is_val), Task(y, np.isin(places, train[:-VAL_ROWS]), places, is_val)
 
 
-def _dense(x: np.ndarray, y: np.ndarray, train: np.ndarray) -> tuple[Scores, Scores]:
+def _dense(x: np.ndarray, on_all: Task, without: Task) -> tuple[Scores, Scores]:
     """Scores of all rows by the dense probe of the best C on the held-out rows, fitted on these too, and without."""
-    on_all, without = _tasks(y, train)
     held_out = on_saes.tuned_linear(x, without, C_GRID)
     return on_saes.tuned_linear(x, on_all, [held_out.c]).scores, held_out.scores
 
 
-def _sparse(x: ksparse.Columns, y: np.ndarray, train: np.ndarray) -> tuple[Scores, Scores]:
+def _sparse(x: ksparse.Columns, on_all: Task, without: Task) -> tuple[Scores, Scores]:
     """The same of 16 latents, which are chosen in the better way of ``many_tasks.SELECTIONS`` by the held-out rows."""
-    on_all, without = _tasks(y, train)
 
     def on_chosen(task: Task, selection: str, c_grid: list[float]) -> on_saes.Tuned:
         chosen = ksparse.select(x[task.train], y[task.train], [K], selection)[K]
