@@ -32,8 +32,9 @@ in the place of Gemma Scope's: `base` on the texts as they are, a folder for eac
 user prompts. SAELens folders, weights in float16; `training.json` holds recipe, training curve and measurements. Held
 out: tokens of passages that no SAE was trained on; chat is the model's own ([card](../rollouts/README.md)). Loss
 recovered: 1 is the model's own loss, 0 that with zeros in the place of the residual stream, with a 95 % bootstrap over
-sequences. Attention sinks are left out of training and measurement, and kept where an SAE is spliced in. When
-these were trained and measured, a sink had ten median norms or more; today it has three.
+sequences. Attention sinks are left out of training and measurement, and kept where an SAE is spliced in. Those of the
+chat model were all trained and measured with the code of commit ed559bc, for which a sink had ten median norms or more;
+today it has three, and a training begins at another scale and with another rate of the thresholds.
 
 | folder | latents | tokens seen | FVU | L0 | dead | above 10 % | recovered, prose | recovered, chat |
 |---|---|---|---|---|---|---|---|---|
