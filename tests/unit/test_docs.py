@@ -180,7 +180,7 @@ def numbers_of_the_answer():
     for source in ("harmful", "ood_harmful"):
         of_source = OTHER_SOURCE | {"held_out": source}
         rows += [metric("embedded", **of_source, **TRAINED), dense_at_the_saes("embedded", **of_source)]
-    for profile in ("minilm", "embedded", "public"):
+    for profile in ("minilm", "public", "embedded"):
         rows += [metric(profile, **ROTATED, **TRAINED), dense_at_the_saes(profile, **ROTATED)]
     for share in (0.5, 0.25):
         exposed = {"metric": "recall_net", "share": share}
@@ -198,8 +198,11 @@ CHAT = ("embedded", "public")  # profiles with the chat model
 TRUE_WITH = {
     "less well than a plain linear probe": ("C3f", {"embedded": SHOWN}),
     "on public data sets it is open whether they do": ("C3f", {"public": OPEN}),
-    "they are behind on an encoder": ("C3e", {"minilm": SHOWN}),
-    "on the chat model it may be chance that they are": ("C3e", dict.fromkeys(CHAT, OPEN)),
+    "they are behind on an encoder (mean 0.76 against 0.94) and on public data": (
+        "C3e",
+        dict.fromkeys(("minilm", "public"), SHOWN),
+    ),
+    "on this project's own prompts it may be chance that they are": ("C3e", {"embedded": OPEN}),
     "finetuning the SAE on chat is not shown to help": ("C4d", dict.fromkeys(CHAT, NOT_SHOWN)),
     "nor are 20 latents shown to be ahead of 20 principal components": (
         "C3g",
