@@ -172,7 +172,7 @@ def _sparse(x: ksparse.Columns, on_all: Task, without: Task) -> tuple[Scores, Sc
     """The same of 16 latents, which are chosen in the better way of ``many_tasks.SELECTIONS`` by the held-out rows."""
 
     def on_chosen(task: Task, selection: str, c_grid: list[float]) -> on_saes.Tuned:
-        chosen = ksparse.select(x[task.train], y[task.train], [K], selection)[K]
+        chosen = ksparse.select(x[task.train], task.y[task.train], [K], selection)[K]
         return on_saes.tuned_linear(ksparse.dense(x, chosen), task, c_grid)
 
     fits = {way: on_chosen(without, way, many_tasks.SPARSE_CS) for way in many_tasks.SELECTIONS}

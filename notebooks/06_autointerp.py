@@ -208,7 +208,8 @@ figures.save(figure, run.figures, "06_chat", of_seeds)
 
 # %% [markdown]
 # How far each way is behind the finetuned one, within a seed of both. All are a family of
-# comparisons, with intervals at Holm's levels; SAEs that began as one are compared latent by latent.
+# comparisons, with intervals at Holm's levels; SAEs that began as one are compared latent by
+# latent.
 
 # %%
 first = "finetuned from pretraining SAE"
@@ -270,7 +271,8 @@ Markdown(
     f"Behind the SAE {first}, by the weighted mean:\n\n"
     + "\n".join(lines)
     + f"\n\n*Caveats.* The score is of SAE and judge together: the {judge} judge is the limit of "
-    f"what can be explained. At most one SAE of each kind and seed in {interp_seeds}." + (f"\n\nThe judge: {bill}." if bill else "")
+    f"what can be explained. At most one SAE of each kind and seed in {interp_seeds}."
+    + (f"\n\nThe judge: {bill}." if bill else "")
 )
 
 # %%

@@ -177,7 +177,7 @@ def test_the_shipped_saes_load_here_and_in_saelens(folder):
 
 
 def test_what_is_shipped_is_small():
-    of_model = {weights.SMOLLM2: 45e6, weights.MINILM: 12e6}
+    of_model = {weights.SMOLLM2: 60e6, weights.MINILM: 12e6}
     for model, most in of_model.items():
         places = [folder for folder in SHIPPED if folder.name.startswith(model)]
         assert 0 < sum(path.stat().st_size for folder in places for path in folder.iterdir()) < most
