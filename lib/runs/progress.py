@@ -1,12 +1,18 @@
-"""What a run of all notebooks will take, and how far it is: from the wall times of the committed records."""
+"""How far a run of all notebooks is, and what it will take, from the wall times of the committed records; and the bars
+of the notebook that runs now."""
 
 import json
+import re
+import shutil
+import sys
 import time
 from pathlib import Path
 
 from lib.base import build_graph
 from lib.base.files import DATA, run_dir
 
+BAR = re.compile(r"[^\n]*?\d+%\|[^\n|]*\|[^\n\]]*\]")  # of tqdm, from its description to its bracket
+ERASE = "\r\x1b[2K"  # the line of a terminal
 BEGAN = "REPRODUCE_BEGAN"  # environment variable: when make reproduce began, in seconds since 1970
 
 
@@ -41,6 +47,34 @@ def line(profile: str, notebook: str, began: float) -> str:
     ran = [name for name in names[:place] if name in seconds and _since(profile, name, began)]
     pace = elapsed / sum(seconds[name] for name in ran) if ran else 1.0
     return f"{text}, about {_minutes(pace * sum(seconds[name] for name in names[place:]))} left"
+
+
+class Bars:
+    """Takes what a notebook writes to its standard error, and shows its progress bars, such as tasks done and left.
+
+    Papermill's own bar counts cells, of which one may take an hour. On a terminal a bar moves in one line, which goes
+    at its end; elsewhere, as in a log, it is a line for each minute.
+    """
+
+    def __init__(self) -> None:
+        self.shown = time.monotonic()
+
+    def write(self, text: str) -> None:
+        """Show the last bar of ``text``, if it is time."""
+        bars, on_terminal = BAR.findall(text), sys.stderr.isatty()
+        is_due = time.monotonic() - self.shown > (0.1 if on_terminal else 60)
+        if not bars or not (is_due or on_terminal and " 100%|" in bars[-1]):
+            return
+        self.shown = time.monotonic()
+        bar = bars[-1].strip("\r\x1b[A ")
+        if on_terminal:
+            shown = "" if " 100%|" in bar else bar[: shutil.get_terminal_size().columns - 1]
+            print(f"{ERASE}{shown}", end="", file=sys.stderr, flush=True)
+        else:
+            print(f"\n{bar}", file=sys.stderr, flush=True)
+
+    def flush(self) -> None:
+        """Nothing waits."""
 
 
 def _since(profile: str, name: str, began: float) -> bool:

@@ -30,7 +30,6 @@ from lib.texts import labels, own_texts, sources, table_files
 MANY_TASKS = "09_many_tasks"
 TASKS = "-tasks-"  # in the name of a profile, between that whose model and SAEs are used and the tasks
 SHOWN = {MANY_TASKS: f"embedded{TASKS}core"}  # whose executed notebook stands beside the ``.py``, if not embedded's
-PROGRESS_BAR = re.compile(r"[^\n]*?\d+%\|[^\n|]*\|[^\n\]]*\]")  # of tqdm, from its description to its bracket
 Variables = dict[str, tuple[str, Callable[[str], Any]]]  # of make -> a parameter, and its value from what was typed
 TEXT_VARIABLES: Variables = {
     "TEXT": ("text_column", str),
@@ -78,7 +77,7 @@ def execute(notebook: Path, values: dict[str, Any], **options: Any) -> Path:
         source, target = Path(scratch) / f"{notebook.stem}.ipynb", Path(scratch) / "executed.ipynb"
         jupytext.write(jupytext.read(notebook), source)
         try:
-            options = {"progress_bar": {"desc": notebook.stem}} | options
+            options = {"progress_bar": {"desc": notebook.stem}, "stderr_file": progress.Bars()} | options
             options |= {"cwd": build_graph.NOTEBOOKS, "kernel_name": warm_kernel.KERNEL}
             papermill.execute_notebook(_literally(source), _literally(target), chosen, **options)
         except BaseException:
@@ -133,7 +132,7 @@ def drop_progress_bars(notebook: Any) -> None:
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             if output.output_type == "stream" and output.name == "stderr":
-                output.text = PROGRESS_BAR.sub("", output.text).strip("\n")
+                output.text = progress.BAR.sub("", output.text).strip("\n")
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if output.output_type != "stream" or output.text]
 

@@ -1,7 +1,9 @@
-"""What a run will take and how far it is, from made-up records."""
+"""What a run will take and how far it is, from made-up records, and the bars of the notebook that runs."""
 
+import io
 import json
 import os
+import sys
 
 import pytest
 
@@ -48,3 +50,27 @@ def test_without_records_nothing_is_promised(recorded):
     (recorded / "records" / "mine" / f"{NAMES[-1]}.json").unlink()
     assert "no committed record" in progress.expected("mine") and "no committed record" in progress.expected("other")
     assert progress.line("mine", NAMES[0], 9_990.0).endswith("less than a minute elapsed")
+
+
+@pytest.mark.parametrize("on_terminal", [False, True])
+def test_a_notebooks_bars_are_shown_and_nothing_else_of_its_standard_error(on_terminal, monkeypatch):
+    """In a log at most once a minute; on a terminal at once, and at its end the line is empty again."""
+    clock, err = [1000.0], io.StringIO()
+    err.isatty = lambda: on_terminal
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(sys, "stderr", err)
+    bars = progress.Bars()
+
+    def shown(text, seconds):
+        clock[0] += seconds
+        bars.write(text)
+        return err.getvalue().split(progress.ERASE if on_terminal else "\n")[1:]
+
+    assert shown("UserWarning: x\n", 100) == []
+    clock[0] = bars.shown
+    half = "texts:  50%|#####     | 56/113 [20:00<20:00, 20.0s/task]"
+    first = shown("\rtexts:   1%|          | 1/113 [00:20<30:00, 20.0s/task]\r" + half, 59)
+    assert first == ([half] if on_terminal else [])
+    assert shown(f"\r{half}\n", 2) == ([half, half] if on_terminal else [half, ""])
+    at_end = shown("\rtexts: 100%|##########| 113/113 [40:00<00:00, 20.0s/task]", 0.01)
+    assert at_end == ([half, half, ""] if on_terminal else [half, ""])

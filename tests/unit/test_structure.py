@@ -13,7 +13,7 @@ import pytest
 
 from lib.base import build_graph
 from lib.base.files import ROOT
-from lib.runs import runner
+from lib.runs import progress, runner
 
 # Of the house:
 FLOORS = {"base": 0, "stats": 1, "texts": 2, "results": 2, "model": 3, "sae": 4, "probing": 5, "runs": 6, "interp": 6}
@@ -147,7 +147,7 @@ def test_the_committed_notebook_holds_no_progress_and_no_path_of_a_machine(path)
         for output in cell.get("outputs", []):
             texts = {name: str(text) for name, text in output.get("data", {}).items() if name != "image/png"}
             shown = "\n".join([output.get("text", ""), *texts.values()])
-            assert not runner.PROGRESS_BAR.search(shown) and "\r" not in shown and "it/s]" not in shown
+            assert not progress.BAR.search(shown) and "\r" not in shown and "it/s]" not in shown
             assert not re.findall(OF_A_MACHINE, shown)
     assert not re.findall(OF_A_MACHINE, str(published.metadata))
 
