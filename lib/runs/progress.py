@@ -52,26 +52,35 @@ def line(profile: str, notebook: str, began: float) -> str:
 class Bars:
     """Takes what a notebook writes to its standard error, and shows its progress bars, such as tasks done and left.
 
-    Papermill's own bar counts cells, of which one may take an hour. On a terminal a bar moves in one line, which goes
-    at its end; elsewhere, as in a log, it is a line for each minute.
+    Papermill's own bar counts cells, of which one may take an hour. On a terminal the bars that are not at their end
+    move in one line; elsewhere, as in a log, they are a line for each minute.
     """
 
     def __init__(self) -> None:
-        self.shown = time.monotonic()
+        self.shown, self.bars = time.monotonic(), {}
 
     def write(self, text: str) -> None:
-        """Show the last bar of ``text``, if it is time."""
-        bars, on_terminal = BAR.findall(text), sys.stderr.isatty()
+        """Show the bars of ``text`` and of what came before, if it is time."""
+        written, on_terminal = BAR.findall(text), sys.stderr.isatty()
+        for bar in written:
+            self._take(bar.strip("\r\x1b[A "))
+        line = " · ".join(self.bars.values())
         is_due = time.monotonic() - self.shown > (0.1 if on_terminal else 60)
-        if not bars or not (is_due or on_terminal and " 100%|" in bars[-1]):
+        if not written or not is_due and not (on_terminal and not line):
             return
         self.shown = time.monotonic()
-        bar = bars[-1].strip("\r\x1b[A ")
         if on_terminal:
-            shown = "" if " 100%|" in bar else bar[: shutil.get_terminal_size().columns - 1]
-            print(f"{ERASE}{shown}", end="", file=sys.stderr, flush=True)
-        else:
-            print(f"\n{bar}", file=sys.stderr, flush=True)
+            print(f"{ERASE}{line[: shutil.get_terminal_size().columns - 1]}", end="", file=sys.stderr, flush=True)
+        elif line:
+            print(f"\n{line}", file=sys.stderr, flush=True)
+
+    def _take(self, bar: str) -> None:
+        description, names = bar.split("%|")[0].rstrip("0123456789 "), list(self.bars)
+        # Bars that began within this one are of its step before.
+        for name in names[names.index(description) :] if description in names else []:
+            del self.bars[name]
+        if "100%|" not in bar:
+            self.bars[description] = re.sub(r"\|[^|]*\|", "", bar)
 
     def flush(self) -> None:
         """Nothing waits."""

@@ -54,23 +54,28 @@ def test_without_records_nothing_is_promised(recorded):
 
 @pytest.mark.parametrize("on_terminal", [False, True])
 def test_a_notebooks_bars_are_shown_and_nothing_else_of_its_standard_error(on_terminal, monkeypatch):
-    """In a log at most once a minute; on a terminal at once, and at its end the line is empty again."""
+    """In a log at most once a minute; on a terminal at once, and where all are at their end the line is empty again."""
     clock, err = [1000.0], io.StringIO()
     err.isatty = lambda: on_terminal
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(progress.shutil, "get_terminal_size", lambda: os.terminal_size((200, 40)))
     monkeypatch.setattr(sys, "stderr", err)
-    bars = progress.Bars()
+    bars, outer, inner = progress.Bars(), "texts:  50% 56/113 [20:00<20:00]", "t-05a0:  50% 1/2 [01:00<01:00]"
+    as_tqdm = "\r\rtexts:  50%|##   | 56/113 [20:00<20:00]"
 
     def shown(text, seconds):
         clock[0] += seconds
         bars.write(text)
-        return err.getvalue().split(progress.ERASE if on_terminal else "\n")[1:]
+        return err.getvalue().split(progress.ERASE if on_terminal else "\n")[-1 if on_terminal else -2 :][0]
 
-    assert shown("UserWarning: x\n", 100) == []
+    assert shown("UserWarning: x\n", 100) == "" == err.getvalue()
     clock[0] = bars.shown
-    half = "texts:  50%|#####     | 56/113 [20:00<20:00, 20.0s/task]"
-    first = shown("\rtexts:   1%|          | 1/113 [00:20<30:00, 20.0s/task]\r" + half, 59)
-    assert first == ([half] if on_terminal else [])
-    assert shown(f"\r{half}\n", 2) == ([half, half] if on_terminal else [half, ""])
-    at_end = shown("\rtexts: 100%|##########| 113/113 [40:00<00:00, 20.0s/task]", 0.01)
-    assert at_end == ([half, half, ""] if on_terminal else [half, ""])
+    assert shown("\rtexts:   0%|     | 0/113 [00:20<?]" + as_tqdm, 59) == (outer if on_terminal else "")
+    assert shown("\rt-05a0:   0%|   | 0/2 [0:0<?]\rt-05a0:  50%|##  | 1/2 [01:00<01:00]", 2) == f"{outer} · {inner}"
+    assert shown("x\n", 100) == f"{outer} · {inner}"
+    assert shown("\rt-05a0:  50%|##   | 1/2 [01:00<01:00]\rt-05a0: 100%|#####| 2/2 [02:00<00:00]", 100) == outer
+    shown("\rt-05a1:  50%|##   | 1/2 [01:00<01:00]", 100)
+    assert shown(as_tqdm, 100) == outer, "what began within it is of its step before"
+    lines = len(err.getvalue())
+    at_end = shown("\rtexts: 100%|#####| 113/113 [40:00<00:00]", 0.01)
+    assert at_end == "" if on_terminal else len(err.getvalue()) == lines
