@@ -66,7 +66,7 @@ def chat_model(folder: Path, source: str) -> None:
     rollouts.generate(bridge, identity, TEXTS[:32], folder, 12, **own_chat.ANSWERS)  # a random model ends no turn
     saes = pd.DataFrame([("pretraining SAE", 0, f"{source}/sae")], columns=["variant", "seed", "folder"])
     reader = task_features.Reader(bridge, identity, 1, ("mean", "max"), saes, ("untrained SAE",), 64)
-    plan = many_tasks.Plan(many_tasks.settings([16], [], [0.1]), [1, 4], 4, [0.01, 1.0], ("coordinates",), 1, 20, 0)
+    plan = many_tasks.Plan(many_tasks.settings([16], [], [0.1]), [1, 4], [0.01, 1.0], ("coordinates",), 1, 20, 0)
     tasks, jobs = [_task(name, first) for name, first in (("a", 0), ("b", 40))], []
     for bundle in task_features.bundles(tasks):
         features = task_features.harvest(reader, bundle, folder)

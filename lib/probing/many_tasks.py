@@ -22,19 +22,32 @@ from lib.base.files import value_hash, write_table
 from lib.probing import controls, ksparse, on_saes, task_features
 from lib.probing.controls import CONTROL
 from lib.probing.on_saes import BEST, K_SPARSE
-from lib.probing.task_features import Features
+from lib.probing.task_features import Features, Key
 from lib.probing.tasks import Probe, Task
-from lib.results.task_tables import DENSE, IMBALANCE, NOISE, NORMAL, OOD, QUIVER, SCARCITY, WITHOUT
+from lib.results.task_tables import (
+    DENSE,
+    IMBALANCE,
+    NOISE,
+    NORMAL,
+    OOD,
+    QUIVER,
+    SCARCITY,
+    WITH_CONTROLS,
+    WITH_SAES,
+    WITHOUT,
+)
 from lib.stats.metrics import Scores, auroc, bootstrap_weights
 from lib.stats.verdicts import p_values
 from lib.texts.task_files import TaskTexts
 
-TFIDF, ALL_LATENTS = "TF-IDF", "all latents"
+TFIDF, ALL_LATENTS, ALL_COLUMNS = "TF-IDF", "all latents", "all columns of a control"
 SELECTIONS = (ksparse.STANDARDISED_GAP, ksparse.MEAN_DIFFERENCE)
 TFIDF_CS = [0.1, 1.0, 10.0, 100.0]
 SPARSE_CS = [1e-3, 1e-2, 0.1, 1.0, 10.0]
 VAL_SHARE = 0.2  # of the rows that a setting keeps, those that something is chosen on
 FEWEST = 2  # rows of each class that a setting's training and its validation rows must hold
+CHOICE_REPLICATES = 10_000  # of the test rows of a choice: Holm's level of one of 250 tasks is within their reach
+CONTROL_DRAWS = 20  # of as many arrows among the controls as there are SAE probes
 CODE = ("probing/many_tasks", "probing/on_saes", "probing/ksparse", "probing/controls", "stats/metrics")
 
 
@@ -49,14 +62,13 @@ class Plan(NamedTuple):
     """What is measured on every task.
 
     Attributes:
-        ks: latents of the k-sparse probes, of which ``show_k`` decides on pooling and selection.
+        ks: latents of the k-sparse probes.
         bases: names of ``lib.probing.controls.BASES``; random ones are drawn ``draws`` times.
         replicates: bootstrap draws of the test rows.
     """
 
     settings: list[Setting]
     ks: list[int]
-    show_k: int
     c_grid: list[float]
     bases: tuple[str, ...]
     draws: int
@@ -106,8 +118,8 @@ def under(setting: Setting, rows: pd.DataFrame, rng: np.random.Generator) -> Tas
 
 
 def fit(features: Features, texts: list[str], task: Task, plan: Plan, *, with_controls: bool) -> dict[Probe, Scores]:
-    """Scores of all texts by every probe, each in the form that is best on validation, and the candidates of the
-    quiver: dense probes of each pooling."""
+    """Scores of all texts by every probe, each in the pooling and selection that are best on validation; dense probes
+    of each pooling."""
     probes = {
         Probe(DENSE, pooling): on_saes.tuned_linear(x, task, plan.c_grid).scores
         for pooling, x in features.resid.items()
@@ -122,15 +134,21 @@ def fit(features: Features, texts: list[str], task: Task, plan: Plan, *, with_co
         basis = controls.BASES[name]
         n_columns = next(iter(next(iter(features.latents.values())).values())).shape[1]
         for draw in range(plan.draws if basis.is_random else 1):
-            columns = {p: basis.columns(x, task, n_columns, draw) for p, x in features.resid.items()}
-            sparse |= on_columns(Probe(CONTROL, None, name, draw), columns, task, plan.ks)
-    forms = on_saes.best_forms(sparse, task, plan.show_k, SELECTIONS)
-    probes |= on_saes.in_best_form(sparse, forms)
-    firsts = {key.variant: key for key in reversed(of_saes) if not key.is_control}
+            for pooling, x in features.resid.items():  # one at a time, as wide SAEs have many columns
+                columns = {pooling: basis.columns(x, task, n_columns, draw)}
+                sparse |= on_columns(Probe(CONTROL, None, name, draw), columns, task, plan.ks)
+    for k in plan.ks:
+        at_k = {probe: scores for probe, scores in sparse.items() if probe.k == k}
+        if at_k:
+            probes |= on_saes.in_best_form(at_k, on_saes.best_forms(at_k, task, k, SELECTIONS))
+    firsts: dict[str, Key] = {}
+    for key in of_saes:
+        firsts.setdefault(key.variant, key)
     for key in firsts.values():
-        pooling = forms[key.variant, key.seed].pooling
-        scores = on_saes.tuned_linear(of_saes[key][pooling], task, plan.c_grid).scores
-        probes[Probe(ALL_LATENTS, BEST, key.variant, key.seed)] = scores
+        kind = ALL_COLUMNS if key.is_control else ALL_LATENTS
+        tuned = [on_saes.tuned_linear(x, task, plan.c_grid).scores for x in of_saes[key].values()]
+        best = max(tuned, key=lambda scores: on_saes.val_auroc(scores, task))
+        probes[Probe(kind, BEST, key.variant, key.seed)] = best
     return probes
 
 
@@ -162,23 +180,31 @@ def _tfidf(texts: list[str], task: Task) -> Scores:
     return on_saes.best_c(LogisticRegression(max_iter=2000), columns, task, TFIDF_CS).scores
 
 
-def quivers(scores: Mapping[Probe, Scores], task: Task) -> dict[Probe, Scores]:
-    """The probe of best validation AUROC among dense probes and TF-IDF, and among these and others: SAE probes, or as
-    their control, probes on dictionaries without training.
+def quivers(scores: Mapping[Probe, Scores], task: Task, seed: int) -> dict[str, list[Probe]]:
+    """The probe of best validation AUROC among dense probes and TF-IDF (``WITHOUT``), and among these and SAE probes
+    (``WITH_SAES``).
 
     It is the "quiver of arrows" of Kantamneni et al.: whether having SAE probes to choose from makes the choice better.
-    Of equal ones the first is chosen, so that a dense probe is kept where nothing speaks for another.
+    The more arrows, the more often one is best by chance on few validation rows. So the control (``WITH_CONTROLS``)
+    has as many: probes on as many dictionaries without training as there are SAEs, at the same k, and on all columns of
+    as many; drawn ``CONTROL_DRAWS`` times, each with its choice. Of equal probes the first is chosen, so that a dense
+    one is kept where nothing speaks for another.
     """
-    base = {probe: of_all for probe, of_all in scores.items() if probe.kind in (DENSE, TFIDF)}
-    kinds = {WITHOUT: (), "with SAE probes": (K_SPARSE, ALL_LATENTS), "with controls": (CONTROL,)}
-    chosen_of = {}
-    for name, added in kinds.items():
-        arrows = base | {probe: of_all for probe, of_all in scores.items() if probe.kind in added}
-        if added and len(arrows) == len(base):
-            continue
-        chosen = max(arrows, key=lambda probe: on_saes.val_auroc(arrows[probe], task))
-        chosen_of[Probe(QUIVER, BEST, name)] = arrows[chosen]
-    return chosen_of
+    ranks = {probe: on_saes.val_auroc(of_all, task) for probe, of_all in scores.items()}
+    of_kind = {kind: [probe for probe in scores if probe.kind == kind] for kind in {probe.kind for probe in scores}}
+    base = [probe for probe in scores if probe.kind in (DENSE, TFIDF)]
+    sparse, whole = of_kind.get(K_SPARSE, []), of_kind.get(ALL_LATENTS, [])
+    chosen = {WITHOUT: [max(base, key=ranks.get)], WITH_SAES: [max(base + sparse + whole, key=ranks.get)]}
+    by_basis: dict[on_saes.Basis, list[Probe]] = {}
+    for probe in of_kind.get(CONTROL, []):
+        by_basis.setdefault((probe.variant, probe.seed), []).append(probe)
+    bases, all_columns = list(by_basis.values()), of_kind.get(ALL_COLUMNS, [])
+    n_saes, rng = len({(probe.variant, probe.seed) for probe in sparse}), np.random.default_rng(seed)
+    for _ in range(CONTROL_DRAWS if bases else 0):
+        arrows = [probe for i in rng.permutation(len(bases))[:n_saes] for probe in bases[i]]
+        arrows += [all_columns[i] for i in rng.permutation(len(all_columns))[: len(whole)]]
+        chosen.setdefault(WITH_CONTROLS, []).append(max(base + arrows, key=ranks.get))
+    return chosen
 
 
 def best_dense(scores: Mapping[Probe, Scores], task: Task) -> dict[Probe, Scores]:
@@ -194,7 +220,9 @@ def measure(task: TaskTexts, features: Features, plan: Plan) -> pd.DataFrame:
 
     Columns: task, kind, setting, level, probe, variant, seed, k, n_train, n_test, value, low, high; ``ahead`` and its
     p-value ``p``: the value minus that of the dense probe (of a choice: minus that of the choice without others), on
-    the same replicates over the groups of the test rows; ``val``: AUROC on the setting's own validation rows.
+    the same replicates over the groups of the test rows; ``val``: AUROC on the setting's own validation rows;
+    ``changed``: of a choice, the share of its draws in which it is another probe than without others. What is drawn
+    several times has the mean over its draws.
     """
     rows, texts, tables = task.rows, task.rows["text"].tolist(), []
     truth, groups = rows["label"].to_numpy(), rows["group"].to_numpy()
@@ -203,33 +231,63 @@ def measure(task: TaskTexts, features: Features, plan: Plan) -> pd.DataFrame:
         if changed is None:
             continue
         fitted = fit(features, texts, changed, plan, with_controls=setting.name == NORMAL)
-        scores = best_dense(fitted, changed) | quivers(fitted, changed)
+        scores, choices = best_dense(fitted, changed), quivers(fitted, changed, plan.seed)
         for split in ("test", OOD) if setting.name == NORMAL else ("test",):
             tested = (rows["split"] == split).to_numpy()
             if not tested.any():
                 continue
-            name = OOD if split == OOD else setting.name
             weights = bootstrap_weights(groups[tested], plan.replicates, plan.seed)
             table = _estimates(scores, truth[tested], tested, weights)
             table["val"] = [on_saes.val_auroc(of_all, changed) for of_all in scores.values()]
-            about = {"task": task.name, "kind": task.kind, "setting": name, "level": setting.level}
-            about |= {"n_train": int(changed.train.sum()), "n_test": int(tested.sum())}
-            tables.append(table.assign(**about))
-    return pd.concat(tables, ignore_index=True)
+            weights = bootstrap_weights(groups[tested], CHOICE_REPLICATES, plan.seed)
+            of_choices = _of_choices(choices, fitted, truth[tested], tested, weights)
+            of_choices["val"] = [_mean_val(arrows, fitted, changed) for arrows in choices.values()]
+            about = {"task": task.name, "kind": task.kind, "setting": OOD if split == OOD else setting.name}
+            about |= {"level": setting.level, "n_train": int(changed.train.sum()), "n_test": int(tested.sum())}
+            tables += [table.assign(**about), of_choices.assign(**about)]
+    return pd.concat(tables, ignore_index=True).drop(columns=["pooling", "selection"])
+
+
+def _mean_val(arrows: list[Probe], scores: Mapping[Probe, Scores], task: Task) -> float:
+    return float(np.mean([on_saes.val_auroc(scores[probe], task) for probe in arrows]))
 
 
 def _estimates(scores: Mapping[Probe, Scores], y: np.ndarray, tested: np.ndarray, weights: np.ndarray) -> pd.DataFrame:
-    """A row for each probe, with the difference to the dense one, or of a choice to that without others."""
-    with_value = np.concatenate([np.ones((1, len(y)), dtype=np.float32), weights])
-    areas = {probe: auroc(y, of_all[tested], with_value) for probe, of_all in scores.items()}
+    """A row for each probe, with the difference to the dense one."""
+    areas = _areas(scores, y, tested, weights)
+    return pd.DataFrame([probe.columns() | _beside(area, areas[Probe(DENSE, BEST)]) for probe, area in areas.items()])
+
+
+def _of_choices(
+    choices: Mapping[str, list[Probe]], scores: Mapping[Probe, Scores], y: np.ndarray, tested: np.ndarray,
+    weights: np.ndarray,
+) -> pd.DataFrame:  # fmt: skip
+    """A row for each choice, with the difference to that without others."""
+    chosen = dict.fromkeys(probe for arrows in choices.values() for probe in arrows)
+    areas = _areas({probe: scores[probe] for probe in chosen}, y, tested, weights)
+    [without] = choices[WITHOUT]
     lines = []
-    for probe, area in areas.items():
-        reference = areas[Probe(QUIVER, BEST, WITHOUT) if probe.kind == QUIVER else Probe(DENSE, BEST)]
-        ahead = area - reference
-        low, high = np.nanpercentile(area[1:], [2.5, 97.5])
-        p = p_values(ahead[None, 1:][:, ~np.isnan(ahead[1:])])[0]
-        lines.append(probe.columns() | {"value": area[0], "low": low, "high": high, "ahead": ahead[0], "p": p})
-    return pd.DataFrame(lines).drop(columns=["pooling", "selection"])
+    for name, arrows in choices.items():
+        area = np.mean([areas[probe] for probe in arrows], axis=0)
+        changed = float(np.mean([probe != without for probe in arrows]))
+        lines.append(Probe(QUIVER, BEST, name).columns() | _beside(area, areas[without]) | {"changed": changed})
+    return pd.DataFrame(lines)
+
+
+def _areas(
+    scores: Mapping[Probe, Scores], y: np.ndarray, tested: np.ndarray, weights: np.ndarray
+) -> dict[Probe, np.ndarray]:
+    """AUROC of each probe, and behind it those of the replicates."""
+    with_value = np.concatenate([np.ones((1, len(y)), dtype=np.float32), weights])
+    return {probe: auroc(y, of_all[tested], with_value) for probe, of_all in scores.items()}
+
+
+def _beside(area: np.ndarray, reference: np.ndarray) -> dict[str, float]:
+    """The value with its interval, and how far it is ahead of the reference, with its p-value."""
+    ahead = area - reference
+    low, high = np.nanpercentile(area[1:], [2.5, 97.5])
+    p = p_values(ahead[None, 1:][:, ~np.isnan(ahead[1:])])[0]
+    return {"value": area[0], "low": low, "high": high, "ahead": ahead[0], "p": p}
 
 
 class Job(NamedTuple):
@@ -261,14 +319,19 @@ def _run(plan: Plan, item: Job) -> Path:
     return item.result
 
 
-def run(jobs: Iterable[Job], plan: Plan) -> Iterator[pd.DataFrame]:
-    """The results of all jobs, in the order in which they are done: on the cores of this machine, or on the workers of
-    ``WORKERS`` and ``CLUSTER``."""
+def process_bytes(d_model: int, d_sae: int, rows: int) -> int:
+    """What measuring a task takes: random directions in double and single precision, and their columns twice."""
+    return d_sae * (12 * d_model + 8 * rows)
+
+
+def run(jobs: Iterable[Job], plan: Plan, of_each: int = 0) -> Iterator[pd.DataFrame]:
+    """The results of all jobs, in the order in which they are done: on the cores of this machine, where one takes
+    ``of_each`` bytes (:func:`process_bytes`), or on the workers of ``WORKERS`` and ``CLUSTER``."""
     jobs = list(jobs)
     work = functools.partial(_run, plan)
     if cluster.workers() > 1:
         results = (result for _, result in cluster.each(work, jobs))
     else:
-        results = processes.parallel(len(jobs))(joblib.delayed(work)(item) for item in jobs)
+        results = processes.parallel(len(jobs), of_each)(joblib.delayed(work)(item) for item in jobs)
     for path in tqdm(results, total=len(jobs), desc="tasks measured", unit="task"):
         yield pd.read_parquet(path)

@@ -23,6 +23,7 @@ from lib.model import activations, chat, models
 from lib.probing import controls
 from lib.probing.tasks import Task
 from lib.sae import folders, latents
+from lib.texts import task_files
 from lib.texts.task_files import TaskTexts
 
 SAMPLE_TEXTS = 48
@@ -75,13 +76,24 @@ class Features(NamedTuple):
 
 def bundles(tasks: Iterable[TaskTexts]) -> list[list[TaskTexts]]:
     """The tasks in groups that have no text in common, each of which is harvested at once."""
-    groups: list[tuple[list[TaskTexts], set[str]]] = []
-    for task in tasks:
-        texts = set(task.rows["text"])
-        apart = [group for group in groups if not group[1] & texts]
-        joined = [group for group in groups if group[1] & texts]
+    return _joined((task, set(task.rows["text"])) for task in tasks)
+
+
+def clusters(tasks: Iterable[TaskTexts]) -> dict[str, str]:
+    """What each task is drawn with, by its name: tasks with a text in common, or that the package made of one source,
+    tell less than as many others. A cluster is named after its first task."""
+    sources = ((task, {("source", task_files.source_of(task.name)), *task.rows["text"]}) for task in tasks)
+    return {task.name: members[0].name for members in _joined(sources) for task in members}
+
+
+def _joined(holding: Iterable[tuple[TaskTexts, set]]) -> list[list[TaskTexts]]:
+    """The tasks in groups of which no two hold a thing in common."""
+    groups: list[tuple[list[TaskTexts], set]] = []
+    for task, things in holding:
+        apart = [group for group in groups if not group[1] & things]
+        joined = [group for group in groups if group[1] & things]
         members = [member for group in joined for member in group[0]] + [task]
-        groups = [*apart, (members, texts.union(*(group[1] for group in joined)))]
+        groups = [*apart, (members, things.union(*(group[1] for group in joined)))]
     return [members for members, _ in groups]
 
 

@@ -3,7 +3,8 @@ model and layer of the paper: read from the authors' files, and averaged with in
 
 Their files: ``OOD_setting/all_metrics.csv`` of Gemma 2 9B is in distribution by mistake, so it is not read; the file of
 eight tasks out of distribution disagrees with it, and is. For one task a loader picks the latent by hand. The share of
-wrong labels 0.5, at which labels say nothing, and shares of positives above one half are left out here.
+wrong labels 0.5, at which labels say nothing, and 0, at which none is wrong, and shares of positives above one half are
+left out here.
 """
 
 from pathlib import Path
@@ -14,6 +15,7 @@ import pandas as pd
 
 from lib.results import task_tables
 from lib.results.task_tables import DENSE, IMBALANCE, NOISE, NORMAL, OOD, SCARCITY
+from lib.texts import task_files
 
 SOURCE = "published"
 FILES = {
@@ -58,8 +60,9 @@ def read(paths: dict[str, Path]) -> Read:
         sparse = sparse[sparse["sae_id"] == SAE]
         parts.append(_tidy(sparse, setting, of_latents, "k = " + sparse["k"].astype(str), "test_auc"))
     table = pd.concat(parts, ignore_index=True)
-    kept = table["level"].isna() | ~table["setting"].isin([IMBALANCE, NOISE]) | (table["level"] < 0.5)
-    table = table[kept]
+    is_share = table["level"].notna() & table["setting"].isin([IMBALANCE, NOISE])
+    table = table[~is_share | table["level"].between(0, 0.5, "neither")]
+    table = table.assign(cluster=table["task"].map(task_files.source_of))
     key = ["task", "setting", "level", "probe"]
     if repeated := int(table.duplicated(key).sum()):
         said.append(f"{repeated} rows stand twice, of which the first are read")
@@ -116,4 +119,4 @@ def beside(table: pd.DataFrame, of_tasks: pd.DataFrame) -> pd.DataFrame:
 
 
 def _over_levels(table: pd.DataFrame) -> pd.DataFrame:
-    return table.groupby(["task", "setting", "probe"], sort=False)["value"].mean().reset_index()
+    return task_tables.averaged(table, ["setting", "probe"], ["value"])

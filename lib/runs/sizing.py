@@ -19,7 +19,7 @@ from lib.model import chat, models, weights
 from lib.model.poolings import POOLINGS
 from lib.runs import profiles, task_sizes
 from lib.runs.steps import PROMPTS, ROLLOUTS, Step, key_of, key_of_tokens, once
-from lib.sae import architectures
+from lib.sae import architectures, names
 from lib.sae.finetuning import first_bases
 from lib.sae.folders import check_start, locate
 from lib.sae.formats import CONFIG
@@ -44,12 +44,27 @@ def estimate(profile: dict[str, Any], flops: float | None = None) -> pd.DataFram
 
     Raises:
         ValueError: a model that cannot be had, a negative number of base SAEs (``other_bases``), or one of a folder
-            that cannot be finetuned.
+            that cannot be finetuned or is of another layer.
     """
-    for place in profiles.complete(profile)["base_saes"]:
+    values = profiles.complete(profile)
+    for place in values["base_saes"]:
         if config := _config(place):
             check_start(config.get("architecture"), config.get("normalize_activations") or "none", place)
+    _check_layer(values)
     return once(steps(profile, flops)).drop(columns="key")
+
+
+def _check_layer(v: dict[str, Any]) -> None:
+    """Refuse SAEs of another layer now, where notebook 04 would so after the harvests."""
+    hook_name = models.resid_post(v["layer"])
+    for place in filter(None, [*v["base_saes"], v["prompts_sae"]]):
+        config = _config(place)
+        trained_on = str((config.get("metadata") or {}).get("hook_name") or config.get("hook_name") or hook_name)
+        if not v["insist"] and not names.same_place(trained_on, hook_name):
+            raise ValueError(
+                f"layer: {v['layer']}, but the SAE {place} was trained on {trained_on}; name SAEs of that layer, or "
+                "set base_saes: [] and prompts_sae: '' (they are trained then), or insist: true"
+            )
 
 
 def steps(profile: dict[str, Any], flops: float | None = None) -> pd.DataFrame:

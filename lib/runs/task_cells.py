@@ -1,7 +1,6 @@
 """The tasks of a run of notebook 09, read before it begins: how much text they are, and which can be measured apart."""
 
 import functools
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from lib.texts import task_files
@@ -32,7 +31,7 @@ def read(values: dict[str, Any]) -> Tasks:
     """The tasks of a run with these parameters of notebook 09, all of them given; none where there is no SAE.
 
     Raises:
-        ValueError: see :func:`lib.texts.task_files.chosen` and :func:`lib.texts.task_files.of_folder`.
+        ValueError: see :func:`lib.texts.task_files.read`.
     """
     if not values["base_saes"]:
         return Tasks([], [])
@@ -48,11 +47,10 @@ def columns_of(values: dict[str, Any]) -> Columns:
 
 @functools.lru_cache(maxsize=8)  # sizes and cells of one sweep ask for the same ones
 def _read(tasks: tuple[str, ...], folder: str, of_folder: tuple[str, ...], columns: Columns, most: int) -> Tasks:
-    names = task_files.chosen(tasks) if tasks else []
-    packaged = [task_files.packaged(name, most) for name in names]
-    own = task_files.of_folder(Path(folder), columns, most, of_folder) if folder else []
-    measured = ([task for task in read if isinstance(task, TaskTexts)] for read in (packaged, own))
-    return Tasks(*measured)
+    every = task_files.read(tasks, folder, columns, most, of_folder)
+    n_packaged = len(task_files.chosen(tasks)) if tasks else 0
+    parts = every[:n_packaged], every[n_packaged:]
+    return Tasks(*([task for task in part if isinstance(task, TaskTexts)] for part in parts))
 
 
 def apart(values: dict[str, Any]) -> list[dict[str, Any]]:

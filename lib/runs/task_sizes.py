@@ -8,7 +8,7 @@ from lib.base.files import value_hash
 from lib.base.processes import PROCESS_BYTES
 from lib.model import models
 from lib.probing.controls import BASES
-from lib.probing.many_tasks import SELECTIONS
+from lib.probing.many_tasks import SELECTIONS, process_bytes
 from lib.runs import task_cells
 from lib.runs.steps import Step
 
@@ -35,6 +35,7 @@ def steps(v: dict[str, Any], shape: dict[str, Any]) -> list[Step]:
     pooled_bytes = len(texts) * poolings * (4 * d_model + n_read * LATENT_BYTES)
     rows = sum(len(task.rows) for task in tasks)
     n_processes = min(len(tasks), CORES)
+    of_each = PROCESS_BYTES + process_bytes(d_model, shape["d_sae"] or v["base_d_sae"], 2 * v["task_rows"])
     seconds = n_task_probes(v) * (PROBE_SECONDS * len(tasks) + PROBE_ROW_SECONDS * rows) / n_processes
     columns = [v[name] for name in task_cells.COLUMN_PARAMETERS.values()]
     decides = [v[name] for name in ("model", "dtype", "layer", "base_saes", "prompts_sae", "k_poolings", "task_tokens")]
@@ -51,7 +52,7 @@ def steps(v: dict[str, Any], shape: dict[str, Any]) -> list[Step]:
             operations,
             key=key,
         ),
-        Step("09", f"probes on {rows:,} rows", memory=weights + n_processes * PROCESS_BYTES, seconds=seconds),
+        Step("09", f"probes on {rows:,} rows", memory=weights + n_processes * of_each, seconds=seconds),
     ]
 
 
@@ -63,12 +64,13 @@ def n_task_probes(v: dict[str, Any]) -> int:
     """Probes that notebook 09 fits to a task with these parameters, in all settings, each for every C.
 
     In each setting a dense probe for each pooling, TF-IDF, a k-sparse one for each SAE, pooling, selection and k, and
-    one on all latents of either kind of SAE; in the normal one also k-sparse ones on the controls.
+    one on all latents of either kind of SAE in each pooling; in the normal one the same on the controls.
     """
     ks = {1, v["tasks_show_k"], *v["tasks_ks"]}
     of_columns = len(v["k_poolings"]) * len(SELECTIONS) * len(ks)
     kinds = 1 + bool(v["prompts_sae"])
-    alike = len(v["k_poolings"]) + 1 + len(_task_saes(v)) * of_columns + kinds
+    n_poolings = len(v["k_poolings"])
+    alike = n_poolings + 1 + len(_task_saes(v)) * of_columns + kinds * n_poolings
     n_controls = N_DICTIONARIES + sum(v["task_draws"] if basis.is_random else 1 for basis in BASES.values())
     n_settings = 1 + len(v["task_sizes"]) + len(v["task_positives"]) + len(v["task_noise"])
-    return n_settings * alike + n_controls * of_columns
+    return n_settings * alike + n_controls * of_columns + N_DICTIONARIES * n_poolings

@@ -84,6 +84,15 @@ def kind_of(name: str) -> str:
     return next((kind for kind, beginnings in KINDS.items() if tag.startswith(beginnings)), OTHER)
 
 
+def source_of(name: str) -> str:
+    """What a task of the package was made of, with others: its name without the number and the last part.
+
+    ``5_hist_fig_ismale`` and ``6_hist_fig_isamerican`` are labels of the same texts, ``hist_fig``.
+    """
+    tag = name.partition("_")[2] if name.partition("_")[0].isdecimal() else name
+    return tag.rpartition("_")[0] or tag
+
+
 def package() -> Path:
     """The package's folder of data, found without importing it.
 
@@ -132,7 +141,7 @@ def packaged(name: str, most: int) -> TaskTexts | LeftOut:
     """
     data = package()
     sources = {"": data / "cleaned_data" / f"{name}.csv.zst", OOD: data / "OOD data" / f"{name}_OOD.csv.zst"}
-    parts = []
+    parts, classes_of = [], {}
     for pool, path in sources.items():
         if not path.exists():
             continue
@@ -141,10 +150,32 @@ def packaged(name: str, most: int) -> TaskTexts | LeftOut:
         classes = sorted(targets.unique())
         if len(classes) != 2:
             return LeftOut(name, f"its targets are {classes[:5]}, and two are needed")
+        classes_of[pool] = classes
         label = (targets == classes[1]).astype(int)
         parts.append(pd.DataFrame({"text": table["prompt"].astype(str), "label": label, "pool": pool}))
     rows = pd.concat(parts, ignore_index=True)
-    return of_rows(name, kind_of(name), rows.assign(group=rows["text"].str.strip()), most)
+    task = of_rows(name, kind_of(name), rows.assign(group=rows["text"].str.strip()), most)
+    if isinstance(task, LeftOut) or classes_of.get(OOD, classes_of[""]) == classes_of[""]:
+        return task
+    differ = f"classes out of distribution are {classes_of[OOD]}, in distribution {classes_of['']}; taken in this order"
+    return task._replace(said=[differ])
+
+
+def read(
+    tasks: Iterable[str], folder: str, columns: Columns, most: int, chosen_files: Sequence[str] = ()
+) -> list[TaskTexts | LeftOut]:
+    """The tasks that a run names: of the package (:func:`chosen`), and of a folder, if there is one.
+
+    Raises:
+        ValueError: see :func:`chosen` and :func:`of_folder`; or a file of the folder is named as one of the package's.
+    """
+    every = [packaged(name, most) for name in (chosen(tasks) if tasks else [])]
+    names = {task.name for task in every}
+    every += of_folder(Path(folder), columns, most, chosen_files) if folder else []
+    own = [task.name for task in every[len(names) :]]
+    if both := sorted(names.intersection(own)):
+        raise ValueError(f"{both[0]!r} is a file of {folder} and a task of sae-probes; rename the file")
+    return every
 
 
 def of_folder(folder: Path, columns: Columns, most: int, chosen: Sequence[str] = ()) -> list[TaskTexts | LeftOut]:

@@ -26,7 +26,7 @@ ALONE = (Setting("normal"),)
 
 
 def plan(settings=ALONE, **change):
-    whole = many_tasks.Plan(list(settings), [1, 4], 4, [1e-3, 1e-1], ("principal components", "coordinates"), 2, 50, 0)
+    whole = many_tasks.Plan(list(settings), [1, 4], [1e-3, 1e-1], ("principal components", "coordinates"), 2, 50, 0)
     return whole._replace(**change)
 
 
@@ -138,8 +138,57 @@ def test_differences_are_to_the_dense_probe_and_of_a_choice_to_that_without_othe
     np.testing.assert_allclose(sparse["ahead"], sparse["value"] - dense)
     choices = results[results["probe"] == "quiver"].set_index("variant")
     without, with_saes = choices.loc["without"], choices.loc["with SAE probes"]
-    assert without["ahead"] == 0 and without["p"] == 1
+    assert without["ahead"] == 0 and without["p"] == 1 and without["changed"] == 0 and with_saes["changed"] == 1
+    assert with_saes["p"] == pytest.approx(2 / (many_tasks.CHOICE_REPLICATES + 1)), "as small as its replicates show"
     assert with_saes["ahead"] == pytest.approx(with_saes["value"] - without["value"]) and with_saes["p"] < 0.1
+
+
+def test_a_choice_among_controls_has_as_many_arrows_as_that_among_sae_probes():
+    """So that neither is better because validation is asked more often."""
+    y = np.arange(40) % 2
+    of_task = Task(y, np.arange(40) < 20, np.arange(40), np.arange(40) >= 20)
+    rng, of_best = np.random.default_rng(0), []
+    arrows = [Probe("dense", "mean"), Probe("TF-IDF")]
+    arrows += [Probe("k-sparse", "best", "SAE", seed, "best", k) for seed in range(3) for k in (1, 4)]
+    arrows += [Probe("all latents", "best", "SAE", 0)]
+    arrows += [Probe("control", "best", "coordinates", draw, "best", k) for draw in range(10) for k in (1, 4)]
+    arrows += [Probe("all columns of a control", "best", name, 0) for name in ("untrained SAE", "training tokens")]
+    scores = {probe: rng.normal(size=40) for probe in arrows}
+    chosen = many_tasks.quivers(scores, of_task, 0)
+    ranks = {probe: many_tasks.on_saes.val_auroc(of_all, of_task) for probe, of_all in scores.items()}
+    assert chosen["with SAE probes"] == [max(arrows[:9], key=ranks.get)]
+    assert len(chosen["with controls"]) == many_tasks.CONTROL_DRAWS and len(chosen["without"]) == 1
+    arrows_of = "SAE probes", "controls"
+    for draw in range(400):  # noise: the best of as many is as good on validation
+        scores = {probe: rng.normal(size=40) for probe in arrows}
+        ranks = {probe: many_tasks.on_saes.val_auroc(of_all, of_task) for probe, of_all in scores.items()}
+        chosen = many_tasks.quivers(scores, of_task, draw)
+        of_best.append([np.mean([ranks[probe] for probe in chosen[f"with {what}"]]) for what in arrows_of])
+    with_saes, with_controls = np.mean(of_best, axis=0)
+    assert with_saes == pytest.approx(with_controls, abs=0.012)
+
+
+def test_each_k_has_its_own_best_form_and_so_have_all_latents():
+    """One latent tells the classes in the mean, four together in the maximum."""
+    rows = table()
+    y, rng = rows["label"].to_numpy(), np.random.default_rng(0)
+    one, four = (0.01 * rng.random((len(y), 30)).astype(np.float32) for _ in range(2))
+    one[:, 7] += 1.0 * y + 0.4 * rng.normal(size=len(y))
+    for place in range(4):
+        four[:, place] += 0.9 * y + 0.7 * rng.normal(size=len(y))
+    pooled = {"mean": scipy.sparse.csr_matrix(one), "max": scipy.sparse.csr_matrix(four)}
+    resid = {name: rng.normal(size=(len(y), 12)).astype(np.float32) for name in pooled}
+    features = Features(resid, {Key("pretraining SAE", 0, False): pooled})
+    found = values(many_tasks.measure(task(rows), features, plan(bases=())))
+    alone = {}
+    for name, columns in pooled.items():
+        single = Features({name: resid[name]}, {Key("pretraining SAE", 0, False): {name: columns}})
+        alone[name] = values(many_tasks.measure(task(rows), single, plan(bases=())))
+    for k, best in ((1, "mean"), (4, "max")):
+        key = "k-sparse", "pretraining SAE", k
+        assert found[key] == alone[best][key] > min(of[key] for of in alone.values())
+    key = "all latents", "pretraining SAE", None
+    assert found[key] == max(of[key] for of in alone.values())
 
 
 def test_k_above_what_varies_is_left_out_and_a_dead_basis_altogether():
@@ -176,6 +225,17 @@ def test_tasks_that_share_a_text_are_one_bundle_also_through_a_third():
 
     tasks = [of("a", "x", "y"), of("b", "z"), of("c", "q"), of("d", "y", "z")]
     assert [sorted(task.name for task in bundle) for bundle in task_features.bundles(tasks)] == [["c"], ["a", "b", "d"]]
+
+
+def test_tasks_of_one_text_or_of_one_source_are_a_cluster():
+    def of(name, *texts):
+        rows = pd.DataFrame({"text": texts, "label": 0, "group": texts, "split": "train"})
+        return TaskTexts(name, "", rows, len(texts), {}, [])
+
+    tasks = [of("5_hist_fig_ismale", "x"), of("spam", "q"), of("7_hist_fig_ispolitician", "y"), of("my_own", "y"),
+             of("my_other", "z")]  # fmt: skip
+    cluster = task_features.clusters(tasks)
+    assert len({cluster[task.name] for task in tasks if task.name != "spam"}) == 1 and cluster["spam"] == "spam"
 
 
 def test_a_text_that_any_task_tests_on_sets_no_threshold():

@@ -16,7 +16,7 @@ def estimate(**values):
 
 def test_sizes_by_hand(tiny_gemma):
     d_model, harvest = 32, ("04", "harvest")
-    values = {"model": str(tiny_gemma), "layer": 1, "pretraining_tokens": 3000, "chat_tokens": 1000}
+    values = {"model": str(tiny_gemma), "layer": 1, "pretraining_tokens": 3000, "chat_tokens": 1000, "insist": True}
     on_disk = estimate(**values, store="disk", max_tokens=1000, layers=[0, 1])
     assert on_disk.loc[harvest, "disk_gib"] * sizing.GIB == pytest.approx(3000 * 2 * d_model)
     assert on_disk.loc[harvest, "tokens"] == 3000
@@ -53,6 +53,17 @@ def test_an_sae_that_cannot_be_finetuned_is_refused_before_anything_is_run(tmp_p
     sentence = f"only a jumprelu SAE .*, and {tmp_path} is '{config['architecture']}' with normalize_activations '"
     with pytest.raises(ValueError, match=sentence):
         estimate(base_saes=[str(tmp_path)])
+
+
+def test_saes_of_another_layer_are_refused_before_anything_is_run():
+    """With the parameters that are to be changed; not where one insists, or where they are trained."""
+    sentence = "layer: 15, but the SAE .*-base was trained on blocks.21.hook_resid_post; .*base_saes: .*insist: true"
+    with pytest.raises(ValueError, match=sentence):
+        estimate(layer=15)
+    with pytest.raises(ValueError, match="layer: 15, but the SAE .*-prompts was"):
+        estimate(layer=15, base_saes=[])
+    for of_others in ({"base_saes": [], "prompts_sae": ""}, {"insist": True}):
+        assert len(estimate(layer=15, **of_others))
 
 
 def test_trainings_are_counted_by_hand():
@@ -105,8 +116,9 @@ def test_tasks_are_counted_by_hand(tasks_folder, tiny_gemma, capsys, monkeypatch
     pooled, tokens = 120 * 2 * (4 * 32 + 3 * task_sizes.LATENT_BYTES), 120 * 14 * 2 * 32
     assert of_09["disk_gib"].iloc[0] * sizing.GIB == pytest.approx(pooled + tokens)
     # Poolings, selections and k (1 and 4): 8 probes on an SAE. In each of three settings these, dense ones of either
-    # pooling, TF-IDF and all latents; once those on two dictionaries, two draws of two bases, and the coordinates.
-    probes = 3 * (8 + 2 + 1 + 1) + (2 + 2 * 2 + 1) * 8
+    # pooling, TF-IDF and all latents in either; once those on two dictionaries, with all their columns in either
+    # pooling, two draws of two bases, and the coordinates.
+    probes = 3 * (8 + 2 + 1 + 2) + (2 + 2 * 2 + 1) * 8 + 2 * 2
     assert task_sizes.n_task_probes(profiles.complete(values)) == probes
     of_tasks, of_rows = 2 * task_sizes.PROBE_SECONDS, 160 * task_sizes.PROBE_ROW_SECONDS
     assert of_09["hours"].iloc[1] * 3600 == pytest.approx(probes * (of_tasks + of_rows) / 2), "on two cores"

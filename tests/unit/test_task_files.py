@@ -179,6 +179,32 @@ def test_a_task_of_the_package_is_read_with_its_texts_out_of_distribution(packag
     assert task.rows.set_index("text")["label"]["buy thing 1"] == 1  # the second target in sorted order
 
 
+def test_classes_of_other_names_out_of_distribution_are_told(package):
+    assert task_files.packaged("96_spam_is", 1000).said == []
+    path = package / "OOD data" / "96_spam_is_OOD.csv.zst"
+    table = pd.read_csv(path)
+    table.assign(target=table["target"].map({"ham": "1", "spam": "not_ham"})).to_csv(path, index=False)
+    [sentence] = task_files.packaged("96_spam_is", 1000).said
+    assert sentence.startswith("classes out of distribution are ['1', 'not_ham'], in distribution ['ham', 'spam']")
+
+
+def test_a_file_named_as_a_task_of_the_package_is_refused(package, tmp_path):
+    (tmp_path / "own").mkdir()
+    rows(80).to_csv(tmp_path / "own" / "96_spam_is.csv", index=False)
+    own = str(tmp_path / "own")
+    assert [task.name for task in task_files.read([], own, Columns(), 100)] == ["96_spam_is"]
+    with pytest.raises(ValueError, match="'96_spam_is' is a file of .*/own and a task of sae-probes; rename the file"):
+        task_files.read(["all"], own, Columns(), 100)
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [("5_hist_fig_ismale", "hist_fig"), ("66_living-room", "living-room"), ("96_spam_is", "spam"), ("my_own", "my")],
+)
+def test_the_source_of_a_task(name, source):
+    assert task_files.source_of(name) == source
+
+
 def test_names_of_tasks_are_found_with_and_without_number_and_unknown_ones_refused(monkeypatch):
     monkeypatch.setattr(task_files, "names", lambda: ["96_spam_is", "87_glue_cola"])
     monkeypatch.setattr(task_files, "CORE", ("87_glue_cola",))

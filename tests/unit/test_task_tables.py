@@ -15,7 +15,7 @@ def measured(aheads, probe="k-sparse", variant="pretraining SAE", k=16, setting=
     return pd.DataFrame([
         {"task": f"t{i}", "kind": "a" if i % 2 else "b", "setting": setting, "level": level, "probe": probe,
          "variant": variant, "seed": seed, "k": k, "n_train": 60, "n_test": 40, "value": 0.8 + ahead, "low": 0.7,
-         "high": 0.9, "ahead": ahead, "p": 0.5, "val": 0.8} | more
+         "high": 0.9, "ahead": ahead, "p": 0.5, "val": 0.8, "changed": float(ahead != 0)} | more
         for i, ahead in enumerate(aheads)
     ])  # fmt: skip
 
@@ -85,8 +85,82 @@ def test_what_a_choice_gains_and_of_which_tasks():
     table.loc[(table["variant"] == "with SAE probes") & (table["task"] == "t3"), "p"] = 0.04  # above Holm's level
     rows = task_tables.gained_by_choice(table, 200, 0).set_index("metric")["value"]
     assert rows["auroc_gained_by_choice"] == pytest.approx(-0.025) and rows["choices_changed"] == 0.5
-    named = task_tables.tasks_that_gain(table).loc["with SAE probes"]
-    assert named["better"] == "t0" and named["worse"] == "none" and named["changed"] == 2
+    named = task_tables.tasks_that_gain(table, 10_000).loc["with SAE probes"]
+    assert named["better"] == "t0" and named["worse"] == "none" and named["changed"] == "50%"
+    few = task_tables.tasks_that_gain(table.assign(p=1.0), 100).loc["with SAE probes"]
+    assert few["better"] == "none can be shown with 100 replicates", "2/101 is above 0.05 / 4"
+
+
+def test_sae_probes_over_controls_are_paired_by_task():
+    table = pd.concat([
+        measured([0.2, 0.0, 0.1], probe="quiver", variant="with SAE probes", k=None),
+        measured([0.1, 0.0, -0.3], probe="quiver", variant="with controls", k=None),
+        measured([0.5, 0.5, 0.5], probe="quiver", variant="with SAE probes", k=None, setting="scarcity", level=16),
+    ])  # fmt: skip
+    rows = task_tables.gained_by_choice(table, 200, 0)
+    over = rows[rows["variant"] == task_tables.OVER_CONTROLS]
+    values = np.array([0.1, 0.0, 0.4])
+    half = 4.302653 * values.std(ddof=1) / 3**0.5
+    assert over["setting"].tolist() == ["normal"], "no setting of stress has controls"
+    assert over[["value", "low", "high"]].to_numpy()[0] == pytest.approx([1 / 6, 1 / 6 - half, 1 / 6 + half], abs=1e-6)
+
+
+@pytest.mark.parametrize("n", [6, 30])
+def test_intervals_and_counts_stand_beside_their_values(n):
+    """Whatever comes first in the table: a second variant before the first, and a first task that lacks a level."""
+    rng = np.random.default_rng(0)
+    parts = [dense(n)]
+    for variant, mean in (("IT-formatted SAE", -0.3), ("pretraining SAE", 0.3)):
+        for setting, level in (("normal", None), ("scarcity", 16), ("label noise", 0.1)):
+            aheads = mean + (level or 0) / 100 + rng.normal(0, 0.01, n)
+            parts.append(measured(aheads, variant=variant, setting=setting, level=level))
+    table = pd.concat([*parts, measured([-0.3] * n, variant="IT-formatted SAE", setting="scarcity", level=64)])
+    table = table[~((table["task"] == "t0") & (table["level"] == 16))]
+    first = table["task"] == "t0"
+    rows = task_tables.by_level(pd.concat([table[~first].iloc[::-1], table[first]]), 0.02, 400, 0)
+    for row in rows.itertuples():
+        assert row.low - 1e-9 <= row.value <= row.high + 1e-9
+        assert row.verdict == ("ahead" if row.variant == "pretraining SAE" else "behind")
+        assert row.n == row.n_groups == n - (row.level == 16)
+        assert row.win_low - 1e-9 <= row.win_rate <= row.win_high + 1e-9 and 0 <= row.win_low < row.win_high <= 1
+
+
+def test_a_cluster_counts_once():
+    """Four copies of a task are no four tasks: the interval is that of the clusters' means where they are equal large,
+    and the value that of all tasks where they are not."""
+    values = np.array([0.0, 0.1, 0.2, 0.3, 0.4])
+    table = pd.concat([dense(20), measured(np.repeat(values, 4))])
+    cluster = table["task"].map(lambda task: f"c{int(task[1:]) // 4}")
+    [apart] = task_tables.by_level(table, 0.02, 100, 0).to_dict("records")
+    [joined] = task_tables.by_level(table.assign(cluster=cluster), 0.02, 100, 0).to_dict("records")
+    half = 2.776445 * values.std(ddof=1) / 5**0.5
+    assert [joined["low"], joined["high"]] == pytest.approx([0.2 - half, 0.2 + half], abs=1e-6)
+    assert joined["n"] == 20 and joined["n_groups"] == 5 and apart["high"] - apart["low"] < 2 * half
+    uneven = table.assign(cluster=table["task"].where(table["task"] > "t5", "t5"))
+    [row] = task_tables.by_level(uneven, 0.02, 100, 0).to_dict("records")
+    assert row["value"] == pytest.approx(0.2) and (row["low"] + row["high"]) / 2 == pytest.approx(0.2)
+
+
+def test_a_share_of_all_tasks_has_an_interval():
+    """Wilson's of 12 of 12 and of 3 of 12, by hand."""
+    table = pd.concat([measured([0.1] * 12), measured([0.1] * 3 + [-0.1] * 9, k=1)])
+    rows = task_tables.shares(table.assign(value=(table["ahead"] > 0).astype(float)), ["k"]).set_index("k")
+    assert rows.loc[16, ["value", "low", "high"]].tolist() == pytest.approx([1.0, 0.757509, 1.0], abs=1e-4)
+    assert rows.loc[1, ["value", "low", "high"]].tolist() == pytest.approx([0.25, 0.088945, 0.532320], abs=1e-4)
+
+
+def test_what_is_measured_on_fewer_tasks_is_said():
+    table = pd.concat([measured([0.1] * 3), measured([0.1] * 2, setting="scarcity", level=16)])
+    settings = [("normal", None), ("scarcity", 16), ("scarcity", 256)]
+    first, second = task_tables.coverage(table, settings, 3)
+    assert "scarcity, 16 rows: measured on 2 of 3 tasks" in first and "scarcity, 256 rows: measured on 0 of 3" in second
+
+
+def test_kinds_have_every_setting_in_the_order_of_the_normal_one():
+    table = pd.concat([dense(4), measured([0.1, 0.3] * 2), measured([0.2, -0.3] * 2, setting="scarcity", level=16)])
+    rows = task_tables.by_kind(table, 16, 100, 0)
+    assert rows["kind"].unique().tolist() == ["a (2)", "b (2)"] and set(rows["setting"]) == {"normal", "scarcity"}
+    assert rows.set_index(["kind", "setting"])["win_rate"].to_dict()["a (2)", "scarcity"] == 0
 
 
 def test_figures_and_words_show_the_levels_as_users_say_them():
@@ -136,7 +210,7 @@ def test_the_published_averages_are_recomputed(mirror):
         assert rows.loc[key, "value"] == pytest.approx(value, abs=1e-4)
     assert rows.loc[("normal", "dense"), "n"] == 113 and rows.loc[("ood", "SAE"), "n"] == 8 and not said
     levels = table[table["setting"] == "label noise"]["level"]
-    assert levels.max() < 0.5 and table["value"].between(0, 1).all()
+    assert 0 < levels.min() and levels.max() < 0.5 and table["value"].between(0, 1).all()
 
 
 def test_a_published_file_without_a_column_is_refused(mirror, tmp_path):
