@@ -260,8 +260,8 @@ public = pd.DataFrame()
 if published_results:
     files = {name: sources.fetch(file) for name, file in published.FILES.items()}
     public, said = published.read(files)
-    for sentence in said:
-        print(sentence)
+    print(*said, sep="\n")
+    public = public.assign(cluster=public["task"].map(task_files.source_of))
     of_public = published.averages(public, n_bootstrap, seed)
     behind_public = published.behind_dense(public, n_bootstrap, seed)
     display(tables.in_columns(of_public, "probe", "setting", digits=4))

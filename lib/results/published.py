@@ -15,7 +15,6 @@ import pandas as pd
 
 from lib.results import task_tables
 from lib.results.task_tables import DENSE, IMBALANCE, NOISE, NORMAL, OOD, SCARCITY
-from lib.texts import task_files
 
 SOURCE = "published"
 FILES = {
@@ -62,7 +61,6 @@ def read(paths: dict[str, Path]) -> Read:
     table = pd.concat(parts, ignore_index=True)
     is_share = table["level"].notna() & table["setting"].isin([IMBALANCE, NOISE])
     table = table[~is_share | table["level"].between(0, 0.5, "neither")]
-    table = table.assign(cluster=table["task"].map(task_files.source_of))
     key = ["task", "setting", "level", "probe"]
     if repeated := int(table.duplicated(key).sum()):
         said.append(f"{repeated} rows stand twice, of which the first are read")

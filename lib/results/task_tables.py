@@ -181,10 +181,12 @@ def by_kind(table: pd.DataFrame, k: int, replicates: int, seed: int) -> pd.DataF
     n_tasks = rows.groupby("kind")["task"].nunique()
     estimates = _with_wins(rows, ["kind", "setting"], replicates, seed)
     normal = estimates[estimates["setting"] == NORMAL].set_index("kind")["value"]
-    estimates = estimates.assign(of_normal=estimates["kind"].map(normal)).sort_values("of_normal", ascending=False)
+    order = {setting: place for place, setting in enumerate((NORMAL, *STRESS, OOD))}
+    estimates = estimates.assign(of_normal=estimates["kind"].map(normal), order=estimates["setting"].map(order))
+    estimates = estimates.sort_values(["of_normal", "order"], ascending=[False, True])
     named = estimates["kind"] + " (" + estimates["kind"].map(n_tasks).astype(str) + ")"
     more = {"probe": K_SPARSE, "variant": MAIN, "k": k, "metric": "auroc_ahead_of_dense_by_kind", "source": HERE}
-    return estimates.drop(columns="of_normal").assign(kind=named, **more)
+    return estimates.drop(columns=["of_normal", "order"]).assign(kind=named, **more)
 
 
 # What rules of claims ask for

@@ -87,9 +87,12 @@ def kind_of(name: str) -> str:
 def source_of(name: str) -> str:
     """What a task of the package was made of, with others: its name without the number and the last part.
 
-    ``5_hist_fig_ismale`` and ``6_hist_fig_isamerican`` are labels of the same texts, ``hist_fig``.
+    ``5_hist_fig_ismale`` and ``6_hist_fig_isamerican`` are labels of the same texts, ``hist_fig``. Those of GLUE, which
+    is a collection, are named by their data set, such as ``glue_mnli``.
     """
     tag = name.partition("_")[2] if name.partition("_")[0].isdecimal() else name
+    if tag.startswith("glue_"):
+        return "_".join(tag.split("_")[:2])
     return tag.rpartition("_")[0] or tag
 
 

@@ -199,7 +199,8 @@ def test_a_file_named_as_a_task_of_the_package_is_refused(package, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "source"),
-    [("5_hist_fig_ismale", "hist_fig"), ("66_living-room", "living-room"), ("96_spam_is", "spam"), ("my_own", "my")],
+    [("5_hist_fig_ismale", "hist_fig"), ("66_living-room", "living-room"), ("87_glue_cola", "glue_cola"),
+     ("88_glue_mnli_entailment", "glue_mnli"), ("96_spam_is", "spam"), ("my_own", "my")],  # fmt: skip
 )
 def test_the_source_of_a_task(name, source):
     assert task_files.source_of(name) == source
