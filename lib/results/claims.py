@@ -191,7 +191,7 @@ def _text(value: Any) -> str:
 def _paper(value: Any) -> str:
     """The paper's numbers as text."""
     if not isinstance(value, dict):
-        return "plot only" if value is None else str(value)
+        return "no number" if value is None else str(value)
     parts = []
     for name, part in value.items():
         separator = ": " if isinstance(part, dict) else " "

@@ -163,6 +163,7 @@ def test_the_answer_has_three_sentences():
 
 ROTATED = {"metric": "auroc_within_wrapper", "split": "rotation"}
 OTHER_SOURCE = {"metric": "auroc", "split": "rotated source"}
+EXPOSING = "SAE latents", "TF-IDF terms", "residual coordinates"
 TRAINED = {"probe": "k-sparse", "k": 20, "variant": "pretraining SAE"}
 
 
@@ -184,7 +185,7 @@ def numbers_of_the_answer():
         rows += [metric(profile, **ROTATED, **TRAINED), dense_at_the_saes(profile, **ROTATED)]
     for share in (0.5, 0.25):
         exposed = {"metric": "recall_net", "share": share}
-        rows += [metric("embedded", **exposed, method=method) for method in ("SAE latents", "TF-IDF terms")]
+        rows += [metric("embedded", **exposed, method=method) for method in EXPOSING]
     return rows
 
 
@@ -208,6 +209,8 @@ TRUE_WITH = {
         "C3g",
         dict.fromkeys(("embedded", "minilm", "public"), NOT_SHOWN),
     ),
+    "it is open whether they are ahead of either": ("C13b", dict.fromkeys(("embedded", "minilm", "public"), OPEN)),
+    "open whether they are ahead of either": ("C13c", dict.fromkeys(("embedded", "minilm", "public"), OPEN)),
     "Latents do show what a probe would cheat on": ("C13a", dict.fromkeys(("embedded", "minilm", "public"), SHOWN)),
 }
 
@@ -236,6 +239,22 @@ def test_times_and_memory_cover_the_records():
         assert sum(record["wall_time_s"] for record in records[profile].values()) <= 60 * int(limits[profile])
     limit = int(re.search(r"takes (\d+) GB of memory at most", README)[1])
     assert max(record["peak_memory_gib"] for record in records["embedded"].values()) <= limit
+
+
+def test_the_budget_of_the_language_model_holds_the_saes_of_notebook_06():
+    shown = (ROOT / "notebooks" / "06_autointerp.ipynb").read_text(encoding="utf-8")
+    [(budget, n_saes, needed)] = re.findall(
+        r"llm_max_requests: (\d+) .*: (\d+) SAEs with 100 latents each need ([\d,]+)", TEXTS["docs/usage.md"]
+    )
+    assert f'"{n_saes} SAEs at layer' in shown
+    assert int(needed.replace(",", "")) == 3 * 100 * int(n_saes) <= int(budget)
+
+
+def test_how_much_faster_tasks_are_is_as_measured():
+    value = {row["name"]: row["value"] for row in json.loads((DATA / "bench" / "tasks.json").read_text())}
+    says = " ".join(TEXTS["docs/usage.md"].split())
+    assert f"takes {1 / value['vs_sae_probes']:.2f} of the time that `sae-probes`" in says
+    assert f"the probes alone {1 / value['vs_sae_probes_probes']:.2f} (" in says
 
 
 def test_what_a_gpu_did_is_as_measured():
