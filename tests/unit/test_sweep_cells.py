@@ -207,7 +207,9 @@ def test_a_dry_run_counts_a_harvest_that_cells_share_once(sweep, tmp_path, monke
     assert table["cells"] == 4 and harvested == n_tokens
     half = 2 * 576  # bytes of a token
     assert table["disk_gib"] == pytest.approx(of_saes + n_tokens * half / sizing.GIB)
-    assert sizes(grid=rates | {"layer": [20, 21]})[3] == 2 * n_tokens
+    with pytest.raises(ValueError, match="layer: 20, but the SAE"):
+        sizes(grid=rates | {"layer": [20, 21]})
+    assert sizes(grid=rates | {"layer": [20, 21]}, fixed={"insist": True})[3] == 2 * n_tokens
     assert sizes(grid=rates, fixed={"store": "stream"})[3] == 4 * n_tokens, "made anew for each"
     done = cells[wanted[0].name]
     for path, text in ((done.executed, "{}"), (done.record, json.dumps({"wall_time_s": 4.0}))):
