@@ -14,8 +14,7 @@
 # %% [markdown]
 # # 02 · Activations: the residual stream of every prompt
 #
-# Prepares claims C1–C8, and has the first figure of C1 and C7. **What would refute C1 here:** dense
-# probes far from a perfect AUROC in distribution; **C7:** poolings that differ beyond the margin.
+# Prepares claims C1–C8, and has the first figure of C1 and C7.
 #
 # The paper probes the residual stream of Gemma 2 9B IT after block 20, aggregated over a prompt's
 # tokens in two ways: the maximum over the sequence, per coordinate, or a fixed position at the

@@ -19,8 +19,7 @@
 # miss what matters in chat. Finetuning on chat data closes about half of the gap between SAE probes
 # and dense probes out of distribution (C4), and how the chat SAE came about makes no systematic
 # difference (C8). This notebook makes the SAEs and shows what finetuning changes; notebook 05
-# probes with all of them, and says what would refute C4 and C8. **What would refute that finetuning
-# did what it is for:** an FVU on chat that falls no more than the placebo's.
+# probes with all of them.
 #
 # Base SAEs of different seeds differ by more than finetuning changes. So several are finetuned,
 # each on chat and, as a **placebo**, on as much pretraining text, and each is compared with what

@@ -43,8 +43,6 @@ from lib.texts import datasets
 
 # %% [markdown]
 # ## Parameters
-# The block of the SAEs is `layer` of notebooks 02 and 04, whose results are read here: set it in a
-# profile and run `make reproduce PROFILE=…` ([how](../docs/usage.md#another-block)).
 
 # %% tags=["parameters"]
 profile = "embedded"

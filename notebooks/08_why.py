@@ -109,7 +109,7 @@ dense_line = probes[probes["probe"] == "dense"]
 print(f"{len(prompts):,} prompts, layer {layer}; {', '.join(first_of_kind['variant'])}")
 
 # %% [markdown]
-# ## C3d: controls at equal k
+# ## Controls at equal k
 # The same probes, in their best form as well (pooling and selection chosen on validation), on bases
 # that no SAE training made: principal components, coordinates and random unit directions of the
 # pooled residual stream; an SAE of random weights, and one whose rows are random training tokens,
@@ -203,7 +203,7 @@ ahead = probe_tables.ahead_of_controls(drawn, main[0], gap_split, seed)
 tables.in_columns(ahead, "control")
 
 # %% [markdown]
-# ## C14, but for d: the loss in parts
+# ## The loss in parts
 # What the k-sparse probe loses to the dense probe, taken apart by repairs with prompts of the split
 # that is looked at: folds over base prompts, every wrapper in each, so that a repair is tested on
 # other base prompts than it is made on.
@@ -269,7 +269,7 @@ else:
     display(Markdown(f"Not applicable: {impossible}."))
 
 # %% [markdown]
-# ## C14d: latents that fall silent
+# ## Latents that fall silent
 # Every harmful base prompt stands plain and in wrappers. Of the prompts whose plain form a latent
 # fires on, in how many is it silent once they are wrapped? The paper saw many such **false
 # negatives**. Looked at are all latents of the k-sparse probe, each on prompts beyond training of
@@ -403,7 +403,7 @@ caption = (
 figures.save(figure, run.figures, "08_latents", caption)
 
 # %% [markdown]
-# ## C15a to d: probes that people use as monitors
+# ## Probes that people use as monitors
 # All but one read one layer. A token probe has a score for every token, $s_t = w \cdot z_t + b$,
 # and an aggregation through which it is trained (McKenzie et al., arXiv 2506.10805; Kramár et al.,
 # arXiv 2601.11516); learning rate, weight decay, epochs and what the aggregation has to choose
@@ -543,7 +543,7 @@ for what, (file, parameter, is_log, about) in names.items():
         display(Markdown(f"Not measured: `{parameter}` is empty."))
 
 # %% [markdown]
-# ## C15g: the model asked itself, and a cascade
+# ## The model asked itself, and a cascade
 # The logit of yes against no to the question whether a request is harmful, asked about some prompts
 # of the split, no two of one base prompt. In a **cascade** the dense probe reads every prompt, and
 # passes those on to the model of which it is least sure. A small model may answer the request in
@@ -587,7 +587,7 @@ else:
     display(Markdown(f"Not measured: {why_not}."))
 
 # %% [markdown]
-# ## C15e and f: cheaper dictionaries
+# ## Cheaper dictionaries
 # What is a dictionary worth, at which cost? Random directions and training tokens cost nothing,
 # principal components and k-means centres little, an SAE as much as its training tokens times its
 # latents. FLOPs are nominal, $12\,d_{\mathrm{model}}\,d_{\mathrm{SAE}}$ for each training token;

@@ -6,8 +6,6 @@ the project and its ``.venv`` lie at the same path on every machine.
 """
 
 import os
-import shlex
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -73,11 +71,8 @@ def start(n: int) -> None:
     where = {"num_cpus": max(n, cores), "include_dashboard": False} if is_local() else {"address": cluster}
     # Each of joblib's processes imports everything, so the workers share the cores among them.
     variables = {"PYTHONPATH": str(ROOT), "WORKERS": "1", "LOKY_MAX_CPU_COUNT": str(max(1, cores // n))}
-    # Ray begins a worker by a line of the shell, in which a path with a space has to be quoted.
-    python = {"py_executable": shlex.quote(sys.executable)} if is_local() else {}
-    runtime = {"env_vars": variables} | python
     try:
-        ray.init(**where, log_to_driver=False, logging_level="ERROR", runtime_env=runtime)
+        ray.init(**where, log_to_driver=False, logging_level="ERROR", runtime_env={"env_vars": variables})
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise ValueError(
             f"the cluster {cluster!r} cannot be reached ({cause(error)}); CLUSTER is local, auto, or an address"

@@ -102,18 +102,13 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
                 f"another process is at work on {name}; wait for it, or stop it, and run again"
             ) from error
     try:
-        remove_half_written(path)
+        inside = [*path.glob(".*"), *path.glob("*/.*")]
+        for file in [*path.parent.glob(f".{glob.escape(path.name)}-????????"), *inside]:
+            if SCRATCH.search(file.name):
+                shutil.rmtree(file) if file.is_dir() else file.unlink(missing_ok=True)
         yield
     finally:
         lock.release()
-
-
-def remove_half_written(path: Path) -> None:
-    """Remove what a killed process left of :func:`replacing` ``path`` and what lies in it; its lock is held."""
-    inside = [*path.glob(".*"), *path.glob("*/.*")]
-    for file in [*path.parent.glob(f".{glob.escape(path.name)}-????????"), *inside]:
-        if SCRATCH.search(file.name):
-            shutil.rmtree(file) if file.is_dir() else file.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str, only_if_changed: bool = False) -> None:

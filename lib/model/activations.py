@@ -197,8 +197,7 @@ def token_shards(
         (shard,) = _collected(bridge, token_ids, chunks[i], [TokenShard(token_ids, chunks[i], layer, dtype)])
         wanted = kept(shard["token_id"])
         rows = _row_order(shard["sequence"][wanted], shard["position"][wanted], shuffle_seed, i)
-        places = wanted.nonzero()[:, 0][rows]
-        return {name: tensor[places] for name, tensor in shard.items()}
+        return {name: tensor[wanted][rows] for name, tensor in shard.items()}
 
     counts = [int(kept(torch.tensor([token for j in chunk for token in token_ids[j]])).sum()) for chunk in chunks]
     return TokenShards(parameters, counts, make)

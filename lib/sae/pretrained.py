@@ -33,9 +33,8 @@ user prompts. SAELens folders, weights in float16; `training.json` holds recipe,
 out: tokens of passages that no SAE was trained on; chat is the model's own ([card](../rollouts/README.md)). Loss
 recovered: 1 is the model's own loss, 0 that with zeros in the place of the residual stream, with a 95 % bootstrap over
 sequences. Attention sinks are left out of training and measurement, and kept where an SAE is spliced in. Those of the
-chat model were trained and measured with the code of commits e5bceab (`base`, `prompts`) and ed559bc, which compute the
-same: a sink had ten median norms or more. Today it has three, and a training begins at another scale and with another
-rate of the thresholds.
+chat model were all trained and measured with the code of commit ed559bc, for which a sink had ten median norms or more;
+today it has three, and a training begins at another scale and with another rate of the thresholds.
 
 | folder | latents | tokens seen | FVU | L0 | dead | above 10 % | recovered, prose | recovered, chat |
 |---|---|---|---|---|---|---|---|---|
@@ -58,11 +57,9 @@ class Shipped(NamedTuple):
     recipe: Recipe
 
 
-_OF_SMOLLM2 = Recipe(d_sae=4096, target_l0=45.0, tokens=6_000_000, lr=4e-3)
-_OF_MINILM = Recipe(d_sae=1536, target_l0=30.0, tokens=4_000_000, lr=2e-3)
 SHIPPED = {
-    weights.SMOLLM2: Shipped(21, (0, 1, 2, 3, 4), 2_200_000, _OF_SMOLLM2),
-    weights.MINILM: Shipped(2, (0, 1, 2), 2_000_000, _OF_MINILM),
+    weights.SMOLLM2: Shipped(21, (0, 1, 2, 3, 4), 2_200_000, Recipe(d_sae=4096, target_l0=45.0, tokens=6_000_000, lr=4e-3)),
+    weights.MINILM: Shipped(2, (0, 1, 2), 2_000_000, Recipe(d_sae=1536, target_l0=30.0, tokens=4_000_000, lr=2e-3)),
 }
 
 

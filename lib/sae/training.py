@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from lib.base import build_graph
-from lib.base.files import locked, remove_half_written, value_hash
+from lib.base.files import locked, value_hash
 from lib.sae import architectures, checkpoints, folders
 from lib.sae.architectures import make_trainer
 from lib.sae.checkpoints import Progress
@@ -125,14 +125,9 @@ def train(
     folder = sae_path(parent, recipe, stores, held_out, start, buffer_tokens=buffer_tokens)
     with locked(folder):
         if not (folder / "training.json").exists():
-            remove_half_written(_checkpoint(folder))
             blocks = Blocks(stores, buffer_tokens)
             _train(recipe, blocks, held_out, folder, start, progress=progress, device=device)
     return folder
-
-
-def _checkpoint(folder: Path) -> Path:
-    return folder.with_suffix(".checkpoint")
 
 
 def _train(
@@ -156,7 +151,7 @@ def _train(
     first = folders.load(start) if start else None
     if first is not None:
         folders.check_fits(first, calibration.shape[1], metadata["hook_name"], metadata["model_name"])
-    checkpoint = _checkpoint(folder)
+    checkpoint = folder.with_suffix(".checkpoint")
     try:
         trainer = make_trainer(recipe, calibration, first)
         progressed = _run(trainer, recipe, blocks, checkpoint, limit=limit, progress=progress, device=device)

@@ -11,7 +11,7 @@ import time
 import pandas as pd
 import pytest
 
-from lib.base import build_graph, cluster, files
+from lib.base import build_graph, cluster
 from lib.base.files import run_dir
 from lib.model import activations, models, shards, weights
 from lib.runs import runner, sweep_cells, sweeps
@@ -302,21 +302,3 @@ def test_two_workers_harvest_what_one_does(tmp_path):
         manifests[workers] = {store.name: shards.read_manifest(store) | {"seconds": None} for store in stores}
     assert manifests["1"] == manifests["2"] and len(manifests["1"]) == 3
     assert all(len(manifest["shards"]) > 3 for manifest in manifests["1"].values())
-
-
-def test_workers_begin_in_an_environment_whose_path_has_a_space(tmp_path):
-    environment = tmp_path / "a space"
-    (environment / "bin").mkdir(parents=True)
-    (environment / "bin/python").symlink_to(sys.executable)
-    shutil.copy(f"{sys.prefix}/pyvenv.cfg", environment)
-    (environment / "lib").symlink_to(f"{sys.prefix}/lib")
-    code = """
-import json, sys
-from lib.base import cluster
-print(json.dumps(sorted(cluster.each(lambda i: sys.executable, [1, 2]))))
-"""
-    python = str(environment / "bin/python")
-    variables = os.environ | {"WORKERS": "2", "PYTHONPATH": str(files.ROOT)}
-    done = subprocess.run([python, "-c", code], env=variables, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == [[1, python], [2, python]]
