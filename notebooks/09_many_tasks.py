@@ -26,9 +26,9 @@
 # anew beside them. **What would refute the claim:** SAE probes ahead of the dense probe on average
 # over tasks, or a choice that gains from them.
 #
-# The executed notebook in the repository is of `make tasks TASKS=core`, which sets `profile` and
-# `tasks` (with `MIRROR=folder` also `published_results`); the parameters below show the defaults,
-# with which no task is measured.
+# The executed notebook in the repository is of `make tasks TASKS=all ROWS=300`, which sets
+# `profile`, `tasks` and `task_rows` (with `MIRROR=folder` also `published_results`); the parameters
+# below show the defaults, with which no task is measured.
 
 # %%
 import pandas as pd

@@ -29,7 +29,7 @@ from lib.texts import labels, own_texts, sources, table_files
 
 MANY_TASKS = "09_many_tasks"
 TASKS = "-tasks-"  # in the name of a profile, between that whose model and SAEs are used and the tasks
-SHOWN = {MANY_TASKS: f"embedded{TASKS}core"}  # whose executed notebook stands beside the ``.py``, if not embedded's
+SHOWN = {MANY_TASKS: f"embedded{TASKS}all"}  # whose executed notebook stands beside the ``.py``, if not embedded's
 Variables = dict[str, tuple[str, Callable[[str], Any]]]  # of make -> a parameter, and its value from what was typed
 TEXT_VARIABLES: Variables = {
     "TEXT": ("text_column", str),
