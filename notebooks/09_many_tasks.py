@@ -240,7 +240,7 @@ if has_tasks:
     kinds = task_tables.by_kind(results, tasks_show_k, n_bootstrap, seed)
     caption = (
         f"Profile {profile}; {main}, k = {tasks_show_k}; a mean over levels. 95 % over the "
-        "clusters of tasks of a kind; none where there is one."
+        f"clusters of tasks of a kind; none where there are fewer than {task_tables.FEWEST}."
     )
     figure = figures.points(kinds, "kind", "setting", xlabel="AUROC minus dense")
     display(figures.save(figure, run.figures, "09_kinds", caption))

@@ -21,7 +21,8 @@ from lib.stats.metrics import bootstrap_weights, t_interval
 NORMAL, SCARCITY, IMBALANCE, NOISE, OOD = "normal", "scarcity", "class imbalance", "label noise", "ood"
 STRESS = (SCARCITY, IMBALANCE, NOISE)
 DENSE, K_SPARSE, CONTROL, QUIVER = "dense", "k-sparse", "control", "quiver"
-FEW = 20  # tasks, below which an interval is Student's
+FEW = 20  # clusters of tasks, below which an interval is Student's
+FEWEST = 3  # of a kind of task that an interval is given for
 HERE = "here"
 WITHOUT, WITH_SAES, WITH_CONTROLS = "without", "with SAE probes", "with controls"
 OVER_CONTROLS = "SAE probes over controls"
@@ -174,12 +175,14 @@ def by_kind(table: pd.DataFrame, k: int, replicates: int, seed: int) -> pd.DataF
     """:func:`by_level` of the main SAE's probe at k by kind of task and setting, a mean over levels.
 
     The number of tasks is in the kind's name. Kinds come in the order of the normal setting; metric
-    ``auroc_ahead_of_dense_by_kind``.
+    ``auroc_ahead_of_dense_by_kind``. There is no interval of fewer than ``FEWEST`` clusters: Student's of two has 12.7
+    standard errors to either side.
     """
     rows = _without_seeds(table, [])
     rows = rows[(rows["probe"] == K_SPARSE) & (rows["variant"] == MAIN) & (rows["k"] == k)]
     n_tasks = rows.groupby("kind")["task"].nunique()
     estimates = _with_wins(rows, ["kind", "setting"], replicates, seed)
+    estimates.loc[estimates["n_groups"] < FEWEST, ["low", "high"]] = np.nan
     normal = estimates[estimates["setting"] == NORMAL].set_index("kind")["value"]
     order = {setting: place for place, setting in enumerate((NORMAL, *STRESS, OOD))}
     estimates = estimates.assign(of_normal=estimates["kind"].map(normal), order=estimates["setting"].map(order))

@@ -161,6 +161,7 @@ def test_kinds_have_every_setting_in_the_order_of_the_normal_one():
     rows = task_tables.by_kind(table, 16, 100, 0)
     assert rows["kind"].unique().tolist() == ["a (2)", "b (2)"] and set(rows["setting"]) == {"normal", "scarcity"}
     assert rows.set_index(["kind", "setting"])["win_rate"].to_dict()["a (2)", "scarcity"] == 0
+    assert rows["low"].isna().all(), "two tasks"
 
 
 def test_figures_and_words_show_the_levels_as_users_say_them():
