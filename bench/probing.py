@@ -1,8 +1,9 @@
-"""The k-sparse grid of one SAE beside the plain loop: one scikit-learn saga fit per cell (the SAE-Probes protocol).
+"""The k-sparse grid of one SAE beside the plain loop: one scikit-learn pipeline per cell, as a user writes it.
 
-Both choose latents by mean difference for every k and pooling, and score all prompts; the plain loop works on dense
-matrices. Labels and prompts are the embedded profile's, the SAE is the shipped one. Encoding, which both need once, is
-not in the time.
+Both choose latents by mean difference for every k and pooling, fit the same logistic regression on standardised columns
+(``ksparse.refit``), and score all prompts; the plain loop works on dense matrices, with scikit-learn's own solver.
+Labels and prompts are the embedded profile's, the SAE is the shipped one. Encoding, which both need once, is not in the
+time.
 """
 
 import time
@@ -10,6 +11,8 @@ from collections.abc import Iterator
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from lib.base.files import run_dir
 from lib.model import activations, models, weights
@@ -36,7 +39,8 @@ def _plain(pooled: latents.Pooled, task: Task) -> dict[tuple[str, int], np.ndarr
         for k in KS:
             training, y = x[task.train], task.y[task.train]
             order = np.argsort(-np.abs(training[y == 1].mean(0) - training[y == 0].mean(0)))[:k]
-            model = LogisticRegression(l1_ratio=1, solver="saga", max_iter=1000).fit(training[:, order], y)
+            model = make_pipeline(StandardScaler(), LogisticRegression(C=ksparse.UNPENALISED, max_iter=10_000))
+            model.fit(training[:, order], y)
             scores[pooling, k] = model.decision_function(x[:, order])
     return scores
 
