@@ -1,9 +1,9 @@
 """The k-sparse grid of one SAE beside the plain loop: one scikit-learn pipeline per cell, as a user writes it.
 
-Both choose latents by mean difference for every k and pooling, fit the same logistic regression on standardised columns
-(``ksparse.refit``), and score all prompts; the plain loop works on dense matrices, with scikit-learn's own solver.
-Labels and prompts are the embedded profile's, the SAE is the shipped one. Encoding, which both need once, is not in the
-time.
+For every pooling and k both choose the latent of best AUROC and then those of largest mean difference, fit the same
+logistic regression on standardised columns (``ksparse.refit``), and score all prompts; the plain loop works on dense
+matrices, with scikit-learn's own AUROC and solver. Labels and prompts are the embedded profile's, the SAE is the
+shipped one. Encoding, which both need once, is not in the time.
 """
 
 import time
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -36,12 +37,14 @@ def _plain(pooled: latents.Pooled, task: Task) -> dict[tuple[str, int], np.ndarr
     scores = {}
     for pooling in POOLINGS:
         x = pooled[pooling].toarray()
+        training, y = x[task.train], task.y[task.train]
+        first = max(range(x.shape[1]), key=lambda column: abs(roc_auc_score(y, training[:, column]) - 0.5))
+        gap = np.abs(training[y == 1].mean(0) - training[y == 0].mean(0))
+        order = [first, *(column for column in np.argsort(-gap) if column != first)]
         for k in KS:
-            training, y = x[task.train], task.y[task.train]
-            order = np.argsort(-np.abs(training[y == 1].mean(0) - training[y == 0].mean(0)))[:k]
             model = make_pipeline(StandardScaler(), LogisticRegression(C=ksparse.UNPENALISED, max_iter=10_000))
-            model.fit(training[:, order], y)
-            scores[pooling, k] = model.decision_function(x[:, order])
+            model.fit(training[:, order[:k]], y)
+            scores[pooling, k] = model.decision_function(x[:, order[:k]])
     return scores
 
 
