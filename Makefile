@@ -98,7 +98,7 @@ scorecard: env ## Write the scorecard into README and docs/scorecard.md, from da
 docs: env ## Write docs/architecture.md, from docstrings and imports
 	$(PYTHON) -m lib.results.architecture
 
-bench: env $(VENV)/tasks ## Measure afresh into data/bench (BENCH=activations: one of them)
+bench: env $(VENV)/tasks $(VENV)/sweep ## Measure afresh into data/bench (BENCH=activations: one of them)
 	@$(PYTHON) -m pip show --quiet dictionary-learning 2>/dev/null || $(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps dictionary-learning==0.1.0
 	$(PYTHON) -m bench $${BENCH:+"$$BENCH"}
 
