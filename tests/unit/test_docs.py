@@ -217,7 +217,6 @@ TRUE_WITH = {
         {"embedded": {"no difference"}},
     ),
     "are ahead with few rows (0.02) and wrong labels (0.02)": ("C16e", {"embedded": {"opposite"}}),
-    "and ahead of those on dictionaries without training": ("C16g", {"embedded": SHOWN}),
     "it is open whether they are ahead of either": ("C13b", dict.fromkeys(("embedded", "minilm", "public"), OPEN)),
     "open whether they are ahead of either": ("C13c", dict.fromkeys(("embedded", "minilm", "public"), OPEN)),
     "latents do show what a probe would cheat on": ("C13a", dict.fromkeys(("embedded", "minilm", "public"), SHOWN)),
