@@ -13,7 +13,7 @@ from lib.results.records import environment
 
 
 def main(chosen: list[str]) -> None:
-    """Run the benchmarks and write their lists of medians, with minimum and maximum over the rounds.
+    """Run the benchmarks.
 
     Of several each has a process of its own, whose memory no other one has used: a step of SAE training is a tenth
     slower behind others.
@@ -24,20 +24,25 @@ def main(chosen: list[str]) -> None:
     if unknown:
         sys.exit(f"error: unknown benchmark {sorted(unknown)}; there are {names}")
     todo = chosen or names
+    if len(todo) == 1:
+        _measure(todo[0])
+        return
     for name in todo:
-        if len(todo) > 1:
-            subprocess.run([sys.executable, "-m", "bench", name], check=True)
-            continue
-        rows = []
-        module = importlib.import_module(f"bench.{name}")
-        for metric, unit, values in module.measure():
-            row = {"name": metric, "value": statistics.median(values), "unit": unit, "n": len(values)}
-            rows.append(row | {"min": min(values), "max": max(values), "profile": module.PROFILE} | environment())
-            spread = f"min {min(values):.4g}, max {max(values):.4g}, n = {len(values)}"
-            print(f"{name}: {metric} = {row['value']:.4g} {unit} ({spread})")
-        write_json(DATA / "bench" / f"{name}.json", rows)
-        if hasattr(module, "draw"):
-            module.draw(rows)
+        subprocess.run([sys.executable, "-m", "bench", name], check=True)
+
+
+def _measure(name: str) -> None:
+    """Write a benchmark's list of medians, with minimum and maximum over the rounds."""
+    rows = []
+    module = importlib.import_module(f"bench.{name}")
+    for metric, unit, values in module.measure():
+        row = {"name": metric, "value": statistics.median(values), "unit": unit, "n": len(values)}
+        rows.append(row | {"min": min(values), "max": max(values), "profile": module.PROFILE} | environment())
+        spread = f"min {min(values):.4g}, max {max(values):.4g}, n = {len(values)}"
+        print(f"{name}: {metric} = {row['value']:.4g} {unit} ({spread})")
+    write_json(DATA / "bench" / f"{name}.json", rows)
+    if hasattr(module, "draw"):
+        module.draw(rows)
 
 
 if __name__ == "__main__":

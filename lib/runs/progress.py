@@ -66,7 +66,8 @@ class Bars:
             self._take(bar.strip("\r\x1b[A "))
         line = " · ".join(self.bars.values())
         is_due = time.monotonic() - self.shown > (0.1 if on_terminal else 60)
-        if not written or not is_due and not (on_terminal and not line):
+        is_over = on_terminal and not line
+        if not written or not (is_due or is_over):
             return
         self.shown = time.monotonic()
         if on_terminal:

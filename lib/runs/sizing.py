@@ -46,19 +46,17 @@ def estimate(profile: dict[str, Any], flops: float | None = None) -> pd.DataFram
         ValueError: a model that cannot be had, a negative number of base SAEs (``other_bases``), or one of a folder
             that cannot be finetuned or is of another layer.
     """
-    values = profiles.complete(profile)
-    for place in values["base_saes"]:
-        if config := _config(place):
-            check_start(config.get("architecture"), config.get("normalize_activations") or "none", place)
-    _check_layer(values)
+    _check_saes(profiles.complete(profile))
     return once(steps(profile, flops)).drop(columns="key")
 
 
-def _check_layer(v: dict[str, Any]) -> None:
-    """Refuse SAEs of another layer now, where notebook 04 would so after the harvests."""
+def _check_saes(v: dict[str, Any]) -> None:
+    """Refuse SAEs that cannot be finetuned, or are of another layer, now: notebook 04 would so after the harvests."""
     hook_name = models.resid_post(v["layer"])
     for place in filter(None, [*v["base_saes"], v["prompts_sae"]]):
         config = _config(place)
+        if config and place in v["base_saes"]:
+            check_start(config.get("architecture"), config.get("normalize_activations") or "none", place)
         trained_on = str((config.get("metadata") or {}).get("hook_name") or config.get("hook_name") or hook_name)
         if not v["insist"] and not names.same_place(trained_on, hook_name):
             raise ValueError(
